@@ -1,0 +1,56 @@
+"""The errors that the package raises on purpose; everything else that escapes is a bug.
+
+Each message is one line: where (file, line and column, layer, blob), what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of all errors of the package; the command line prints it as one line and exits 1."""
+
+
+class PrototxtError(Error):
+    """A text file does not follow the schema. `file`, `line` and `column` (from 1) say where."""
+
+    def __init__(
+        self, message: str, file: str | None = None, line: int | None = None, column: int | None = None
+    ) -> None:
+        self.message, self.file, self.line, self.column = message, file, line, column
+        where = [str(part) for part in (file or "<text>", line, column) if part is not None]
+        super().__init__(f"{':'.join(where)}: {message}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str | None, int | None, int | None]]:
+        return type(self), (self.message, self.file, self.line, self.column)
+
+
+class WeightsError(Error):
+    """A weight or state file is damaged, of another kind, or does not fit the net."""
+
+
+class GraphError(Error):
+    """The layers of a net do not fit together."""
+
+
+class LayerError(GraphError):
+    """One layer's settings or inputs are wrong; the message begins with the layer's name and type."""
+
+
+class UnsupportedLayerError(GraphError):
+    """A layer type that is not registered."""
+
+
+class DataError(Error):
+    """A data source, image or label file is missing, unreadable or has the wrong content."""
+
+
+class SolverError(Error):
+    """A solver file or a training run that can't go on."""
+
+
+class UsageError(Error):
+    """Options that contradict each other; the command line exits 2."""
+
+
+class FcnprotoWarning(UserWarning):
+    """Something in a file that is understood but not acted on, or is deprecated."""

@@ -1,0 +1,245 @@
+"""The layer graph of a net: which layer reads and writes which version of which blob.
+
+Built from an upgraded `NetParameter` by Caffe's rules: layers filtered by state, a Split layer after every top
+with several readers, in-place layers as new versions of a blob. Knows nothing of tensors or parameters' shapes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
+
+from fcnproto.errors import GraphError
+from fcnproto.graph.rules import is_kept, net_state
+from fcnproto.schema import caffe_pb2
+
+AUTOMATIC = "(automatic)"
+"""Caffe's name for the top that a loss layer makes for itself where the prototxt gives it none."""
+
+
+class TypeFacts(Protocol):
+    """What the graph asks of a layer type; the layer classes have these as class attributes."""
+
+    bottoms: tuple[int, int | None]
+    tops: tuple[int, int | None]
+    is_loss: bool
+    is_data: bool
+    in_place: bool
+
+
+@dataclass(eq=False)
+class Blob:
+    """One version of a blob: what one layer wrote to one top."""
+
+    name: str
+    producer: Node
+    top: int
+    consumer: Node | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name} of {self.producer.name}>"
+
+
+@dataclass(eq=False)
+class Node:
+    """One layer of the graph. `param` is the node's own copy of the layer's message."""
+
+    name: str
+    type: str
+    param: caffe_pb2.LayerParameter
+    is_data: bool = False
+    bottoms: list[Blob] = field(default_factory=list)
+    tops: list[Blob] = field(default_factory=list)
+    loss_weights: list[float] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<{self.type} {self.name}>"
+
+
+@dataclass(eq=False)
+class Graph:
+    """A net's layers in order, with its blobs.
+
+    `blobs` maps each name to the version that Caffe holds after a forward pass: the last one written.
+    `inputs` are the tops of Input layers, `outputs` the blobs that no layer reads, in Caffe's (byte) order.
+    """
+
+    name: str
+    state: caffe_pb2.NetState
+    force_backward: bool
+    nodes: list[Node]
+    blobs: dict[str, Blob]
+    inputs: list[str]
+    outputs: list[str]
+
+    def blob(self, name: str) -> Blob:
+        """The last version of the blob called `name`; `GraphError` with the nearest name if there is none."""
+        try:
+            return self.blobs[name]
+        except KeyError:
+            raise GraphError(f"no blob {name!r} in net {self.name!r}{_nearest(name, self.blobs)}") from None
+
+    def weighted(self) -> list[tuple[Blob, float]]:
+        """The tops with a loss weight other than zero, in layer order."""
+        return [
+            (top, weight)
+            for node in self.nodes
+            for top, weight in zip(node.tops, node.loss_weights, strict=True)
+            if weight != 0
+        ]
+
+
+def build_graph(
+    net: caffe_pb2.NetParameter,
+    facts: Callable[[str, str], TypeFacts],
+    phase: str | int,
+    level: int = 0,
+    stages: Sequence[str] = (),
+) -> Graph:
+    """The graph of `net` (upgraded) for a phase, level and stages.
+
+    `facts(type, layer name)` gives what is known of a layer type and raises for an unknown one.
+    Raises `GraphError` for unknown or doubly written blobs, wrong numbers of bottoms, tops, loss weights or
+    propagate_down entries.
+    """
+    state = net_state(net, phase, level, stages)
+    params = []
+    for layer in net.layer:
+        if is_kept(layer, state):
+            param = caffe_pb2.LayerParameter()
+            param.CopyFrom(layer)
+            params.append(param)
+    return _connect(net, state, _insert_splits(params), facts)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _unknown_bottom(layer: caffe_pb2.LayerParameter, index: int, known: Iterable[str], later: Iterable[str]) -> NoReturn:
+    name = layer.bottom[index]
+    where = f"layer {layer.name!r} ({layer.type}): bottom {index} is {name!r}"
+    if name in later:
+        raise GraphError(f"{where}, which only a later layer writes; layers must follow the ones they read from")
+    raise GraphError(f"{where}, which no earlier layer writes{_nearest(name, known)}")
+
+
+def _readers(params: Sequence[caffe_pb2.LayerParameter]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """For every top (layer, index) the bottoms (layer, index) that read it, in file order."""
+    writer: dict[str, tuple[int, int]] = {}
+    readers: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, param in enumerate(params):
+        for j, bottom in enumerate(param.bottom):
+            if bottom not in writer:
+                _unknown_bottom(param, j, writer, {top for other in params[i:] for top in other.top})
+            readers[writer[bottom]].append((i, j))
+        for j, top in enumerate(param.top):
+            writer[top] = (i, j)
+            readers[i, j] = []
+    return readers
+
+
+def _insert_splits(params: list[caffe_pb2.LayerParameter]) -> list[caffe_pb2.LayerParameter]:
+    """Caffe's Split layers: after a layer one for each of its tops that is used more than once.
+
+    A loss weight counts as a use; it moves to the first top of the Split and the layer's own weights are cleared.
+    """
+    readers = _readers(params)
+    result = []
+    for i, param in enumerate(params):
+        result.append(param)
+        weights = list(param.loss_weight)
+        for j, top in enumerate(param.top):
+            weight = weights[j] if j < len(weights) else 0.0
+            count = len(readers[i, j]) + (weight != 0)
+            if count < 2:
+                continue
+            split = caffe_pb2.LayerParameter(name=f"{top}_{param.name}_{j}_split", type="Split", bottom=[top])
+            split.top.extend(f"{split.name}_{k}" for k in range(count))
+            if weight != 0:
+                split.loss_weight.extend([weight] + [0.0] * (count - 1))
+                param.ClearField("loss_weight")
+            for k, (reader, bottom) in enumerate(readers[i, j], start=int(weight != 0)):
+                params[reader].bottom[bottom] = split.top[k]
+            result.append(split)
+    return result
+
+
+def _connect(
+    net: caffe_pb2.NetParameter,
+    state: caffe_pb2.NetState,
+    params: Iterable[caffe_pb2.LayerParameter],
+    facts: Callable[[str, str], TypeFacts],
+) -> Graph:
+    """Nodes and blobs of layers that name each blob version's single reader."""
+    blobs: dict[str, Blob] = {}
+    nodes: list[Node] = []
+    for param in params:
+        known = facts(param.type, param.name)
+        node = Node(param.name, param.type, param, known.is_data)
+        _connect_bottoms(node, blobs)
+        _connect_tops(node, known, blobs)
+        node.loss_weights = _loss_weights(node, known)
+        nodes.append(node)
+    inputs = [top.name for node in nodes if node.type == "Input" for top in node.tops]
+    unread = {blob.name for blob in blobs.values() if blob.consumer is None}
+    outputs = sorted(unread, key=lambda name: name.encode())
+    return Graph(net.name, state, net.force_backward, nodes, blobs, inputs, outputs)
+
+
+def _connect_bottoms(node: Node, blobs: dict[str, Blob]) -> None:
+    for name in node.param.bottom:
+        blob = blobs[name]
+        blob.consumer = node
+        node.bottoms.append(blob)
+    if node.param.propagate_down and len(node.param.propagate_down) != len(node.bottoms):
+        raise GraphError(
+            f"layer {node.name!r} ({node.type}): {len(node.param.propagate_down)} propagate_down entries "
+            f"for {len(node.bottoms)} bottoms; give none or one for each"
+        )
+
+
+def _connect_tops(node: Node, known: TypeFacts, blobs: dict[str, Blob]) -> None:
+    where = f"layer {node.name!r} ({node.type})"
+    for j, name in enumerate(node.param.top):
+        in_place = j < len(node.bottoms) and node.bottoms[j].name == name
+        if in_place and not known.in_place:
+            raise GraphError(f"{where}: top {name!r} is its bottom, but this type can't work in place; name the top otherwise")
+        if name in blobs and not in_place:
+            first = blobs[name].producer.name
+            raise GraphError(
+                f"{where}: top {name!r} is written by layer {first!r} already; only a layer that is the sole reader "
+                "of a blob may write to it again (in place)"
+            )
+        node.tops.append(Blob(name, node, j))
+    minimum, maximum = known.tops
+    automatic = max(0, minimum - len(node.tops)) if known.is_loss else 0
+    _check_count(where, "bottom", len(node.bottoms), known.bottoms)
+    _check_count(where, "top", len(node.tops) + automatic, (minimum, maximum))
+    for blob in node.tops:
+        blobs[blob.name] = blob
+    node.tops += [Blob(AUTOMATIC, node, len(node.param.top) + k) for k in range(automatic)]
+
+
+def _check_count(where: str, what: str, count: int, allowed: tuple[int, int | None]) -> None:
+    low, high = allowed
+    if count < low or (high is not None and count > high):
+        expected = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        raise GraphError(f"{where}: has {count} {what}{'' if count == 1 else 's'}, expected {expected}")
+
+
+def _loss_weights(node: Node, known: TypeFacts) -> list[float]:
+    given = list(node.param.loss_weight)
+    if not given:
+        return [1.0 if known.is_loss and j == 0 else 0.0 for j in range(len(node.tops))]
+    if len(given) == 1 and known.is_loss:
+        given += [0.0] * (len(node.tops) - 1)
+    if len(given) != len(node.tops):
+        raise GraphError(
+            f"layer {node.name!r} ({node.type}): {len(given)} loss_weight entries for {len(node.tops)} tops; "
+            "give none or one for each"
+        )
+    return given

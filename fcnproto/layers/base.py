@@ -1,0 +1,137 @@
+"""The base class of all layers: one Caffe layer as one small `torch.nn.Module`.
+
+A layer knows its own `LayerParameter` and its bottoms' shapes, nothing of files, graphs or solvers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from fcnproto.errors import LayerError
+from fcnproto.schema import caffe_pb2
+
+Shape = tuple[int, ...]
+
+
+class Layer(nn.Module):
+    """One layer of a net.
+
+    A subclass sets the class attributes, makes its parameter blobs in `setup` and computes in `forward`.
+    `forward` takes one tensor per bottom and returns one tensor, or a tuple where there are several tops (an
+    empty one where there are none). It must not change its inputs, and must not read tensor values into
+    Python (`.item()`, `if tensor`) unless the class overrides `top_shapes`, because the shapes of the tops are
+    found by running it on tensors of the meta device.
+
+    Attributes set for every layer: `name`, `param` (the `LayerParameter`), `num_tops`, and after `setup`
+    `blob_names`, `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
+    """
+
+    type: ClassVar[str] = ""
+    """Caffe's name of the type, set by `register`."""
+    bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
+    """Fewest and most bottoms; None where there is no upper bound."""
+    tops: ClassVar[tuple[int, int | None]] = (1, 1)
+    """Fewest and most tops. A loss layer given fewer gets automatic ones."""
+    config_field: ClassVar[str | None] = None
+    """The field of `LayerParameter` with this type's settings, such as "convolution_param"."""
+    is_loss: ClassVar[bool] = False
+    """A loss layer: its first top has loss weight 1 unless the prototxt says otherwise."""
+    is_data: ClassVar[bool] = False
+    """A source of data (no bottoms): bypassed when one of its tops is given as an input of the call."""
+    in_place: ClassVar[bool] = True
+    """Whether Caffe accepts a top with the name of the bottom (AbsVal, Flatten, Reshape and Split refuse it)."""
+    force_backward_refuses: ClassVar[tuple[int, ...]] = ()
+    """The bottoms that never get a gradient in Caffe, such as the labels of a loss."""
+
+    def __init__(self, param: caffe_pb2.LayerParameter, num_tops: int | None = None) -> None:
+        super().__init__()
+        self.param = param
+        self.name = param.name
+        self.num_tops = len(param.top) if num_tops is None else num_tops
+        self.blob_names: list[str] = []
+        self.blob_shapes: list[Shape] = []
+        self.blob_fillers: list[caffe_pb2.FillerParameter] = []
+
+    @property
+    def config(self) -> Any:
+        """The type's own settings message (defaults where the prototxt gives none)."""
+        assert self.config_field is not None
+        return getattr(self.param, self.config_field)
+
+    # What subclasses write.
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        """Check the settings against the bottoms' shapes and make the parameter blobs (`add_blob`).
+
+        Called once, before the first `forward`, under the meta device. Raise with `self.fail`.
+        """
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape] | None:
+        """The tops' shapes where they can't be found by running `forward` on meta tensors; None otherwise."""
+        return None
+
+    # What subclasses call.
+
+    def add_blob(
+        self,
+        name: str,
+        shape: Sequence[int],
+        filler: caffe_pb2.FillerParameter | None = None,
+        *,
+        learnable: bool = True,
+    ) -> None:
+        """Append a parameter blob, named as in a `state_dict` ("weight", "bias", ...).
+
+        Learnable blobs become `nn.Parameter`s, others buffers. Their first values come from `filler`
+        (missing: zero), unless weights are loaded before.
+        """
+        shape = tuple(int(extent) for extent in shape)
+        data = torch.empty(shape, device="meta")
+        if learnable:
+            self.register_parameter(name, nn.Parameter(data))
+        else:
+            self.register_buffer(name, data)
+        self.blob_names.append(name)
+        self.blob_shapes.append(shape)
+        self.blob_fillers.append(caffe_pb2.FillerParameter() if filler is None else filler)
+
+    def blob(self, index: int) -> Tensor:
+        """Parameter blob `index` in this layer's own shape.
+
+        Read parameters through this, not through the attribute: a blob shared by name with PERMISSIVE checking
+        is the owner's object in the owner's shape.
+        """
+        tensor: Tensor = getattr(self, self.blob_names[index])
+        shape = self.blob_shapes[index]
+        return tensor if tensor.shape == shape else tensor.view(shape)
+
+    def optional_blob(self, index: int) -> Tensor | None:
+        """Parameter blob `index`, or None where the layer has fewer (no bias)."""
+        return self.blob(index) if index < len(self.blob_names) else None
+
+    def axis(self, axis: int, shape: Sequence[int], what: str = "axis") -> int:
+        """Caffe's canonical axis: `axis` counted from the end where negative; an error outside -n..n-1."""
+        count = len(shape)
+        if not -count <= axis < count:
+            self.fail(f"{what} {axis} is outside of {-count}..{count - 1}, the axes of a bottom of shape {tuple(shape)}")
+        return axis % count
+
+    def fail(self, message: str) -> NoReturn:
+        """Raise a `LayerError` whose message begins with the layer's name and type."""
+        raise LayerError(f"layer {self.name!r} ({self.type or self.param.type}): {message}")
+
+    # What the net calls.
+
+    def train(self, mode: bool = True) -> Layer:
+        """Set the phase, unless the layer's own `phase` field fixes it (Caffe: NetParameter.state)."""
+        if self.param.HasField("phase"):
+            mode = self.param.phase == caffe_pb2.TRAIN
+        return super().train(mode)  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        shapes = ", ".join(f"{n}={s}" for n, s in zip(self.blob_names, self.blob_shapes, strict=True))
+        return f"{self.name!r}, {self.type}" + (f", {shapes}" if shapes else "")
