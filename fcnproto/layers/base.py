@@ -26,8 +26,9 @@ class Layer(nn.Module):
     Python (`.item()`, `if tensor`) unless the class overrides `top_shapes`, because the shapes of the tops are
     found by running it on tensors of the meta device.
 
-    Attributes set for every layer: `name`, `param` (the `LayerParameter`), `num_tops`, and after `setup`
-    `blob_names`, `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
+    Attributes set for every layer: `name`, `param` (the `LayerParameter`), `num_tops`, `base_dir` (the folder of the
+    prototxt, from which file names are looked up too), `allow_python`, and after `setup` `blob_names`,
+    `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
     """
 
     type: ClassVar[str] = ""
@@ -38,6 +39,8 @@ class Layer(nn.Module):
     """Fewest and most tops. A loss layer given fewer gets automatic ones."""
     config_field: ClassVar[str | None] = None
     """The field of `LayerParameter` with this type's settings, such as "convolution_param"."""
+    also_reads: ClassVar[tuple[str, ...]] = ()
+    """Further settings fields that the type reads, such as "loss_param"; others draw a warning."""
     is_loss: ClassVar[bool] = False
     """A loss layer: its first top has loss weight 1 unless the prototxt says otherwise."""
     is_data: ClassVar[bool] = False
@@ -52,6 +55,8 @@ class Layer(nn.Module):
         self.param = param
         self.name = param.name
         self.num_tops = len(param.top) if num_tops is None else num_tops
+        self.base_dir: str | None = None
+        self.allow_python = False
         self.blob_names: list[str] = []
         self.blob_shapes: list[Shape] = []
         self.blob_fillers: list[caffe_pb2.FillerParameter] = []
@@ -67,7 +72,7 @@ class Layer(nn.Module):
     def setup(self, shapes: Sequence[Shape]) -> None:
         """Check the settings against the bottoms' shapes and make the parameter blobs (`add_blob`).
 
-        Called once, before the first `forward`, under the meta device. Raise with `self.fail`.
+        Called once, before the first `forward`; the blobs get memory and values later. Raise with `self.fail`.
         """
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape] | None:

@@ -1,0 +1,67 @@
+"""Every recorded layer case: blobs and gradients of our layers against the original Caffe's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import golden_cases
+from golden_cases import Case, assert_close
+
+TOLERANCE = 1e-5
+
+# Pure cancellation: one value per channel minus its own mean, divided by sqrt(eps); the exact result is 0.
+LOOSER = {"batchnorm_single_pixel_batch": 1e-3}
+# In-place layers whose recorded gradient is wrong in Caffe itself (it reads the output for the input).
+WRONG_GRADIENT_IN_CAFFE = {"power_inplace", "clip_inplace"}
+
+
+def _run(case: Case) -> tuple[Any, dict[str, torch.Tensor], Any]:
+    net = case.net()
+    if memory := case.keys("memory"):
+        net.set_input_arrays(memory["data"], memory["label"])
+    for step in range(case.facts.get("pre_steps", 0)):
+        net(**{key: torch.from_numpy(value) for key, value in case.keys(f"pre.{step}").items()})
+    inputs = {key: torch.from_numpy(value).requires_grad_() for key, value in case.keys("in").items()}
+    produced = {blob.name for node in net.graph.nodes for blob in node.tops}
+    wanted = [name for name in case.keys("out") if name in produced]
+    return net, inputs, net(inputs, blobs=wanted)
+
+
+def _backward(case: Case, net: Any, inputs: dict[str, torch.Tensor], out: Any) -> None:
+    seeds = case.keys("gout")
+    total = net.loss(out)
+    for name, value in seeds.items():
+        if out[name].requires_grad:
+            total = total + (out[name] * torch.from_numpy(value)).sum()
+    if total.requires_grad:
+        total.backward()
+
+
+@pytest.mark.parametrize("name", golden_cases.names("layers"))
+def test_layer_case(name: str) -> None:
+    case = golden_cases.load("layers", name)
+    tolerance = LOOSER.get(name, TOLERANCE)
+    net, inputs, out = _run(case)
+    for blob, value in case.keys("out").items():
+        assert_close(out[blob], value, tolerance, f"blob {blob}")
+    assert net.outputs == case.facts["outputs"]
+    assert net.inputs == case.facts["inputs"]
+    assert_close(net.loss(out), np.float32(case.facts["loss"]), 2e-5, "loss")
+    for key, value in case.keys("param_after").items():
+        layer, index = key.rsplit(".", 1)
+        assert_close(net.params[layer][int(index)], value, tolerance, f"parameter {key} after forward")
+    if not case.facts.get("backward") or name in WRONG_GRADIENT_IN_CAFFE:
+        return
+    _backward(case, net, inputs, out)
+    for blob, value in case.keys("gin").items():
+        gradient = inputs[blob].grad
+        assert_close(torch.zeros(value.shape) if gradient is None else gradient, value, tolerance, f"gradient of {blob}")
+    for key, value in case.keys("gparam").items():
+        layer, index = key.rsplit(".", 1)
+        parameter = net.params[layer][int(index)]
+        gradient = torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad
+        assert_close(gradient.reshape(value.shape), value, tolerance, f"gradient of parameter {key}")
