@@ -1,0 +1,69 @@
+# `make demo` and `make test` work on a fresh machine: they make .venv on first use. `make help` lists the targets.
+# An environment of your own:       make test VENV=/path/to/venv
+# Another Python to make it with:   make test PYTHON=python3.12
+# Further options for pip install:  make test PIP_FLAGS="--no-index --find-links wheels"
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+DEMO_DIR ?= demo-output
+
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install -q $(PIP_FLAGS) -c constraints.txt
+SETUP_FILES := pyproject.toml setup.py constraints.txt
+USER_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-gpu lint format proto models bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "fcnproto needs Python 3.10 or newer; choose one with: make PYTHON=python3.x"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(USER_STAMP): $(SETUP_FILES) | $(RUN)
+	$(INSTALL) -e .
+	@touch $@
+
+$(DEV_STAMP): $(SETUP_FILES) | $(RUN)
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(USER_STAMP)
+
+demo: $(USER_STAMP)  ## segment newly drawn scenes and check the result (picture in demo-output/)
+	$(RUN) -m fcnproto demo -o $(DEMO_DIR)
+
+test: $(DEV_STAMP)  ## run the tests, without the slow ones and those for a GPU
+	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+test-all: $(DEV_STAMP)  ## run all tests; those for a GPU are skipped where there is none
+	$(RUN) -m pytest -m "slow or not slow" $(PYTEST_FLAGS)
+
+test-gpu: $(DEV_STAMP)  ## run the tests for a GPU
+	$(RUN) -m pytest -m gpu $(PYTEST_FLAGS)
+
+lint: $(DEV_STAMP)  ## check style and types
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+format: $(DEV_STAMP)  ## put the code into the house's style
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+proto: $(DEV_STAMP)  ## make fcnproto/schema/caffe_pb2.py from protos/caffe.proto
+	$(RUN) protos/generate.py
+
+models: $(USER_STAMP)  ## write the prototxt files of the published nets from their definitions
+	$(RUN) models/generate.py
+
+bench: $(USER_STAMP)  ## measure loading time and memory
+	$(RUN) -m benchmarks
+
+clean:  ## remove what the targets above made, but not the environment
+	rm -rf build dist fcnproto.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	find fcnproto models tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
