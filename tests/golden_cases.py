@@ -50,9 +50,11 @@ class Case:
         self.group, self.name = group, name
         self.folder = group_folder(group) / name
         self.facts: dict[str, Any] = json.loads((self.folder / "case.json").read_text())
+        self.arrays: dict[str, Array] = {}
         data = self.folder / "data.npz"
-        with np.load(data) as arrays:
-            self.arrays: dict[str, Array] = {key: arrays[key] for key in arrays.files}
+        if data.exists():
+            with np.load(data) as arrays:
+                self.arrays = {key: arrays[key] for key in arrays.files}
 
     def keys(self, kind: str) -> dict[str, Array]:
         """The arrays whose key starts with `kind.`, by the rest of the key."""
