@@ -1,0 +1,388 @@
+"""Caffe's six solver types as `torch.optim.Optimizer`s, with Caffe's order of operations.
+
+They serve the `Solver` and stand alone with any torch parameters. What differs from `torch.optim`: the local rate goes
+into the momentum, gradients are clipped before they are divided by `iter_size` and before weight decay, Adam adds
+`delta` before the bias correction, and a parameter without a gradient counts as one whose gradient is zero.
+Not here: rates over time (`policies`), files (`snapshots`).
+
+The work goes through buckets of tensors (big ones in pieces that fit a processor's cache), each updated by
+`torch._foreach_*` operations; so temporaries stay small and `.grad` is never written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol, overload
+
+import torch
+from torch import Tensor
+
+from fcnproto.errors import SolverError
+
+Tensors = list[Tensor]
+#: Elements per bucket: on a CPU what fits the second-level cache, on a GPU what keeps temporaries within 256 MiB.
+BUCKET_CPU, BUCKET_GPU = 1 << 18, 1 << 26
+
+
+class Learnable(Protocol):
+    """A learnable parameter as nets list them: the tensor with its own multipliers of rate and decay."""
+
+    @property
+    def tensor(self) -> Tensor: ...
+    @property
+    def lr_mult(self) -> float: ...
+    @property
+    def decay_mult(self) -> float: ...
+
+
+def param_groups(learnable: Iterable[Learnable]) -> list[dict[str, Any]]:
+    """Param groups by (lr_mult, decay_mult), with the parameters' places in Caffe's order under `order`."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for place, entry in enumerate(learnable):
+        group = groups.setdefault(
+            (entry.lr_mult, entry.decay_mult),
+            {"params": [], "order": [], "lr_mult": entry.lr_mult, "decay_mult": entry.decay_mult},
+        )
+        group["params"].append(entry.tensor)
+        group["order"].append(place)
+    return list(groups.values())
+
+
+class CaffeOptimizer(torch.optim.Optimizer):
+    """What the six share: clip, divide by `iter_size`, regularise, then the type's own update; w -= update.
+
+    `params` are tensors or param groups (`param_groups` makes them from a net's learnable parameters). A group may
+    give `lr_mult`, `decay_mult` and every other setting its own value. `lr` is the rate; whoever owns the optimizer
+    changes `group["lr"]` between steps, as torch's schedulers do. `clip_gradients` below 0 is off.
+
+    Raises `SolverError` for settings that Caffe refuses.
+    """
+
+    histories: ClassVar[tuple[str, ...]] = ("history",)
+    """Names of the per-parameter state blobs, in the order of Caffe's solver state."""
+    refuses_momentum: ClassVar[bool] = False
+    """AdaGrad and RMSProp have no momentum; Caffe aborts where one is given."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        regularization_type: str = "L2",
+        clip_gradients: float = -1.0,
+        iter_size: int = 1,
+        **settings: float,
+    ) -> None:
+        if regularization_type not in ("L1", "L2"):
+            raise SolverError(f"regularization_type must be L1 or L2, not {regularization_type!r}")
+        if iter_size < 1:
+            raise SolverError(f"iter_size must be at least 1, not {iter_size}")
+        if self.refuses_momentum and momentum != 0:
+            raise SolverError(f"{type(self).__name__} has no momentum; take momentum {momentum:g} out of the solver")
+        self.clip_gradients = clip_gradients
+        self.iter_size = iter_size
+        self.regularization_type = regularization_type
+        shared = {"lr": lr, "lr_mult": 1.0, "decay_mult": 1.0, "momentum": momentum, "weight_decay": weight_decay}
+        # The number of updates done is a setting of every group, so that state_dict keeps it.
+        super().__init__(params, {**shared, **settings, "iteration": 0})
+
+    @property
+    def iteration(self) -> int:
+        """The number of updates done so far; Adam's bias correction follows it."""
+        return int(self.param_groups[0]["iteration"])
+
+    @iteration.setter
+    def iteration(self, value: int) -> None:
+        for group in self.param_groups:
+            group["iteration"] = value
+
+    def _ordered(self) -> list[Tensor]:
+        """All parameters in Caffe's order: by `order` where the groups have it, else as given."""
+        placed: list[tuple[int, Tensor]] = []
+        for group in self.param_groups:
+            start = len(placed)
+            order = group.get("order") or range(start, start + len(group["params"]))
+            placed += zip(order, group["params"], strict=True)
+        return [tensor for _, tensor in sorted(placed, key=lambda entry: entry[0])]
+
+    @property
+    def history(self) -> list[Tensor]:
+        """The state blobs in the order of Caffe's solver state: the first of every parameter, then the second."""
+        return [self._state(tensor)[name] for name in self.histories for tensor in self._ordered()]
+
+    def load_history(self, blobs: Sequence[Tensor]) -> None:
+        """Copy state blobs, ordered as `history`, into the optimizer.
+
+        Raises `SolverError` where their number or a shape is not this optimizer's (another solver type, another net).
+        """
+        ordered = self._ordered()
+        names = [(name, tensor) for name in self.histories for tensor in ordered]
+        if len(blobs) != len(names):
+            raise SolverError(
+                f"the state has {len(blobs)} history blobs, {type(self).__name__} on this net needs {len(names)}: "
+                "it was saved by another solver type or for another net"
+            )
+        for place, ((_, tensor), blob) in enumerate(zip(names, blobs, strict=True)):
+            if tensor.shape != blob.shape:
+                raise SolverError(
+                    f"history blob {place} of the state has shape {tuple(blob.shape)}, "
+                    f"its parameter has {tuple(tensor.shape)}"
+                )
+        for (name, tensor), blob in zip(names, blobs, strict=True):
+            self._state(tensor)[name].copy_(blob)
+
+    def _state(self, tensor: Tensor) -> dict[str, Tensor]:
+        state = self.state[tensor]
+        for name in self.histories:
+            if name not in state:
+                state[name] = torch.zeros_like(tensor, requires_grad=False)
+        return state
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of all parameters from their summed `.grad`s."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scales = self._clip_scales()
+        for group in self.param_groups:
+            rate = group["lr"] * group["lr_mult"]
+            decay = group["weight_decay"] * group["decay_mult"]
+            for weights, grads, states in self._buckets(group, rate):
+                grads = self._normalise(weights, grads, decay, scales.get(weights[0].device))
+                self._update(group, rate, weights, grads, states)
+            group["iteration"] += 1
+        return loss
+
+    def _clip_scales(self) -> dict[torch.device, Tensor]:
+        """Per device the factor that brings the norm over all parameters down to `clip_gradients`; empty when off."""
+        if self.clip_gradients < 0:
+            return {}
+        by_device: dict[torch.device, Tensors] = {}
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is not None:
+                    by_device.setdefault(tensor.device, []).append(tensor.grad)
+        if not by_device:
+            return {}
+        first = next(iter(by_device))
+        norms = [norm.to(first) for grads in by_device.values() for norm in torch._foreach_norm(grads)]
+        # Without a branch on the value, so that a GPU need not be waited for: a factor of 1 changes nothing.
+        scale = (self.clip_gradients / torch.linalg.vector_norm(torch.stack(norms))).clamp(max=1.0)
+        return {device: scale.to(device) for device in by_device}
+
+    def _normalise(self, weights: Tensors, grads: Tensors, decay: float, scale: Tensor | None) -> Tensors:
+        """Clip, divide by `iter_size`, add the regularisation: Caffe's order. The given gradients stay as they are."""
+        fresh = False
+        if scale is not None:
+            grads, fresh = list(torch._foreach_mul(grads, scale.to(grads[0].dtype))), True
+        if self.iter_size != 1:
+            if fresh:
+                torch._foreach_mul_(grads, 1.0 / self.iter_size)
+            else:
+                grads, fresh = list(torch._foreach_mul(grads, 1.0 / self.iter_size)), True
+        if decay:
+            direction = weights if self.regularization_type == "L2" else list(torch._foreach_sign(weights))
+            if fresh:
+                torch._foreach_add_(grads, direction, alpha=decay)
+            else:
+                grads = list(torch._foreach_add(grads, direction, alpha=decay))
+        return grads
+
+    def _buckets(self, group: dict[str, Any], rate: float) -> Iterator[tuple[Tensors, Tensors, list[Tensors]]]:
+        """Lists of (weights, gradients, states by name) that can go through one foreach operation each."""
+        kinds: dict[tuple[Any, ...], list[list[Tensor]]] = {}
+        for tensor in group["params"]:
+            if self._idle(group, rate, tensor):
+                continue
+            state = self._state(tensor)
+            kind = (tensor.device, tensor.dtype, tensor.grad is None)
+            # Caffe's diffs are zero where no gradient arrives: the parameter still decays and keeps its momentum.
+            grad = tensor.new_zeros(()).expand(tensor.shape) if tensor.grad is None else tensor.grad
+            kinds.setdefault(kind, []).append([tensor, grad, *(state[name] for name in self.histories)])
+        for (device, *_), rows in kinds.items():
+            limit = BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
+            for bucket in _pack(rows, limit):
+                weights, grads, *states = (list(column) for column in zip(*bucket, strict=True))
+                yield weights, grads, states
+
+    def _idle(self, group: dict[str, Any], rate: float, tensor: Tensor) -> bool:
+        """Whether the update would change neither the parameter nor its history."""
+        return False
+
+    def _update(
+        self, group: dict[str, Any], rate: float, weights: Tensors, grads: Tensors, states: list[Tensors]
+    ) -> None:
+        """Change `states` and `weights` in place; `grads` may be the parameters' own and must stay as they are."""
+        raise NotImplementedError
+
+
+def _pack(rows: list[list[Tensor]], limit: int) -> Iterator[list[list[Tensor]]]:
+    """Rows of like tensors in buckets of about `limit` elements, bigger rows cut where they lie alike in memory."""
+    bucket: list[list[Tensor]] = []
+    size = 0
+    for row in rows:
+        for piece in _cut(row, limit):
+            if bucket and size + piece[0].numel() > limit:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(piece)
+            size += piece[0].numel()
+    if bucket:
+        yield bucket
+
+
+def _cut(row: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
+    """The row itself, or flat pieces of at most `limit` elements where all its tensors are dense in one layout."""
+    first = row[0]
+    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    alike = all(tensor.stride() in (first.stride(), (0,) * first.dim()) for tensor in row)
+    if first.numel() <= limit or not dense or not alike:
+        yield row
+        return
+    flat = [tensor.as_strided((first.numel(),), (1 if any(tensor.stride()) else 0,)) for tensor in row]
+    yield from (list(pieces) for pieces in zip(*(tensor.split(limit) for tensor in flat), strict=True))
+
+
+class SGD(CaffeOptimizer):
+    """h = momentum*h + rate*g; w -= h."""
+
+    def _idle(self, group: dict[str, Any], rate: float, tensor: Tensor) -> bool:
+        # A frozen parameter without momentum from before: no pass over it, no memory for its history.
+        return rate == 0 and tensor not in self.state
+
+    def _update(
+        self, group: dict[str, Any], rate: float, weights: Tensors, grads: Tensors, states: list[Tensors]
+    ) -> None:
+        (history,) = states
+        torch._foreach_mul_(history, group["momentum"])
+        torch._foreach_add_(history, grads, alpha=rate)
+        torch._foreach_sub_(weights, history)
+
+
+class Nesterov(SGD):
+    """h' = momentum*h + rate*g; w -= (1 + momentum)*h' - momentum*h."""
+
+    def _update(
+        self, group: dict[str, Any], rate: float, weights: Tensors, grads: Tensors, states: list[Tensors]
+    ) -> None:
+        (history,) = states
+        momentum = group["momentum"]
+        torch._foreach_mul_(history, momentum)
+        update = list(torch._foreach_neg(history))
+        torch._foreach_add_(history, grads, alpha=rate)
+        torch._foreach_add_(update, history, alpha=1.0 + momentum)
+        torch._foreach_sub_(weights, update)
+
+
+class AdaGrad(CaffeOptimizer):
+    """h += g^2; w -= rate * g / (sqrt(h) + delta)."""
+
+    refuses_momentum = True
+
+    def __init__(self, params: Iterable[Any], lr: float, *, delta: float = 1e-8, **settings: Any) -> None:
+        super().__init__(params, lr, delta=delta, **settings)
+
+    def _update(
+        self, group: dict[str, Any], rate: float, weights: Tensors, grads: Tensors, states: list[Tensors]
+    ) -> None:
+        (history,) = states
+        torch._foreach_addcmul_(history, grads, grads)
+        _descend(weights, grads, history, rate, group["delta"])
+
+
+class RMSProp(CaffeOptimizer):
+    """h = rms_decay*h + (1 - rms_decay)*g^2; w -= rate * g / (sqrt(h) + delta)."""
+
+    refuses_momentum = True
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, *, rms_decay: float = 0.99, delta: float = 1e-8, **settings: Any
+    ) -> None:
+        if not 0 <= rms_decay < 1:
+            raise SolverError(f"rms_decay must be at least 0 and below 1, not {rms_decay:g}")
+        super().__init__(params, lr, rms_decay=rms_decay, delta=delta, **settings)
+
+    def _update(
+        self, group: dict[str, Any], rate: float, weights: Tensors, grads: Tensors, states: list[Tensors]
+    ) -> None:
+        (history,) = states
+        _average_squares(history, grads, group["rms_decay"])
+        _descend(weights, grads, history, rate, group["delta"])
+
+
+class AdaDelta(CaffeOptimizer):
+    """h = rho*h + (1-rho)*g^2; v = g*sqrt((s+delta)/(h+delta)); s = rho*s + (1-rho)*v^2; w -= rate*v; rho = momentum."""
+
+    histories = ("history", "update_history")
+
+    def __init__(self, params: Iterable[Any], lr: float, *, delta: float = 1e-8, **settings: Any) -> None:
+        super().__init__(params, lr, delta=delta, **settings)
+
+    def _update(
+        self, group: dict[str, Any], rate: float, weights: Tensors, grads: Tensors, states: list[Tensors]
+    ) -> None:
+        squares, updates = states
+        _average_squares(squares, grads, group["momentum"])
+        values = list(torch._foreach_add(updates, group["delta"]))
+        torch._foreach_div_(values, torch._foreach_add(squares, group["delta"]))
+        torch._foreach_sqrt_(values)
+        torch._foreach_mul_(values, grads)
+        _average_squares(updates, values, group["momentum"])
+        torch._foreach_sub_(weights, values, alpha=rate)
+
+
+class Adam(CaffeOptimizer):
+    """m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g^2; w -= rate * sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + delta).
+
+    b1 is `momentum` (0 unless given, as in Caffe), b2 is `momentum2`, t the number of this update from 1.
+    """
+
+    histories = ("first_moment", "second_moment")
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, *, momentum2: float = 0.999, delta: float = 1e-8, **settings: Any
+    ) -> None:
+        super().__init__(params, lr, momentum2=momentum2, delta=delta, **settings)
+
+    def _update(
+        self, group: dict[str, Any], rate: float, weights: Tensors, grads: Tensors, states: list[Tensors]
+    ) -> None:
+        first, second = states
+        momentum, momentum2, time = group["momentum"], group["momentum2"], group["iteration"] + 1
+        torch._foreach_mul_(first, momentum)
+        torch._foreach_add_(first, grads, alpha=1.0 - momentum)
+        _average_squares(second, grads, momentum2)
+        correction = math.sqrt(1.0 - momentum2**time) / (1.0 - momentum**time)
+        _descend(weights, first, second, rate * correction, group["delta"])
+
+
+def _average_squares(average: Tensors, values: Tensors, keep: float) -> None:
+    torch._foreach_mul_(average, keep)
+    torch._foreach_addcmul_(average, values, values, value=1.0 - keep)
+
+
+def _descend(weights: Tensors, values: Tensors, squares: Tensors, rate: float, delta: float) -> None:
+    """weights -= rate * values / (sqrt(squares) + delta)."""
+    roots = list(torch._foreach_sqrt(squares))
+    torch._foreach_add_(roots, delta)
+    torch._foreach_addcdiv_(weights, values, roots, value=-rate)
+
+
+#: By the names that a solver's `type` field has.
+TYPES: dict[str, type[CaffeOptimizer]] = {
+    "SGD": SGD,
+    "Nesterov": Nesterov,
+    "AdaGrad": AdaGrad,
+    "RMSProp": RMSProp,
+    "AdaDelta": AdaDelta,
+    "Adam": Adam,
+}
