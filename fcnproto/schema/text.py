@@ -1,0 +1,335 @@
+"""Reads and writes protobuf's text format (`.prototxt`) for the messages of the schema.
+
+A parser of its own, over the schema's descriptors: every error has file, line and column, and neither errors nor
+accepted texts vary with the installed protobuf. It follows protobuf's C++ parser, which Caffe uses. `read_net` and `read_solver` also bring old formats up to date (`upgrade.py`). Not for binary files: see `weights.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from fcnproto.errors import PrototxtError
+from fcnproto.files import atomic_write
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import INTEGER_RANGES, Field, MessageFields, fields_of, suggestion
+from fcnproto.schema.kinds import HEAD_BYTES, foreign_kind, is_hdf5, looks_binary
+from fcnproto.schema.tokens import Token, Tokens, place
+from fcnproto.schema.upgrade import upgrade_net, upgrade_solver
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+PathLike = str | os.PathLike[str]
+
+_CLOSING = {"{": "}", "<": ">"}
+_TRUE, _FALSE = ("true", "True", "t"), ("false", "False", "f")
+
+
+def read_net(path: PathLike) -> caffe_pb2.NetParameter:
+    """The net in a prototxt file, brought up to date by Caffe's upgrades. PrototxtError if it can't be read."""
+    net = parse_file(path, caffe_pb2.NetParameter)
+    upgrade_net(net, os.fspath(path))
+    return net
+
+
+def read_solver(path: PathLike) -> caffe_pb2.SolverParameter:
+    """The solver in a prototxt file, brought up to date by Caffe's upgrades. PrototxtError if it can't be read.
+
+    Nets inside it (`net_param` and its like) are left as they stand; Caffe upgrades them no more than that."""
+    solver = parse_file(path, caffe_pb2.SolverParameter)
+    upgrade_solver(solver, os.fspath(path))
+    return solver
+
+
+def parse_file(path: PathLike, message_class: type[AnyMessage]) -> AnyMessage:
+    """The message in a text file (UTF-8, a byte order mark is skipped), as written, without upgrades."""
+    file = os.fspath(path)
+    try:
+        content = Path(path).read_bytes()
+    except IsADirectoryError:
+        raise PrototxtError("this is a folder; a prototxt file was expected", file) from None
+    except OSError as error:
+        raise PrototxtError(f"can't be read: {error.strerror or error}", file) from None
+    _check_is_text(content[:HEAD_BYTES], file)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode("utf-8", "replace")
+        line, column = place(before, len(before))
+        raise PrototxtError(f"byte 0x{content[error.start]:02x} is not UTF-8 text", file, line, column) from None
+    if not text.strip():
+        raise PrototxtError("the file is empty", file)
+    return parse(text, message_class, file)
+
+
+def _check_is_text(head: bytes, file: str) -> None:
+    kind = foreign_kind(head)
+    if kind is None and is_hdf5(head):
+        kind = "an HDF5 file (weights go where weights are asked for)"
+    if kind is None and head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        kind = "UTF-16 text (save it as UTF-8)"
+    if kind is None and looks_binary(head):
+        kind = "a binary file, perhaps a caffemodel (weights go where weights are asked for)"
+    if kind is not None:
+        raise PrototxtError(f"this is not a prototxt but {kind}", file)
+
+
+def parse(text: str, message_class: type[AnyMessage], file: str | None = None) -> AnyMessage:
+    """The message that a text describes, without upgrades; PrototxtError where it doesn't follow the schema.
+
+    As in protobuf's C++ parser a field that isn't repeated may be set once only, and required fields must be there."""
+    message = message_class()
+    tokens = Tokens(text, file)
+    _Parser(tokens).fields(message, message.DESCRIPTOR, None, tokens.current)
+    return message
+
+
+class _Parser:
+    """Recursive descent over the schema, which doesn't nest messages in themselves: its depth bounds the recursion."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self.open: list[tuple[MessageFields, Token]] = []
+
+    def fields(self, message: Message, descriptor: Descriptor, closing: str | None, start: Token) -> None:
+        """Fields up to the `closing` bracket (None: the end of the text) into `message`."""
+        tokens, table = self.tokens, fields_of(descriptor)
+        seen: dict[str, Token] = {}
+        self.open.append((table, start))
+        while not (tokens.current.kind == "end" if closing is None else tokens.looking_at(closing)):
+            token = self._field_name(table, closing)
+            field = table.by_name.get(token.text)
+            if field is None:
+                raise tokens.error(self._unknown(token.text, table), token)
+            if not field.repeated:
+                if token.text in seen:
+                    first = tokens.place(seen[token.text].offset)[0]
+                    raise tokens.error(
+                        f'"{token.text}" is set twice, but takes one value (first on line {first})', token
+                    )
+                seen[token.text] = token
+            self._field(message, field, token)
+            tokens.accept(",", ";")
+        for name in table.required:
+            if name not in seen:
+                raise tokens.error(f'{table.name} needs "{name}", which is not set', start)
+        self.open.pop()
+
+    def _field_name(self, table: MessageFields, closing: str | None) -> Token:
+        tokens = self.tokens
+        token = tokens.current
+        if token.kind == "name":
+            return tokens.advance()
+        if tokens.looking_at("["):
+            raise tokens.error("extensions and Any messages ([...]) are not part of Caffe's schema")
+        if token.kind == "end":
+            line = tokens.place(self.open[-1][1].offset)[0]
+            raise tokens.error(f'"{closing}" is missing: the {table.name} that begins on line {line} is not closed')
+        if tokens.looking_at("}", ">") and closing is None:
+            raise tokens.error(f"{token} closes nothing; there is one too many above, or an opening one is missing")
+        raise tokens.error(f"expected a field of {table.name}, found {token}")
+
+    def _unknown(self, name: str, table: MessageFields) -> str:
+        """The message for a field that `table` doesn't have, with the likeliest repair."""
+        message = f'{table.name} has no field "{name}"'
+        outer = [other.name for other, _ in self.open[:-1] if name in other.by_name]
+        if outer:
+            return f'{message}, {outer[-1]} has: is a closing "}}" missing above?'
+        inner = [
+            field.name
+            for field in table.by_name.values()
+            if field.message is not None and name in fields_of(field.message).by_name
+        ]
+        near = suggestion(name, table.by_name)
+        if not near and len(self.open) == 1:
+            for other in (caffe_pb2.NetParameter, caffe_pb2.SolverParameter):
+                if name in other.DESCRIPTOR.fields_by_name:
+                    return f"{message}; this looks like a {'net' if 'Net' in other.__name__ else 'solver'} file"
+        if not near and 0 < len(inner) <= 4:
+            return f"{message}; it belongs inside {' or '.join(inner)}"
+        return message + near
+
+    def _field(self, message: Message, field: Field, token: Token) -> None:
+        tokens = self.tokens
+        if field.kind == "message":
+            tokens.accept(":")
+            if not tokens.looking_at("{", "<") and not (field.repeated and tokens.looking_at("[")):
+                raise tokens.error(f'expected "{{" after "{field.name}", found {tokens.current}')
+        elif not tokens.accept(":"):
+            raise tokens.error(f'expected ":" after "{field.name}", found {tokens.current}')
+        if not tokens.looking_at("["):
+            self._value(message, field, token)
+            return
+        if not field.repeated:
+            raise tokens.error(f'"{field.name}" takes one value, not a list')
+        tokens.advance()
+        if tokens.accept("]"):
+            return
+        while True:
+            self._value(message, field, tokens.current)
+            if tokens.accept("]"):
+                return
+            if not tokens.accept(","):
+                raise tokens.error(f'expected "," or "]" in the list of "{field.name}", found {tokens.current}')
+
+    def _value(self, message: Message, field: Field, start: Token) -> None:
+        """One value of `field` into `message`; `start` is where a submessage is said to begin."""
+        tokens = self.tokens
+        if field.kind == "message":
+            if not tokens.looking_at("{", "<"):
+                raise tokens.error(f'expected "{{" in the list of "{field.name}", found {tokens.current}')
+            closing = _CLOSING[tokens.advance().text]
+            member = getattr(message, field.name)
+            child = member.add() if field.repeated else member
+            if not field.repeated:
+                child.SetInParent()
+            assert field.message is not None
+            self.fields(child, field.message, closing, start)
+            tokens.advance()
+            return
+        value = self._scalar(field)
+        if field.repeated:
+            getattr(message, field.name).append(value)
+        else:
+            setattr(message, field.name, value)
+
+    def _scalar(self, field: Field) -> Any:
+        kind = field.kind
+        if kind in ("string", "bytes"):
+            return self._string(field)
+        if kind == "bool":
+            return self._bool(field)
+        if kind == "enum":
+            return self._enum(field)
+        return self._float(field) if kind in ("float", "double") else self._integer(field)
+
+    def _expected(self, field: Field, what: str) -> PrototxtError:
+        return self.tokens.error(f'"{field.name}" takes {what}, found {self.tokens.current}')
+
+    def _string(self, field: Field) -> str | bytes:
+        tokens = self.tokens
+        first = tokens.current
+        if first.kind != "string":
+            what = f'text in quotes ("{first.text}")' if first.kind == "name" else "text in quotes"
+            raise self._expected(field, what)
+        value = b""
+        while tokens.current.kind == "string":
+            value += tokens.string(tokens.advance())
+        if field.kind == "bytes":
+            return value
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise tokens.error(
+                f'the text of "{field.name}" is not UTF-8 once its escapes are resolved', first
+            ) from None
+
+    def _bool(self, field: Field) -> bool:
+        token = self.tokens.current
+        if token.kind == "name" and token.text in _TRUE + _FALSE:
+            return self.tokens.advance().text in _TRUE
+        if token.kind == "number" and self.tokens.integer(token) in (0, 1):
+            return self.tokens.integer(self.tokens.advance()) == 1
+        raise self._expected(field, "true or false")
+
+    def _enum(self, field: Field) -> int:
+        tokens = self.tokens
+        token = tokens.current
+        names = field.enum_numbers
+        if token.kind == "name":
+            if token.text not in names:
+                near = suggestion(token.text, names) or f" (one of {', '.join(names)})" * (len(names) <= 8)
+                raise tokens.error(f'"{field.name}" has no value "{token.text}"{near}')
+            return names[tokens.advance().text]
+        if token.kind == "string":
+            near = suggestion(token.text[1:-1], names)
+            raise tokens.error(f'"{field.name}" takes a name without quotes, found {token}{near}')
+        if token.kind == "number" or tokens.looking_at("-"):
+            value = self._signed_integer(field)
+            if value in names.values():
+                return value
+            raise tokens.error(f'"{field.name}" has no value with the number {value}', token)
+        raise self._expected(field, f"one of {', '.join(names)}" if len(names) <= 8 else "a name")
+
+    def _signed_integer(self, field: Field) -> int:
+        negative = self.tokens.accept("-")
+        token = self.tokens.current
+        value = self.tokens.integer(token) if token.kind == "number" else None
+        if value is None:
+            raise self._expected(field, "a whole number")
+        self.tokens.advance()
+        return -value if negative else value
+
+    def _integer(self, field: Field) -> int:
+        start = self.tokens.current
+        value = self._signed_integer(field)
+        low, high = INTEGER_RANGES[field.kind]
+        if not low <= value <= high:
+            raise self.tokens.error(f'"{field.name}" takes whole numbers from {low} to {high}', start)
+        return value
+
+    def _float(self, field: Field) -> float:
+        negative = self.tokens.accept("-")
+        token = self.tokens.current
+        if token.kind == "number":
+            value = self.tokens.decimal(self.tokens.advance())
+        elif token.kind == "name" and token.text.lower() in ("inf", "infinity", "nan"):
+            value = float(self.tokens.advance().text)
+        else:
+            raise self._expected(field, "a number")
+        return -value if negative else value
+
+
+def format_message(message: Message) -> str:
+    """The message as protobuf's text format writes it: set fields in the order of their numbers, two spaces per level.
+
+    Floats have the fewest digits that read back to the same value; text beyond ASCII stays readable UTF-8."""
+    lines: list[str] = []
+    _format_fields(message, "", lines)
+    return "".join(lines)
+
+
+def write_message(path: PathLike, message: Message) -> None:
+    """Writes a message as a text file, whole or not at all."""
+    with atomic_write(path, "w") as file:
+        file.write(format_message(message))
+
+
+def _format_fields(message: Message, indent: str, lines: list[str]) -> None:
+    table = fields_of(message.DESCRIPTOR)
+    for descriptor, content in message.ListFields():
+        field = table.by_name[descriptor.name]
+        for value in content if field.repeated else [content]:
+            if field.kind == "message":
+                lines.append(f"{indent}{field.name} {{\n")
+                _format_fields(value, indent + "  ", lines)
+                lines.append(f"{indent}}}\n")
+            else:
+                lines.append(f"{indent}{field.name}: {_format_scalar(field, value)}\n")
+
+
+def _format_scalar(field: Field, value: Any) -> str:
+    if field.kind == "bool":
+        return "true" if value else "false"
+    if field.kind == "enum":
+        return field.enum_names.get(value, str(value))
+    if field.kind in ("float", "double"):
+        shortest = str(np.float32(value) if field.kind == "float" else float(value))
+        return shortest.removesuffix(".0")
+    if field.kind == "string":
+        return '"' + "".join(_ESCAPES.get(character, character) for character in value) + '"'
+    if field.kind == "bytes":
+        return '"' + "".join(_ESCAPES.get(chr(byte)) or _ascii(byte) for byte in value) + '"'
+    return str(value)
+
+
+def _ascii(byte: int) -> str:
+    return chr(byte) if byte < 127 else f"\\{byte:03o}"
+
+
+_ESCAPES = {chr(code): f"\\{code:03o}" for code in (*range(32), 127)}
+_ESCAPES.update({"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\", "'": "\\'"})
