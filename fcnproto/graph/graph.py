@@ -179,7 +179,9 @@ def _connect(
     nodes: list[Node] = []
     for param in params:
         known = facts(param.type, param.name)
-        node = Node(param.name, param.type, param, known.is_data)
+        # What a Python layer without bottoms gives comes from outside, as in any data layer.
+        is_data = known.is_data or (param.type == "Python" and not param.bottom)
+        node = Node(param.name, param.type, param, is_data)
         _connect_bottoms(node, blobs)
         _connect_tops(node, known, blobs)
         node.loss_weights = _loss_weights(node, known)

@@ -75,8 +75,11 @@ class Layer(nn.Module):
         Called once, before the first `forward`; the blobs get memory and values later. Raise with `self.fail`.
         """
 
-    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape] | None:
-        """The tops' shapes where they can't be found by running `forward` on meta tensors; None otherwise."""
+    def top_shapes(self, shapes: Sequence[Shape]) -> Sequence[Any] | None:
+        """The tops' shapes where they can't be found by running `forward` on meta tensors; None otherwise.
+
+        A source of data may leave what only the data say open, with None for an extent or for a whole shape.
+        """
         return None
 
     # What subclasses call.

@@ -1,0 +1,9 @@
+"""All that opens files: the data layers, image transforms, and the tools around them.
+
+Importing this package registers the data layers.
+"""
+
+from fcnproto.data import memory, published, python
+from fcnproto.data.python_layer import PythonBlob, PythonLayer, register_python_layer
+
+__all__ = ["PythonBlob", "PythonLayer", "memory", "published", "python", "register_python_layer"]
