@@ -1,0 +1,154 @@
+"""The `fcnproto` program: finds the commands, runs one, turns whatever goes wrong into one line and an exit status."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+import click
+
+import fcnproto
+from fcnproto.cli import _output
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Commands(click.Group):
+    """A group whose commands are the modules of `fcnproto.cli`, imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names in alphabetical order."""
+        package = importlib.import_module("fcnproto.cli")
+        modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+        return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, its module imported; None if there is no such command."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(_module_name(cmd_name))
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Like click's, with the nearest name in the message about an unknown command."""
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            ctx.fail(f"no command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by the first lines of their modules' docstrings, without importing them."""
+        if not self.list_commands(ctx):
+            return
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _headline(name)) for name in self.list_commands(ctx)])
+
+
+def _module_name(command: str) -> str:
+    return f"fcnproto.cli.{command.replace('-', '_')}"
+
+
+def _headline(command: str) -> str:
+    spec = importlib.util.find_spec(_module_name(command))
+    source = spec.loader.get_source(spec.name) if spec and spec.loader else ""  # type: ignore[attr-defined]
+    docstring = ast.get_docstring(ast.parse(source or "")) or ""
+    return docstring.partition("\n")[0].rstrip(".")
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(fcnproto.__version__, message="fcnproto %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error (may stand anywhere).")
+def commands(debug: bool) -> None:
+    """Read Caffe's nets (.prototxt, .caffemodel, .solverstate) and run, inspect and train them with PyTorch."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program with `arguments` (the process's own by default) and return its exit status.
+
+    0: done; 1: the work or a comparison failed; 2: the command line is wrong; 130: interrupted.
+    """
+    arguments, debug = _take_debug(sys.argv[1:] if arguments is None else list(arguments))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _show_warning
+        try:
+            result = commands.main(arguments, prog_name="fcnproto", standalone_mode=False)
+            sys.stdout.flush()
+            return result if isinstance(result, int) else 0
+        except BaseException as error:
+            if debug and not isinstance(error, click.ClickException):
+                traceback.print_exc()
+            return _report(error)
+
+
+def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """`--debug` is understood after a command too, up to a `--`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
+    return kept, len(kept) < len(arguments)
+
+
+def _report(error: BaseException) -> int:
+    """Print one line about an error and return the exit status."""
+    status = FAILED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return WRONG_USAGE
+    if isinstance(error, (click.UsageError, fcnproto.UsageError)):
+        status, message = WRONG_USAGE, _usage_message(error)
+    elif isinstance(error, (KeyboardInterrupt, click.Abort)):
+        status, message = INTERRUPTED, "interrupted"
+    elif isinstance(error, BrokenPipeError):
+        # The reader of our output has gone; what is still buffered must not raise the same error at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status
+    elif isinstance(error, click.ClickException):
+        message = error.format_message()
+    elif isinstance(error, fcnproto.Error):
+        message = str(error)
+    elif isinstance(error, OSError):
+        message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    elif isinstance(error, MemoryError) or _is_out_of_memory(error):
+        message = f"out of memory: {str(error) or type(error).__name__}"
+    elif isinstance(error, Exception):
+        message = f"unexpected {type(error).__name__}: {error} (a fault of the program; --debug shows where)"
+    else:
+        raise error
+    _output.error(message)
+    return status
+
+
+def _usage_message(error: BaseException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    help_command = f"{context.command_path} --help" if context is not None else "fcnproto --help"
+    return f"{message.rstrip('.')} (see: {help_command})"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+    )
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _output.warning(str(message))

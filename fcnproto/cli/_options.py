@@ -1,0 +1,71 @@
+"""Options that several commands share, and the reading of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fcnproto.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def device_option(function: Function) -> Function:
+    """`--device`: read it with `device`."""
+    return click.option(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda where there is one, else cpu]"
+    )(function)
+
+
+def state_options(function: Function) -> Function:
+    """`--level`, `--stage` and `--allow-python`: which layers of the net there are (Caffe's NetState)."""
+    for option in (
+        click.option(
+            "--allow-python", is_flag=True, help="Import the modules that Python layers name; they run as you."
+        ),
+        click.option("--stage", "stages", metavar="A,B", help="Stages for the rules of the prototxt.", callback=names),
+        click.option("--level", type=int, default=0, help="Level for the rules of the prototxt.", show_default=True),
+    ):
+        function = option(function)
+    return function
+
+
+def device(name: str | None) -> torch.device:
+    """The torch device of that name, the best one by default. UsageError if this machine hasn't got it."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(name)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"--device {name}: not a device of this machine ({reason})") from None
+    return wanted
+
+
+def names(context: click.Context | None, parameter: click.Parameter | None, value: str | None) -> tuple[str, ...]:
+    """A click callback: the parts of a list separated by commas."""
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+def size(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """A click callback: (height, width) from "HxW"; one number stands for both."""
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if len(parts) == 1:
+        parts *= 2
+    try:
+        height, width = (int(part) for part in parts)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH, such as 500x375") from None
+    if height < 1 or width < 1:
+        raise click.BadParameter(f"{value!r}: height and width must be at least 1")
+    return height, width
