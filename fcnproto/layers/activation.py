@@ -1,0 +1,223 @@
+"""Layers that act on every element by itself: ReLU and its relatives, Power, Exp, Log, Dropout and the others.
+
+Where Caffe computes in place and then needs the overwritten input for the gradient (Power, Log, BNLL, Clip), its
+gradient is wrong; here it is the true one, since nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.registry import register
+from fcnproto.schema import caffe_pb2
+
+
+@register("AbsVal")
+class AbsVal(Layer):
+    """Caffe's AbsVal: |x|, with gradient 0 at 0. Caffe refuses it in place."""
+
+    in_place = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+@register("BNLL")
+class BNLL(Layer):
+    """Caffe's BNLL (binomial normal log likelihood): log(1 + e^x), computed without overflow."""
+
+    # Above this the result is x itself in every float type; Caffe's gradient stops e^x at the same value.
+    LINEAR_FROM = 50.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(x, threshold=self.LINEAR_FROM)
+
+
+@register("Clip")
+class Clip(Layer):
+    """Caffe's Clip: min(max(x, `min`), `max`). The gradient passes where `min` <= x <= `max`, both included."""
+
+    config_field = "clip_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        for field in ("min", "max"):
+            if not self.config.HasField(field):
+                self.fail(f"clip_param.{field} is missing; min and max must both be given")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(self.config.min, self.config.max)
+
+
+@register("ELU")
+class ELU(Layer):
+    """Caffe's ELU: x above 0, else alpha * (e^x - 1)."""
+
+    config_field = "elu_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(x, self.config.alpha)
+
+
+@register("Exp")
+class Exp(Layer):
+    """Caffe's Exp: base ^ (shift + scale * x); base -1 stands for e."""
+
+    config_field = "exp_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        base = self.config.base
+        if base != -1 and base <= 0:
+            self.fail(f"base {base:g} must be positive, or -1 for e")
+        log_base = 1.0 if base == -1 else math.log(base)
+        self.inner_scale = log_base * self.config.scale
+        self.outer_scale = float(np.exp(log_base * self.config.shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The shift as a factor, as Caffe does it: e^(x + shift) would round the sum before the exponential.
+        y = (x if self.inner_scale == 1 else x * self.inner_scale).exp()
+        return y if self.outer_scale == 1 else y * self.outer_scale
+
+
+@register("Log")
+class Log(Layer):
+    """Caffe's Log: log_base(shift + scale * x); base -1 stands for e."""
+
+    config_field = "log_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        base = self.config.base
+        if base != -1 and (base <= 0 or base == 1):
+            self.fail(f"base {base:g} must be positive and not 1, or -1 for e")
+        self.base_scale = 1.0 if base == -1 else 1 / math.log(base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _affine(x, self.config.scale, self.config.shift).log()
+        return y if self.base_scale == 1 else y * self.base_scale
+
+
+@register("Power")
+class Power(Layer):
+    """Caffe's Power: (shift + scale * x) ^ power.
+
+    Where power * scale is 0 the result is a constant (1 for power 0, else shift ^ power) with gradient 0. At
+    shift + scale * x = 0 the gradient is the true one, where Caffe's own formula for shift 0 divides 0 by 0.
+    """
+
+    config_field = "power_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        power, scale, shift = self.config.power, self.config.scale, self.config.shift
+        if power * scale == 0:
+            with np.errstate(all="ignore"):
+                constant = float(np.power(np.float64(shift), power))
+            # Every element replaced: the gradient is 0 there even where x is infinite.
+            return x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), constant)
+        base = _affine(x, scale, shift)
+        return base if power == 1 else base.pow(power)
+
+
+@register("PReLU")
+class PReLU(Layer):
+    """Caffe's PReLU: x above 0, else a * x, with one learned slope a per channel (axis 1).
+
+    Blob "weight": (C,), or without axes where `channel_shared`; 0.25 unless a filler is given. At x = 0 the gradient
+    is the slope.
+    """
+
+    config_field = "prelu_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        (shape,) = shapes
+        if len(shape) < 2:
+            self.fail(f"needs a bottom with 2 axes or more, got shape {tuple(shape)}")
+        filler = caffe_pb2.FillerParameter(type="constant", value=0.25)
+        if self.config.HasField("filler"):
+            filler = self.config.filler
+        self.add_blob("weight", () if self.config.channel_shared else (shape[1],), filler)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.blob(0).reshape(-1))
+
+
+@register("ReLU")
+class ReLU(Layer):
+    """Caffe's ReLU: max(x, 0) + negative_slope * min(x, 0). At x = 0 the gradient is the negative slope."""
+
+    config_field = "relu_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        slope = self.config.negative_slope
+        return F.leaky_relu(x, slope) if slope else F.relu(x)
+
+
+@register("Sigmoid")
+class Sigmoid(Layer):
+    """Caffe's Sigmoid: 1 / (1 + e^-x)."""
+
+    config_field = "sigmoid_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+
+@register("Swish")
+class Swish(Layer):
+    """Caffe's Swish: x * sigmoid(beta * x)."""
+
+    config_field = "swish_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        beta = self.config.beta
+        return F.silu(x) if beta == 1 else x * (x * beta).sigmoid()
+
+
+@register("TanH")
+class TanH(Layer):
+    """Caffe's TanH: tanh(x)."""
+
+    config_field = "tanh_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+
+@register("Threshold")
+class Threshold(Layer):
+    """Caffe's Threshold: 1 where x > threshold, else 0. It has no gradient."""
+
+    config_field = "threshold_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > self.config.threshold).to(x.dtype)
+
+
+@register("Dropout")
+class Dropout(Layer):
+    """Caffe's Dropout: in TRAIN each element is 0 with probability `dropout_ratio`, else x / (1 - dropout_ratio).
+
+    In TEST it hands its input on. The random numbers are torch's.
+    """
+
+    config_field = "dropout_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        ratio = self.config.dropout_ratio
+        if not 0 <= ratio < 1:
+            self.fail(f"dropout_ratio {ratio:g} must be at least 0 and below 1")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.dropout_ratio) if self.training else x
+
+
+def _affine(x: Tensor, scale: float, shift: float) -> Tensor:
+    """shift + scale * x, without the steps that change nothing."""
+    if scale != 1:
+        x = x * scale
+    return x + shift if shift else x

@@ -1,0 +1,303 @@
+"""Loss layers. Their tops are scalars without axes; gradients are Caffe's, also where Caffe's is not the derivative.
+
+Labels never get a gradient, nor does what Caffe only hands out: the probabilities in a second top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from google.protobuf.message import DecodeError
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.labels import check_items, read_labels
+from fcnproto.layers.registry import register
+from fcnproto.schema import caffe_pb2
+
+_Mode = caffe_pb2.LossParameter
+
+SMALLEST_PROBABILITY = 1e-20
+"""Below this, MultinomialLogisticLoss and InfogainLoss take a probability for this (SoftmaxWithLoss: FLT_MIN)."""
+
+
+class LossLayer(Layer):
+    """What the losses have in common: two bottoms, the second one labels, one top with loss weight 1."""
+
+    bottoms = (2, 2)
+    is_loss = True
+    force_backward_refuses: ClassVar[tuple[int, ...]] = (1,)
+    default_mode: ClassVar[int] = _Mode.VALID
+    """How the sum is divided where `loss_param` does not say."""
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The label to leave out, if any."""
+        return self.param.loss_param.ignore_label if self.param.loss_param.HasField("ignore_label") else None
+
+    @property
+    def mode(self) -> int:
+        """Caffe's rule: `normalization`, else the old `normalize` (true VALID, false BATCH_SIZE), else the default."""
+        settings = self.param.loss_param
+        if settings.HasField("normalization"):
+            return settings.normalization
+        if settings.HasField("normalize"):
+            return _Mode.VALID if settings.normalize else _Mode.BATCH_SIZE
+        return self.default_mode
+
+    def normalizer(self, items: int, places: int, ignored: Tensor | None) -> int | Tensor:
+        """What to divide the sum by: at least 1, as in Caffe. `items` x `places` labels, some of them `ignored`."""
+        mode = self.mode
+        if mode == _Mode.VALID and ignored is not None:
+            return ignored.numel() - ignored.sum().clamp(max=ignored.numel() - 1)
+        divisor = {_Mode.FULL: items * places, _Mode.VALID: items * places, _Mode.BATCH_SIZE: items, _Mode.NONE: 1}
+        return max(divisor[mode], 1)
+
+
+class _RaiseTo(torch.autograd.Function):
+    """max(x, lowest), with the gradient let through everywhere: Caffe's losses clamp the value alone."""
+
+    @staticmethod
+    def forward(x: Tensor, lowest: float) -> Tensor:
+        return x.clamp(min=lowest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _raise_to(x: Tensor, lowest: float) -> Tensor:
+    result: Tensor = _RaiseTo.apply(x, lowest)
+    return result
+
+
+def _precise(x: Tensor) -> Tensor:
+    """float32 for half types, in which a sum over an image's pixels would overflow."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@register("SoftmaxWithLoss")
+class SoftmaxWithLoss(LossLayer):
+    """Caffe's SoftmaxWithLoss: -1/Z * sum of log(max(p, FLT_MIN)), p being the label's softmax probability.
+
+    Scores with the classes at `softmax_param.axis` (1), and one label for each place: any shape of that count and the
+    same first extent. Labels equal to `ignore_label` are left out. Z, at least 1, is by `loss_param.normalization`:
+    VALID (default) the labels not left out, FULL all, BATCH_SIZE the extents before the class axis, NONE 1. The
+    gradient is (p - onehot) / Z, also where the logarithm's argument was raised. The second top has the probabilities,
+    without a gradient. A label out of range is an error on the CPU; on a GPU the loss and the gradient are NaN.
+    """
+
+    config_field = "softmax_param"
+    also_reads = ("loss_param",)
+    tops = (1, 2)
+
+    FLT_MIN = 2.0**-126
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        check_items(self, scores, labels)
+        scores = _precise(scores)
+        axis = self.axis(self.config.axis, scores.shape)
+        read = read_labels(self, labels, scores, axis, self.ignore_label)
+        log_probabilities = scores.log_softmax(axis)
+        costs = _raise_to(log_probabilities.gather(axis, read.classes), math.log(self.FLT_MIN))
+        items = math.prod(scores.shape[:axis])
+        places = math.prod(scores.shape[axis + 1 :])
+        loss = -read.leave_out(costs).sum() / self.normalizer(items, places, read.ignored)
+        return loss if self.num_tops < 2 else (loss, log_probabilities.detach().exp())
+
+
+@register("MultinomialLogisticLoss")
+class MultinomialLogisticLoss(LossLayer):
+    """Caffe's MultinomialLogisticLoss: -1/N * sum of log(max(p, 1e-20)), p being the label's probability.
+
+    Bottoms: probabilities (N, ...), numbered through in an item, and one label per item.
+    """
+
+    def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
+        check_items(self, probabilities, labels)
+        probabilities = _precise(probabilities).flatten(1)
+        read = read_labels(self, labels, probabilities, 1)
+        costs = _raise_to(probabilities.gather(1, read.classes), SMALLEST_PROBABILITY).log()
+        return -read.leave_out(costs).sum() / max(len(probabilities), 1)
+
+
+@register("SigmoidCrossEntropyLoss")
+class SigmoidCrossEntropyLoss(LossLayer):
+    """Caffe's SigmoidCrossEntropyLoss: -1/Z * sum of t * log(s) + (1 - t) * log(1 - s), s being the sigmoid of x.
+
+    Bottoms: scores x and targets t of the same count. Left out are targets whose whole part is `ignore_label`. Z is by
+    `loss_param.normalization` as for SoftmaxWithLoss, with BATCH_SIZE (N) the default.
+    """
+
+    config_field = "loss_param"
+    default_mode = _Mode.BATCH_SIZE
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        check_items(self, scores, targets)
+        if scores.numel() != targets.numel():
+            self.fail(f"needs one target per score, got shapes {tuple(scores.shape)} and {tuple(targets.shape)}")
+        scores = _precise(scores)
+        targets = targets.detach().reshape(scores.shape)
+        ignore = self.ignore_label
+        ignored = None if ignore is None else targets.to(torch.int64) == ignore
+        costs = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction="none")
+        if ignored is not None:
+            costs = costs.masked_fill(ignored, 0)
+        return costs.sum() / self.normalizer(scores.shape[0], math.prod(scores.shape[1:]), ignored)
+
+
+@register("EuclideanLoss")
+class EuclideanLoss(LossLayer):
+    """Caffe's EuclideanLoss: sum of (a - b)^2 / (2 N), with gradients to both bottoms."""
+
+    force_backward_refuses = ()
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        check_items(self, first, second)
+        if first.numel() != second.numel():
+            self.fail(f"bottoms must have the same count, got shapes {tuple(first.shape)} and {tuple(second.shape)}")
+        difference = _precise(first - second.reshape(first.shape))
+        return difference.square().sum() / (2 * max(first.shape[0], 1))
+
+
+@register("HingeLoss")
+class HingeLoss(LossLayer):
+    """Caffe's HingeLoss: 1/N * sum of v (`norm` L1) or v^2 (L2); v = max(0, 1 + x), at the label max(0, 1 - x).
+
+    Bottoms: scores (N, ...), numbered through in an item, and one label per item.
+    """
+
+    config_field = "hinge_loss_param"
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        check_items(self, scores, labels)
+        scores = _precise(scores).flatten(1)
+        read = read_labels(self, labels, scores, 1)
+        sign = torch.ones_like(scores).scatter_(1, read.classes, read.leave_out(-torch.ones_like(scores[:, :1])))
+        margins = F.relu(scores * sign + 1)
+        total = margins.square().sum() if self.config.norm == caffe_pb2.HingeLossParameter.L2 else margins.sum()
+        return total / max(len(scores), 1)
+
+
+@register("ContrastiveLoss")
+class ContrastiveLoss(LossLayer):
+    """Caffe's ContrastiveLoss: 1/(2 N) * sum of d^2 for similar pairs and max(margin - d, 0)^2 for others.
+
+    d is the distance of the vectors a and b (N, C), further axes being 1; pairs are similar where the third bottom is
+    not 0 after its fraction is cut off. `legacy_version` takes max(margin - d^2, 0) instead. The gradient of a
+    dissimilar pair is Caffe's: its length has d / (d + 1e-4) where the derivative has 1.
+    """
+
+    config_field = "contrastive_loss_param"
+    bottoms = (3, 3)
+    force_backward_refuses = (2,)
+
+    def forward(self, first: Tensor, second: Tensor, similar: Tensor) -> Tensor:
+        check_items(self, first, second)
+        count = first.shape[0]
+        if first.shape[:2].numel() != first.numel() or first.numel() != second.numel() or first.dim() < 2:
+            got = f"{tuple(first.shape)} and {tuple(second.shape)}"
+            self.fail(f"bottoms 0 and 1 must be vectors (N, C) of one size, got shapes {got}")
+        if similar.numel() != count:
+            self.fail(f"needs one similarity per pair, {count}, got shape {tuple(similar.shape)}")
+        difference = _precise(first.flatten(1) - second.flatten(1))
+        is_similar = similar.detach().reshape(count).to(difference.device, torch.int64) != 0
+        result: Tensor = _Contrast.apply(difference, is_similar, self.config.margin, self.config.legacy_version)[0]
+        return result
+
+
+class _Contrast(torch.autograd.Function):
+    """The contrastive loss of differences (N, C), with Caffe's gradient."""
+
+    @staticmethod
+    def forward(difference: Tensor, similar: Tensor, margin: float, legacy: bool) -> tuple[Tensor, Tensor]:
+        squared = difference.square().sum(1)
+        if legacy:
+            cost = (margin - squared).clamp(min=0)
+            slope = -(squared < margin).to(squared.dtype)
+        else:
+            distance = squared.sqrt()
+            gap = (margin - distance).clamp(min=0)
+            cost, slope = gap.square(), -gap / (distance + 1e-4)
+        count = max(len(difference), 1)
+        loss = torch.where(similar, squared, cost).sum() / (2 * count)
+        return loss, slope.masked_fill(similar, 1) / count
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        difference, slope = ctx.saved_tensors
+        return difference * (slope * grad).unsqueeze(1), None, None, None
+
+
+@register("InfogainLoss")
+class InfogainLoss(LossLayer):
+    """Caffe's InfogainLoss on scores: -1/Z * sum over places and classes l of H[label, l] * log(max(p_l, 1e-20)).
+
+    p is the softmax over `infogain_loss_param.axis`, H the matrix (C * C values, no gradient) in the third bottom or,
+    with two bottoms, in the BlobProto file `infogain_loss_param.source`. Z and ignored labels are as for
+    SoftmaxWithLoss, but the old field `normalize` is refused, as in Caffe. The gradient is the softmax's, also where
+    the logarithm's argument was raised. The second top has the probabilities, without a gradient.
+    """
+
+    config_field = "infogain_loss_param"
+    also_reads = ("loss_param",)
+    bottoms = (2, 3)
+    tops = (1, 2)
+    force_backward_refuses = (1, 2)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        if self.param.loss_param.HasField("normalize"):
+            self.fail("loss_param.normalize is not for this type; give loss_param.normalization")
+        self.register_buffer("matrix", None, persistent=False)
+        if len(shapes) < 3:
+            if not self.config.source:
+                self.fail("needs the matrix H as a third bottom or in infogain_loss_param.source")
+            self.matrix = self._read_matrix()
+
+    def _read_matrix(self) -> Tensor:
+        """H as a flat tensor, from the BlobProto file `source`: looked up as named, then in the prototxt's folder."""
+        source = Path(self.config.source)
+        places = [source, Path(self.base_dir or ".") / source]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            self.fail(f"infogain_loss_param.source {str(source)!r} is not a file (looked for as {places[-1]} too)")
+        try:
+            blob = caffe_pb2.BlobProto.FromString(path.read_bytes())
+        except (OSError, DecodeError) as error:
+            self.fail(f"{path}: can't be read as a BlobProto: {error}")
+        return torch.tensor(list(blob.double_data or blob.data), dtype=torch.float32)
+
+    def forward(self, scores: Tensor, labels: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        check_items(self, scores, labels)
+        scores = _precise(scores)
+        axis = self.axis(self.config.axis, scores.shape)
+        classes = scores.shape[axis]
+        matrix = self.matrix if matrix is None else matrix.detach()
+        if matrix.numel() != classes**2:
+            self.fail(f"H has {matrix.numel()} values; {classes} classes need {classes} x {classes}")
+        matrix = matrix.to(device=scores.device, dtype=scores.dtype).reshape(classes, classes)
+        read = read_labels(self, labels, scores, axis, self.ignore_label)
+        log_probabilities = scores.log_softmax(axis)
+        # The row of H for each label, laid out like the scores.
+        weights = matrix[read.classes.squeeze(axis)].movedim(-1, axis)
+        costs = (weights * _raise_to(log_probabilities, math.log(SMALLEST_PROBABILITY))).sum(axis, keepdim=True)
+        items = math.prod(scores.shape[:axis])
+        places = math.prod(scores.shape[axis + 1 :])
+        loss = -read.leave_out(costs).sum() / self.normalizer(items, places, read.ignored)
+        return loss if self.num_tops < 2 else (loss, log_probabilities.detach().exp())
