@@ -1,0 +1,197 @@
+"""Recurrent layers: RNN, LSTM and LSTMUnit, the single step that Caffe's LSTM unrolls.
+
+Sequences are (T, N, ...): T steps of N independent streams. `cont` (T, N) is 0 where a stream begins anew and 1 where
+it goes on. With other values in `cont` the gradient is the true derivative; Caffe's own, for the forget gate, is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.registry import register
+
+States = tuple[Tensor, ...]
+
+
+class RecurrentLayer(Layer):
+    """What RNN and LSTM have in common: bottoms x (T, N, ...), cont (T, N), optionally a static input (N, ...).
+
+    With `expose_hidden` the first states are further bottoms and the last ones further tops, each (1, N, H), without
+    gradients, as in Caffe. Otherwise the last states of one call are the first of the next, without a gradient across
+    calls; they start at 0, and so again when N changes or after `reset`. T may change from call to call.
+    """
+
+    config_field = "recurrent_param"
+    force_backward_refuses = (1,)
+    states: ClassVar[tuple[str, ...]]
+    """Names of the states: the hidden one first."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        exposed = len(self.states) if self.config.expose_hidden else 0
+        if len(shapes) not in (2 + exposed, 3 + exposed):
+            self.fail(f"takes {2 + exposed} bottoms, or {3 + exposed} with a static input, got {len(shapes)}")
+        if self.num_tops != 1 + exposed:
+            self.fail(f"has {1 + exposed} tops, got {self.num_tops}")
+        if self.config.num_output == 0:
+            self.fail("recurrent_param.num_output must be given and positive")
+        self.has_static = len(shapes) == 3 + exposed
+        for name in self.states:
+            self.register_buffer(name, None, persistent=False)
+        if len(shapes[0]) < 3 or (self.has_static and len(shapes[2]) < 2):
+            self.fail(f"needs x of (T, N, ...) and a static input of (N, ...), got shapes {self._text(shapes)}")
+        features = [torch.Size(shapes[0][2:]).numel()]
+        if self.has_static:
+            features.append(torch.Size(shapes[2][1:]).numel())
+        self.add_weights(features)
+
+    def add_weights(self, features: Sequence[int]) -> None:
+        """Add the blobs, given the features per step of x and, where there is one, of the static input."""
+        raise NotImplementedError
+
+    def run(self, projected: Tensor, cont: Tensor, first: States) -> tuple[Tensor, States]:
+        """The outputs (T, N, H) and the last states, from what x contributes to each step and the first states."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget the states: the next call starts from 0."""
+        for name in self.states:
+            setattr(self, name, None)
+
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x, cont = bottoms[0], bottoms[1].detach()
+        self._check(bottoms)
+        projected = F.linear(x.flatten(2), self.blob(0), self.blob(1))
+        if self.has_static:
+            projected = projected + F.linear(bottoms[2].flatten(1), self.blob(2))
+        first = self._first_states(bottoms)
+        outputs, last = self.run(projected, cont.to(x.dtype).unsqueeze(2), first)
+        if self.config.expose_hidden:
+            return outputs, *(state.detach().unsqueeze(0) for state in last)
+        if not x.is_meta:
+            for name, state in zip(self.states, last, strict=True):
+                setattr(self, name, state.detach())
+        return outputs
+
+    def _first_states(self, bottoms: Sequence[Tensor]) -> States:
+        x, hidden = bottoms[0], self.config.num_output
+        if self.config.expose_hidden:
+            return tuple(state.detach().reshape(-1, hidden) for state in bottoms[2 + self.has_static :])
+        kept = [getattr(self, name) for name in self.states]
+        if all(
+            k is not None and k.shape[0] == x.shape[1] and k.dtype == x.dtype and k.device == x.device for k in kept
+        ):
+            return tuple(kept)
+        return tuple(x.new_zeros(x.shape[1], hidden) for _ in self.states)
+
+    def _check(self, bottoms: Sequence[Tensor]) -> None:
+        x, (steps, streams) = bottoms[0], bottoms[0].shape[:2]
+        expected = [(steps, streams)] + [(streams, *bottom.shape[1:]) for bottom in bottoms[2 : 2 + self.has_static]]
+        expected += [(1, streams, self.config.num_output)] * (len(bottoms) - 1 - len(expected))
+        if [tuple(bottom.shape) for bottom in bottoms[1:]] != expected:
+            shapes = self._text([bottom.shape for bottom in bottoms[1:]])
+            self.fail(f"beside x of shape {tuple(x.shape)} expected {self._text(expected)}, got {shapes}")
+        features = [x.shape[2:].numel()] + [bottom.shape[1:].numel() for bottom in bottoms[2 : 2 + self.has_static]]
+        weights = [self.blob_shapes[2 * i][1] for i in range(1 + self.has_static)]
+        if features != weights:
+            self.fail(f"its weights are for {weights} features per step, got {features}")
+
+    @staticmethod
+    def _text(shapes: Sequence[Sequence[int]]) -> str:
+        return ", ".join(str(tuple(shape)) for shape in shapes)
+
+
+@register("LSTM")
+class LSTM(RecurrentLayer):
+    """Caffe's LSTM: gates in the order input, forget, output, candidate, with one bias.
+
+    Blobs for `num_output` H: weight_xc (4H, I), bias_c (4H), with a static input weight_xc_static (4H, S), and
+    weight_hc (4H, H). The product with x is one for all steps.
+    """
+
+    bottoms = (2, 5)
+    tops = (1, 3)
+    states = ("hidden", "cell")
+
+    def add_weights(self, features: Sequence[int]) -> None:
+        gates = 4 * self.config.num_output
+        self.add_blob("weight_xc", (gates, features[0]), self.config.weight_filler)
+        self.add_blob("bias_c", (gates,), self.config.bias_filler)
+        if len(features) > 1:
+            self.add_blob("weight_xc_static", (gates, features[1]), self.config.weight_filler)
+        self.add_blob("weight_hc", (gates, self.config.num_output), self.config.weight_filler)
+
+    def run(self, projected: Tensor, cont: Tensor, first: States) -> tuple[Tensor, States]:
+        hidden, cell = first
+        weight = self.blob(len(self.blob_names) - 1).t()
+        outputs = []
+        for gates, goes_on in zip(projected.unbind(), cont.unbind(), strict=True):
+            cell, hidden = _lstm_step(cell, torch.addmm(gates, hidden * goes_on, weight), goes_on)
+            outputs.append(hidden)
+        return torch.stack(outputs), (hidden, cell)
+
+
+@register("RNN")
+class RNN(RecurrentLayer):
+    """Caffe's RNN: h = tanh(W_hh (cont h) + W_xh x + b_h), output tanh(W_ho h + b_o).
+
+    Blobs for `num_output` H: weight_xh (H, I), bias_h (H), with a static input weight_xh_static (H, S), weight_hh
+    (H, H), weight_ho (H, H) and bias_o (H). The products with x and for the outputs are one for all steps.
+    """
+
+    bottoms = (2, 4)
+    tops = (1, 2)
+    states = ("hidden",)
+
+    def add_weights(self, features: Sequence[int]) -> None:
+        hidden, filler = self.config.num_output, self.config.weight_filler
+        self.add_blob("weight_xh", (hidden, features[0]), filler)
+        self.add_blob("bias_h", (hidden,), self.config.bias_filler)
+        if len(features) > 1:
+            self.add_blob("weight_xh_static", (hidden, features[1]), filler)
+        self.add_blob("weight_hh", (hidden, hidden), filler)
+        self.add_blob("weight_ho", (hidden, hidden), filler)
+        self.add_blob("bias_o", (hidden,), self.config.bias_filler)
+
+    def run(self, projected: Tensor, cont: Tensor, first: States) -> tuple[Tensor, States]:
+        (hidden,) = first
+        last_blob = len(self.blob_names) - 1
+        weight = self.blob(last_blob - 2).t()
+        sequence = []
+        for step, goes_on in zip(projected.unbind(), cont.unbind(), strict=True):
+            hidden = torch.addmm(step, hidden * goes_on, weight).tanh()
+            sequence.append(hidden)
+        outputs = F.linear(torch.stack(sequence), self.blob(last_blob - 1), self.blob(last_blob)).tanh()
+        return outputs, (hidden,)
+
+
+@register("LSTMUnit")
+class LSTMUnit(Layer):
+    """Caffe's LSTMUnit: one LSTM step from the cell (1, N, H), the gates' sums (1, N, 4H) and cont (1, N).
+
+    Tops: the new cell and the hidden state, each (1, N, H).
+    """
+
+    bottoms = (3, 3)
+    tops = (2, 2)
+    force_backward_refuses = (2,)
+
+    def forward(self, cell: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
+        good = cell.dim() == 3 and cell.shape[0] == 1 and tuple(cont.shape) == tuple(cell.shape[:2])
+        if not good or tuple(gates.shape) != (*cell.shape[:2], 4 * cell.shape[2]):
+            shapes = ", ".join(str(tuple(bottom.shape)) for bottom in (cell, gates, cont))
+            self.fail(f"expected bottoms of shapes (1, N, H), (1, N, 4 H) and (1, N), got {shapes}")
+        return _lstm_step(cell, gates, cont.detach().to(cell.dtype).unsqueeze(2))
+
+
+def _lstm_step(cell: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
+    """The new cell and hidden state from the old cell (..., H), the gates' sums (..., 4H) and cont (..., 1)."""
+    size = cell.shape[-1]
+    enter, keep, leave = gates[..., : 3 * size].sigmoid().split(size, -1)
+    cell = cont * keep * cell + enter * gates[..., 3 * size :].tanh()
+    return cell, leave * cell.tanh()
