@@ -1,0 +1,287 @@
+"""Image files as inputs of nets: reading every usual kind of image, and the arithmetic that nets expect before a blob.
+
+Used where people give pictures (segmenting, running a net). The data layers have readers of their own, which
+follow Caffe to the bit for the formats that Caffe reads.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fcnproto.errors import DataError, FcnprotoWarning
+
+PathLike = str | os.PathLike[str]
+Array = npt.NDArray[Any]
+Kind = Literal["bgr", "rgb", "grey", "depth"]
+
+SUFFIXES = frozenset(
+    ".bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pcx .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()  # noqa: SIM905
+)
+"""The file names in a folder that are taken for images."""
+
+_GREY_WEIGHTS = (0.114, 0.587, 0.299)  # of blue, green and red: ITU-R 601, as OpenCV and hence Caffe
+_RESAMPLING = Image.Resampling.BILINEAR
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a blob: (pixels - mean) * scale, as Caffe's transform_param.
+
+    Attributes:
+        kind: the channels: "bgr" and "rgb" (3), "grey" (1), or "depth": the natural logarithm of a one-channel image's
+            values (1). Pixels are 0..255 before the mean is taken off.
+        mean: nothing, one value for each channel (or for all), or a mean image (channels, height, width), in
+            the order of the blob's channels.
+        scale: factor after the mean is taken off.
+        why: where these settings come from, for messages.
+    """
+
+    kind: Kind = "bgr"
+    mean: Array | None = None
+    scale: float = 1.0
+    why: str = ""
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the blob."""
+        return 3 if self.kind in ("bgr", "rgb") else 1
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            mean = "no mean"
+        elif self.mean.ndim == 3:
+            mean = f"a mean image of {self.mean.shape[2]}x{self.mean.shape[1]}"
+        else:
+            mean = "mean " + " ".join(f"{value:g}" for value in self.mean)
+        return f"{self.kind.upper()}, {mean}, scale {self.scale:g}" + (f" ({self.why})" if self.why else "")
+
+
+def open_image(path: PathLike) -> Image.Image:
+    """The image file's first frame with its pixels read, turned upright as its EXIF data say. Raises `DataError`."""
+    file = os.fspath(path)
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{file}: is a folder, an image file was expected") from None
+    except PermissionError:
+        raise DataError(f"{file}: may not be read (permission denied)") from None
+    except UnidentifiedImageError:
+        size = os.path.getsize(file)
+        raise DataError(f"{file}: {'not an image of a known kind' if size else 'the file is empty'}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{file}: too many pixels to be taken for an honest image ({error})") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
+        raise DataError(f"{file}: can't be read as an image: {error or type(error).__name__}") from error
+
+
+def read_image(path: PathLike) -> Image.Image:
+    """An image file as 8-bit RGB, upright. Raises `DataError`.
+
+    Grey, palette, one-bit, YCbCr and CMYK images (without regard to a colour profile) are converted; transparent pixels
+    show white behind them; 16-bit grey is divided by 257. Of animations the first frame is taken.
+    """
+    image = open_image(path)
+    try:
+        return to_rgb(image)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{os.fspath(path)}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB; see `read_image`. ValueError for floating-point and 32-bit pixels."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        white = Image.new("RGBA", coloured.size, "white")
+        return Image.alpha_composite(white, coloured).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Array:
+    values = np.asarray(image)
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers of unknown range; save the image with 8 or 16 bits")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"pixels are 32-bit integers ({low}..{high}); save the image with 8 or 16 bits")
+    # Read with OpenCV, as Caffe does, 16-bit images lose their low bytes; rounding differs by one at most.
+    return np.rint(values / 257.0).astype(np.uint8)
+
+
+def read_depth(path: PathLike) -> Image.Image:
+    """A one-channel image of any depth (8, 16, 32 bits, float), its values as they are (mode F), upright."""
+    image = open_image(path)
+    if len(image.getbands()) != 1 or image.mode in ("P", "1"):
+        raise DataError(f"{os.fspath(path)}: a depth image has one channel of numbers; this one's mode is {image.mode}")
+    return Image.fromarray(np.asarray(image, dtype=np.float32))
+
+
+def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The image scaled to a size, bilinear; when it shrinks, every pixel counts (no aliasing)."""
+    return image if image.size == (width, height) else image.resize((width, height), _RESAMPLING)
+
+
+def limit_side(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
+    """(height, width) shrunk in proportion so that neither side is longer than `longest`."""
+    height, width = size
+    if longest is None or max(size) <= longest:
+        return size
+    factor = longest / max(size)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def to_blob(image: Image.Image, preprocessing: Preprocessing) -> Array:
+    """The float32 array (channels, height, width) that a net is given for an image.
+
+    `image` is from `read_image`, or from `read_depth` for the kind "depth". A mean image of another size than the image
+    counts by its average in each channel (a warning says so). DataError where a depth has no logarithm.
+    """
+    values = np.asarray(image, dtype=np.float32)
+    if preprocessing.kind == "depth":
+        blob = _log_depth(values)
+    elif preprocessing.kind == "grey":
+        blob = (values[:, :, ::-1] @ np.array(_GREY_WEIGHTS, dtype=np.float32))[None]
+    else:
+        blob = (values if preprocessing.kind == "rgb" else values[:, :, ::-1]).transpose(2, 0, 1)
+    if preprocessing.mean is not None:
+        blob = blob - _fitting_mean(preprocessing.mean, blob.shape)
+    if preprocessing.scale != 1.0:
+        blob = blob * np.float32(preprocessing.scale)
+    return np.ascontiguousarray(blob, dtype=np.float32)
+
+
+def _log_depth(values: Array) -> Array:
+    if not (values > 0).all():
+        raise DataError(
+            f"{int((values <= 0).sum())} pixels have depth 0 or less, which has no logarithm; fill the holes first"
+        )
+    logarithm: Array = np.log(values)[None]
+    return logarithm
+
+
+def _fitting_mean(mean: Array, shape: Sequence[int]) -> Array:
+    channels = mean.shape[0]
+    if channels not in (1, shape[0]):
+        raise DataError(f"the mean has {channels} channels, the input has {shape[0]}")
+    if mean.ndim == 3 and tuple(mean.shape[1:]) == tuple(shape[1:]):
+        return mean
+    if mean.ndim == 3:
+        warnings.warn(
+            f"the mean image is {mean.shape[2]}x{mean.shape[1]}, images differ from it in size; "
+            "they are taken relative to its average in each channel",
+            FcnprotoWarning,
+            stacklevel=3,
+        )
+        mean = mean.mean(axis=(1, 2), dtype=np.float64)
+    fitting: Array = mean.astype(np.float32)[:, None, None]
+    return fitting
+
+
+def parse_mean(text: str) -> Array | None:
+    """The mean that a command line names: "none", numbers "104,117,123" in the blob's order of channels, or a file."""
+    if text.lower() in ("", "none"):
+        return None
+    try:
+        return np.array([float(part) for part in text.split(",")], dtype=np.float64)
+    except ValueError:
+        return read_mean(text)
+
+
+def read_mean(path: PathLike) -> Array:
+    """The mean in a .binaryproto (Caffe's mean image, a BlobProto) or .npy file: (channels,) or (channels, h, w).
+
+    Raises `DataError` for other contents and `WeightsError` for a damaged .binaryproto.
+    """
+    from fcnproto.schema.weights import read_blob
+
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such mean file; expected numbers separated by commas, a .binaryproto or a .npy file"
+        )
+    if file.suffix == ".npy":
+        try:
+            mean = np.load(file, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{file}: can't be read as .npy: {error}") from error
+    else:
+        mean = read_blob(file)
+    mean = np.asarray(mean)
+    if mean.dtype.kind not in "fiu" or not np.isfinite(mean).all():
+        raise DataError(f"{file}: a mean consists of finite numbers")
+    while mean.ndim > 3 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim == 3 and mean.shape[0] in (1, 3, 4):
+        return mean.astype(np.float32)
+    if mean.ndim == 1 and mean.size:
+        return mean.astype(np.float64)
+    raise DataError(f"{file}: shape {mean.shape}; a mean has shape (channels,) or (channels, height, width)")
+
+
+def find_images(paths: Sequence[PathLike], recursive: bool = False) -> list[tuple[Path, str]]:
+    """The image files among `paths`, folders opened, each with a name for its results.
+
+    A folder gives its files with a usual suffix of images in alphabetical order (those of its subfolders too if
+    `recursive`), hidden ones left out; a file given twice counts once. The name is the path within the given folder
+    without its suffix, or the file's stem; where two would be the same (or differ by case alone), they get their
+    suffix ("cat_jpg") or the folders above ("night_cat") added. Paths that don't exist are kept: reading them gives
+    the error.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    for given in map(Path, paths):
+        if given.is_dir():
+            inside = sorted(given.rglob("*") if recursive else given.iterdir())
+            files = [(path, path.relative_to(given)) for path in inside if _is_image(path, given)]
+        else:
+            files = [(given, Path(given.name))]
+        for path, relative in files:
+            found.setdefault(os.path.realpath(path), (path, relative.as_posix()))
+    return _name(list(found.values()))
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _name(files: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """A name for each (path, path within its folder): stems where they differ, longer ones where they don't."""
+    names = [os.path.splitext(relative)[0] for _, relative in files]
+    for members in _clashes(names):
+        suffixes = [os.path.splitext(files[index][1])[1] for index in members]
+        if len(set(map(str.casefold, suffixes))) > 1:
+            for index, suffix in zip(members, suffixes, strict=True):
+                names[index] += suffix.replace(".", "_")
+    plain = list(names)
+    above = [os.path.realpath(path).split(os.sep)[: -len(relative.split("/"))] for path, relative in files]
+    for depth in range(1, max(map(len, above), default=0)):
+        for members in _clashes(names):
+            for index in members:
+                names[index] = "_".join([*above[index][-depth:], plain[index]])
+    for members in _clashes(names):
+        for number, index in enumerate(members, 1):
+            names[index] += f"_{number}"
+    return [(path, name) for (path, _), name in zip(files, names, strict=True)]
+
+
+def _clashes(names: Sequence[str]) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        groups.setdefault(name.casefold(), []).append(index)
+    return [members for members in groups.values() if len(members) > 1]

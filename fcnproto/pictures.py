@@ -1,0 +1,94 @@
+"""Pictures of label maps: the VOC colours, palette PNGs, overlays on the image, legends with class names.
+
+Only draws; it knows neither nets nor files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Array = npt.NDArray[Any]
+
+VOID = 255
+"""The label of pixels that don't count."""
+
+
+def voc_palette(count: int = 256) -> Array:
+    """(count, 3) uint8: the PASCAL VOC colours of the labels 0, 1, ..., 255 being void's cream white.
+
+    Label bits 0, 1 and 2 are the highest bits of red, green and blue, the next three bits the next ones, and so on.
+    """
+    labels = np.arange(count)
+    colours = np.zeros((count, 3), dtype=np.uint8)
+    for level in range(3):
+        for channel in range(3):
+            bit = labels >> (3 * level + channel) & 1
+            colours[:, channel] |= (bit << (7 - level)).astype(np.uint8)
+    return colours
+
+
+def label_image(labels: Array, palette: Array | None = None) -> Image.Image:
+    """A label map (height, width) of 0..255 as a palette image: its pixel values are the labels."""
+    image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+    image.putpalette((voc_palette() if palette is None else palette).astype(np.uint8).tobytes())
+    return image
+
+
+def overlay(
+    image: Image.Image,
+    labels: Array,
+    palette: Array | None = None,
+    bare: Sequence[int] = (0,),
+    opacity: float = 0.6,
+) -> Image.Image:
+    """The image with each label's colour laid over it; the labels in `bare` leave it as it is. Sizes must agree."""
+    colours = voc_palette() if palette is None else palette
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    strength = np.full(256, opacity, dtype=np.float32)
+    strength[list(bare)] = 0
+    weight = strength[labels][:, :, None]
+    mixed = pixels * (1 - weight) + colours[labels] * weight
+    return Image.fromarray(np.rint(_with_edges(mixed, labels)).astype(np.uint8))
+
+
+def _with_edges(pixels: Array, labels: Array) -> Array:
+    """Light lines along the borders of regions, so that neighbours of similar colours can be told apart."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:, :] |= labels[1:, :] != labels[:-1, :]
+    pixels[edge] = pixels[edge] * 0.3 + 255 * 0.7
+    return pixels
+
+
+def legend(entries: Sequence[tuple[str, Sequence[int]]], height: int, text_size: int | None = None) -> Image.Image:
+    """A white strip at least `height` pixels high with a coloured square and a name for each entry, in columns."""
+    size = text_size or max(12, min(28, height // 24))
+    font = ImageFont.load_default(size)
+    step, margin = round(size * 1.6), size // 2
+    rows = max(1, (height - 2 * margin) // step)
+    columns = [entries[start : start + rows] for start in range(0, len(entries), rows)]
+    widths = [round(max(font.getlength(name) for name, _ in column)) + size + 3 * margin for column in columns]
+    strip = Image.new("RGB", (max(1, sum(widths)), max(height, step + 2 * margin)), "white")
+    draw = ImageDraw.Draw(strip)
+    left = 0
+    for column, width in zip(columns, widths, strict=True):
+        for row, (name, colour) in enumerate(column):
+            top = margin + row * step
+            box = (left + margin, top, left + margin + size, top + size)
+            draw.rectangle(box, fill=tuple(int(value) for value in colour), outline="grey")
+            draw.text((left + size + 2 * margin, top + size / 2), name, fill="black", font=font, anchor="lm")
+        left += width
+    return strip
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two images side by side on white, their upper edges level."""
+    joined = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
+    joined.paste(left, (0, 0))
+    joined.paste(right, (left.width, 0))
+    return joined
