@@ -1,0 +1,264 @@
+"""Caffe's convolution family for any number of spatial axes: Convolution, Deconvolution and Im2col."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.registry import register
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_DECONVOLVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel moves: one entry per spatial axis in each field."""
+
+    kernel: Shape
+    stride: Shape
+    pad: Shape
+    dilation: Shape
+
+    @property
+    def extent(self) -> Shape:
+        """The positions that the dilated kernel spans along each axis."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+
+    def narrowed(self, size: Sequence[int]) -> Shape:
+        """Output size along each axis for an input of `size` (Caffe's Convolution).
+
+        The division truncates toward zero as in C, so a kernel somewhat larger than the padded input still gives 1
+        where the stride is large enough.
+        """
+        numerators = (n + 2 * p - e for n, p, e in zip(size, self.pad, self.extent, strict=True))
+        return tuple(n // s + 1 if n >= 0 else 1 - (-n // s) for n, s in zip(numerators, self.stride, strict=True))
+
+    def widened(self, size: Sequence[int]) -> Shape:
+        """Output size along each axis of the transposed convolution (Caffe's Deconvolution)."""
+        return tuple(
+            s * (n - 1) + e - 2 * p for n, s, e, p in zip(size, self.stride, self.extent, self.pad, strict=True)
+        )
+
+    def shortfall(self, size: Sequence[int]) -> Shape:
+        """By how much the kernel exceeds the padded input along each axis; the missing part reads as zero."""
+        return tuple(max(0, e - n - 2 * p) for n, p, e in zip(size, self.pad, self.extent, strict=True))
+
+
+def read_window(layer: Layer, axes: int) -> Window:
+    """The window of a layer with `convolution_param` over `axes` spatial axes, with Caffe's checks of the spellings.
+
+    kernel_size, stride, pad and dilation stand once for all axes or once for each; kernel, stride and pad may be given
+    by _h and _w for two axes, where one left out is 0.
+    """
+    kernel = _extents(layer, axes, "kernel_size", "kernel", None)
+    stride = _extents(layer, axes, "stride", "stride", 1)
+    pad = _extents(layer, axes, "pad", "pad", 0)
+    dilation = _extents(layer, axes, "dilation", None, 1)
+    for name, values in (("kernel size", kernel), ("stride", stride), ("dilation", dilation)):
+        if 0 in values:
+            layer.fail(f"{name} {values} must be positive along every axis")
+    return Window(kernel, stride, pad, dilation)
+
+
+def _extents(layer: Layer, axes: int, field: str, pair: str | None, default: int | None) -> Shape:
+    config = layer.config
+    values = tuple(getattr(config, field))
+    if pair is not None and (config.HasField(f"{pair}_h") or config.HasField(f"{pair}_w")):
+        if axes != 2:
+            layer.fail(f"{pair}_h and {pair}_w are for 2 spatial axes, the bottom has {axes}; use {field}")
+        if values:
+            layer.fail(f"{field} is given together with {pair}_h or {pair}_w; give one of the two")
+        return (getattr(config, f"{pair}_h"), getattr(config, f"{pair}_w"))
+    if not values:
+        if default is None and axes:
+            layer.fail(f"{field} is missing; give it once, or once for each of the {axes} spatial axes")
+        return (default or 0,) * axes
+    if len(values) not in (1, axes):
+        layer.fail(f"{len(values)} values of {field} for {axes} spatial axes; give one for all or one for each")
+    return values if len(values) == axes else values * axes
+
+
+def im2col(x: Tensor, window: Window) -> Tensor:
+    """All windows of `x` (N, C, *spatial) as (N, C, *kernel, *out), for any number of spatial axes."""
+    axes = len(window.kernel)
+    missing = window.shortfall(x.shape[2:])
+    padding = [(p, p + m) for p, m in zip(window.pad, missing, strict=True)]
+    if any(map(any, padding)):
+        x = F.pad(x, [amount for pair in reversed(padding) for amount in pair])
+    for i in range(axes):  # each step slides over one axis and appends its taps as the last one
+        x = x.unfold(2 + i, window.extent[i], window.stride[i])[..., :: window.dilation[i]]
+    return x.permute(0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:
+    """Cross-correlation of `x` (N, C, *spatial) with `weight` (outputs, C / groups, *kernel)."""
+    axes = len(window.kernel)
+    if axes == 0:  # one position: a matrix product per group
+        return F.conv1d(x.unsqueeze(-1), weight.unsqueeze(-1), bias, groups=groups).squeeze(-1)
+    missing = window.shortfall(x.shape[2:])
+    if any(missing):
+        x = F.pad(x, [amount for m in reversed(missing) for amount in (0, m)])
+    if axes in _CONVOLVE:
+        return _CONVOLVE[axes](x, weight, bias, window.stride, window.pad, window.dilation, groups)
+    windows = im2col(x, window)
+    size = windows.shape[2 + axes :]
+    columns = windows.reshape(x.shape[0], groups, weight[0].numel(), math.prod(size))
+    y = (weight.reshape(groups, weight.shape[0] // groups, -1) @ columns).reshape(-1, weight.shape[0], *size)
+    return y if bias is None else y + bias.view(-1, *[1] * axes)
+
+
+def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:
+    """Transposed convolution of `x` (N, C, *spatial) with `weight` (C, outputs / groups, *kernel)."""
+    axes = len(window.kernel)
+    if axes == 0:
+        return F.conv_transpose1d(x.unsqueeze(-1), weight.unsqueeze(-1), bias, groups=groups).squeeze(-1)
+    if axes in _DECONVOLVE:
+        return _DECONVOLVE[axes](x, weight, bias, window.stride, window.pad, 0, groups, window.dilation)
+    # Input spread out by the stride, then convolved with the flipped kernel.
+    spread = x.new_zeros(*x.shape[:2], *(s * (n - 1) + 1 for n, s in zip(x.shape[2:], window.stride, strict=True)))
+    steps = [slice(None, None, s) for s in window.stride]
+    spread[(slice(None), slice(None), *steps)] = x
+    margins = [e - 1 - p for e, p in zip(window.extent, window.pad, strict=True)]
+    spread = F.pad(spread, [margin for m in reversed(margins) for margin in (m, m)])
+    per_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:]).transpose(1, 2)
+    flipped = per_group.flatten(0, 1).flip(tuple(range(2, 2 + axes)))
+    ones = (1,) * axes
+    return convolve(spread, flipped, bias, Window(window.kernel, ones, (0,) * axes, window.dilation), groups)
+
+
+class _Convolutional(Layer):
+    """What the family shares: the channel axis, the axes before it (all batch) and after it (all spatial)."""
+
+    config_field = "convolution_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.channel_axis = self.axis(self.config.axis, shapes[0])
+        self.axes = len(shapes[0]) - self.channel_axis - 1
+        self.channels = shapes[0][self.channel_axis]
+        self.window = read_window(self, self.axes)
+
+    def check_bottom(self, shape: Sequence[int]) -> None:
+        """Refuse a bottom with other axes or channels than the layer was set up for."""
+        if len(shape) != self.channel_axis + 1 + self.axes:
+            self.fail(f"was set up for bottoms of {self.channel_axis + 1 + self.axes} axes, got shape {tuple(shape)}")
+        if shape[self.channel_axis] != self.channels:
+            self.fail(f"was set up for {self.channels} channels, got a bottom of shape {tuple(shape)}")
+
+    def check_size(self, size: Shape, bottom: Sequence[int]) -> None:
+        """Refuse windows that don't fit: a negative output size."""
+        for i, extent in enumerate(size):
+            if extent < 0:
+                w = self.window
+                self.fail(
+                    f"spatial axis {i} of a bottom of shape {tuple(bottom)}: output size {extent} with kernel "
+                    f"{w.kernel[i]}, stride {w.stride[i]}, pad {w.pad[i]}, dilation {w.dilation[i]}; "
+                    "give a larger input or change the window"
+                )
+
+
+class _Weighted(_Convolutional):
+    """Convolution and Deconvolution: the same weights for any number of bottoms, one top each."""
+
+    bottoms = (1, None)
+    tops = (1, None)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
+        config = self.config
+        if self.num_tops != len(shapes):
+            self.fail(f"{len(shapes)} bottoms and {self.num_tops} tops; it needs one top for each bottom")
+        self.outputs, self.groups = config.num_output, config.group
+        if self.outputs == 0:
+            self.fail("num_output must be given and positive")
+        if self.groups == 0 or self.channels % self.groups or self.outputs % self.groups:
+            self.fail(
+                f"{self.channels} channels and num_output {self.outputs} must be multiples of group {self.groups}"
+            )
+        self.add_blob("weight", self.weight_shape(), config.weight_filler)
+        if config.bias_term:
+            self.add_blob("bias", (self.outputs,), config.bias_filler)
+
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        for bottom in bottoms:
+            self.check_bottom(bottom.shape)
+            if bottom.shape != bottoms[0].shape:
+                self.fail(f"bottoms must have one shape, got {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}")
+        weight, bias = self.blob(0), self.optional_blob(1)
+        tops = tuple(self.slide(bottom, weight, bias) for bottom in bottoms)
+        return tops if self.num_tops > 1 else tops[0]
+
+    def slide(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One top from one bottom; an output size of 0 gives an empty tensor."""
+        batch, size = x.shape[: self.channel_axis], self.top_size(x.shape[self.channel_axis + 1 :])
+        self.check_size(size, x.shape)
+        if 0 in size:
+            return x.new_zeros(*batch, self.outputs, *size)
+        if self.channel_axis == 1:
+            return self.compute(x, weight, bias)
+        y = self.compute(x.reshape(math.prod(batch), *x.shape[self.channel_axis :]), weight, bias)
+        return y.reshape(*batch, self.outputs, *size)
+
+    def weight_shape(self) -> Shape:
+        """The shape of the weight blob."""
+        raise NotImplementedError
+
+    def top_size(self, size: Sequence[int]) -> Shape:
+        """The tops' spatial size for bottoms of spatial size `size`."""
+        raise NotImplementedError
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The top for a bottom (N, C, *spatial)."""
+        raise NotImplementedError
+
+
+@register("Convolution")
+class Convolution(_Weighted):
+    """Caffe's Convolution: cross-correlation over all axes after `axis`; weight (outputs, C / group, *kernel).
+
+    A kernel larger than the padded input reads zeros beyond it where Caffe's rounding allows an output at all.
+    `engine` and `force_nd_im2col` choose an implementation in Caffe and change nothing here.
+    """
+
+    def weight_shape(self) -> Shape:
+        return (self.outputs, self.channels // self.groups, *self.window.kernel)
+
+    def top_size(self, size: Sequence[int]) -> Shape:
+        return self.window.narrowed(size)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolve(x, weight, bias, self.window, self.groups)
+
+
+@register("Deconvolution")
+class Deconvolution(_Weighted):
+    """Caffe's Deconvolution: transposed convolution, no output padding; weight (C, outputs / group, *kernel)."""
+
+    def weight_shape(self) -> Shape:
+        return (self.channels, self.outputs // self.groups, *self.window.kernel)
+
+    def top_size(self, size: Sequence[int]) -> Shape:
+        return self.window.widened(size)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return deconvolve(x, weight, bias, self.window, self.groups)
+
+
+@register("Im2col")
+class Im2col(_Convolutional):
+    """Caffe's Im2col: the windows of a convolution as channels, in the order (channel, *kernel)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_bottom(x.shape)
+        batch, size = x.shape[: self.channel_axis], self.window.narrowed(x.shape[self.channel_axis + 1 :])
+        self.check_size(size, x.shape)
+        columns = self.channels * math.prod(self.window.kernel)
+        if 0 in size:
+            return x.new_zeros(*batch, columns, *size)
+        windows = im2col(x.reshape(math.prod(batch), *x.shape[self.channel_axis :]), self.window)
+        return windows.reshape(*batch, columns, *size)

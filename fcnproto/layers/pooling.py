@@ -1,0 +1,252 @@
+"""Caffe's Pooling and SPP (spatial pyramid pooling).
+
+Where PyTorch's pooling follows the same rules it does the work; everything else goes through explicit padding, which
+is exact for every kernel, stride and pad. One thing differs from Caffe on purpose: a NaN in a window makes the
+maximum NaN, where Caffe skips it and hides the trouble.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.registry import register
+from fcnproto.schema import caffe_pb2
+
+Pair = tuple[int, int]
+
+_MAX, _AVE = caffe_pb2.PoolingParameter.MAX, caffe_pb2.PoolingParameter.AVE
+_STOCHASTIC = caffe_pb2.PoolingParameter.STOCHASTIC
+_LOWEST = -3.4028234663852886e38
+"""Caffe's start value of a maximum, the lowest float32, also for other dtypes."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one pooling: kernel, stride and pad as (height, width), and the rounding of the output size."""
+
+    kernel: Pair
+    stride: Pair = (1, 1)
+    pad: Pair = (0, 0)
+    floor: bool = False
+
+    def output(self, size: Sequence[int]) -> Pair:
+        """Output (height, width) for an input of `size` by Caffe's rule; may be 0 or negative."""
+        height, width = (self._output(size[i], i) for i in (0, 1))
+        return height, width
+
+    def _output(self, size: int, i: int) -> int:
+        room, stride = size + 2 * self.pad[i] - self.kernel[i], self.stride[i]
+        count = (room // stride if self.floor else -(-room // stride)) + 1
+        if any(self.pad) and (count - 1) * stride >= size + self.pad[i]:
+            count -= 1  # the last window would lie in the padding alone
+        return count
+
+    def suits_torch(self, size: Sequence[int]) -> bool:
+        """Whether PyTorch's pooling (ceil_mode unless `floor`) makes the same windows of an input of `size`."""
+        for i in (0, 1):
+            if 2 * self.pad[i] > self.kernel[i]:
+                return False
+            last = (self._output(size[i], i) - 1) * self.stride[i]
+            clipped = not any(self.pad) and last >= size[i]
+            if clipped or size[i] + 2 * self.pad[i] < self.kernel[i]:
+                return False
+        return True
+
+    def margins(self, size: Sequence[int]) -> list[int]:
+        """Padding for `F.pad` after which the windows tile the input exactly (negative where its end is not read)."""
+        after = [
+            (self._output(n, i) - 1) * self.stride[i] + self.kernel[i] - n - self.pad[i] for i, n in enumerate(size)
+        ]
+        return [self.pad[1], after[1], self.pad[0], after[0]]
+
+
+def max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tensor | None]:
+    """The maximum of each window and, `with_mask`, its index h * W + w within the plane (-1 for an empty window).
+
+    Among equal values the first in row-major order is chosen, and alone gets the gradient. An empty window
+    gives the lowest float32.
+    """
+    size, kernel, stride = x.shape[2:], windows.kernel, windows.stride
+    if windows.suits_torch(size):
+        if not with_mask:
+            return F.max_pool2d(x, kernel, stride, windows.pad, ceil_mode=not windows.floor), None
+        return F.max_pool2d(x, kernel, stride, windows.pad, ceil_mode=not windows.floor, return_indices=True)
+    padded = F.pad(x, windows.margins(size), value=max(_LOWEST, torch.finfo(x.dtype).min))
+    values, index = F.max_pool2d(padded, kernel, stride, return_indices=True)
+    if not with_mask:
+        return values, None
+    row = index // padded.shape[3] - windows.pad[0]
+    column = index % padded.shape[3] - windows.pad[1]
+    inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+    return values, torch.where(inside, row * size[1] + column, -1)
+
+
+def average_pool(x: Tensor, windows: Windows) -> Tensor:
+    """The sum of each window over its area; padding counts in the area as far as size + pad, nothing beyond it does.
+
+    An empty window gives 0.
+    """
+    size = x.shape[2:]
+    if windows.suits_torch(size):
+        return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
+    padded = F.pad(x, windows.margins(size))
+    sums = F.avg_pool2d(padded, windows.kernel, windows.stride, divisor_override=1)
+    extents = []
+    for i in (0, 1):
+        start = torch.arange(sums.shape[2 + i], device=x.device) * windows.stride[i] - windows.pad[i]
+        end = (start + windows.kernel[i]).clamp(max=size[i] + windows.pad[i])
+        extents.append((end - start).clamp(min=1))
+    return sums / (extents[0].unsqueeze(1) * extents[1]).to(x.dtype)
+
+
+def stochastic_pool(x: Tensor, windows: Windows, sample: bool) -> Tensor:
+    """Pooling of values that must not be negative, each weighted by itself.
+
+    With `sample` one value of each window, drawn with probability in proportion to it (torch's global generator);
+    else the mean weighted in that proportion. A window of zeros gives 0.
+    """
+    (height, width), (step_down, step_right) = windows.kernel, windows.stride
+    padded = F.pad(x, windows.margins(x.shape[2:]))
+    values = padded.unfold(2, height, step_down).unfold(3, width, step_right).flatten(4)
+    if not sample:
+        return (values * values).sum(-1) / (values.sum(-1) + torch.finfo(torch.float32).tiny)
+    cumulated = values.detach().cumsum(-1)
+    threshold = torch.rand_like(cumulated[..., :1]) * cumulated[..., -1:]
+    index = (cumulated < threshold).sum(-1, keepdim=True).clamp(max=height * width - 1)
+    return values.gather(-1, index).squeeze(-1)
+
+
+class _Pool(Layer):
+    """What Pooling and SPP share: 4-D bottoms, and pooling by method."""
+
+    def check_bottom(self, shape: Sequence[int]) -> None:
+        """Refuse a bottom that isn't (N, C, H, W)."""
+        if len(shape) != 4:
+            self.fail(f"pools (N, C, H, W) bottoms only, got shape {tuple(shape)}")
+
+    def pool(self, x: Tensor, method: int, windows: Windows, with_mask: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The pooled values and, for a maximum `with_mask`, the indices. An output size of 0 gives an empty tensor."""
+        self.check_bottom(x.shape)
+        size = windows.output(x.shape[2:])
+        if min(size) < 0:
+            self.fail(
+                f"output size {size} for a bottom of shape {tuple(x.shape)} with kernel {windows.kernel}, stride "
+                f"{windows.stride}, pad {windows.pad}; give a larger input or a smaller kernel"
+            )
+        if 0 in size:
+            empty = x.new_zeros(*x.shape[:2], *size)
+            return empty, empty
+        if method == _MAX:
+            return max_pool(x, windows, with_mask)
+        if method == _AVE:
+            return average_pool(x, windows), None
+        return stochastic_pool(x, windows, self.training), None
+
+
+@register("Pooling")
+class Pooling(_Pool):
+    """Caffe's Pooling over (N, C, H, W): MAX, AVE or STOCHASTIC, output sizes rounded up unless `round_mode` is FLOOR.
+
+    A second top (MAX) holds the index of each maximum within its plane, as floats. STOCHASTIC samples in the TRAIN
+    phase and weights in the TEST phase; it works on the CPU too, and its TEST gradient is that of the weighted
+    mean (Caffe sends it to the index sampled last).
+    """
+
+    config_field = "pooling_param"
+    tops = (1, 2)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.check_bottom(shapes[0])
+        config = self.config
+        self.method = config.pool
+        self.kernel = self._read_kernel()
+        stride, pad = self._pair("stride", 1), self._pair("pad", 0)
+        self.windows = Windows(
+            self.kernel or (1, 1), stride, pad, config.round_mode == caffe_pb2.PoolingParameter.FLOOR
+        )
+        if 0 in stride:
+            self.fail(f"stride {stride} must be positive")
+        if config.global_pooling and (stride != (1, 1) or pad != (0, 0)):
+            self.fail("global_pooling goes with stride 1 and pad 0 only; remove stride and pad")
+        if any(pad) and self.method == _STOCHASTIC:
+            self.fail("pad works with MAX and AVE pooling only; remove pad")
+        if self.kernel is not None and (pad[0] >= self.kernel[0] or pad[1] >= self.kernel[1]):
+            self.fail(f"pad {pad} must be smaller than the kernel {self.kernel}")
+        if self.num_tops == 2 and self.method != _MAX:
+            self.fail("only MAX pooling has a second top (the mask)")
+
+    def _read_kernel(self) -> Pair | None:
+        """The kernel, or None for global pooling, which takes the bottom's size at each call."""
+        config = self.config
+        parts = config.HasField("kernel_h"), config.HasField("kernel_w")
+        if config.global_pooling:
+            if config.HasField("kernel_size") or any(parts):
+                self.fail("global_pooling takes the kernel from the bottom; remove kernel_size, kernel_h and kernel_w")
+            return None
+        if config.HasField("kernel_size") == all(parts):
+            self.fail("give either kernel_size or both kernel_h and kernel_w")
+        kernel = (config.kernel_h, config.kernel_w) if all(parts) else (config.kernel_size, config.kernel_size)
+        if 0 in kernel:
+            self.fail(f"kernel {kernel} must be positive")
+        return kernel
+
+    def _pair(self, name: str, default: int) -> Pair:
+        config = self.config
+        parts = config.HasField(f"{name}_h"), config.HasField(f"{name}_w")
+        if parts[0] != parts[1] or (any(parts) and config.HasField(name)):
+            self.fail(f"give either {name} or both {name}_h and {name}_w")
+        if all(parts):
+            return getattr(config, f"{name}_h"), getattr(config, f"{name}_w")
+        value = getattr(config, name) if config.HasField(name) else default
+        return value, value
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        self.check_bottom(x.shape)
+        windows = Windows((x.shape[2], x.shape[3])) if self.kernel is None else self.windows
+        values, mask = self.pool(x, self.method, windows, with_mask=self.num_tops == 2)
+        if mask is None or self.num_tops == 1:
+            return values
+        # Half precision can't hold the indices of a larger plane.
+        return values, mask.to(x.dtype if x.dtype.itemsize >= 4 else torch.float32)
+
+
+@register("SPP")
+class SPP(_Pool):
+    """Caffe's SPP: poolings into 1, 4, 16, ... bins per channel, flattened and joined along axis 1.
+
+    The top is (N, C * (1 + 4 + ...)), so its width doesn't depend on the bottom's size; a pyramid of height 1 gives
+    (N, C, 1, 1). Some small sizes need a pad as large as the kernel and are refused, as by Caffe.
+    """
+
+    config_field = "spp_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.check_bottom(shapes[0])
+        if self.config.pyramid_height == 0:
+            self.fail("pyramid_height must be given and positive")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_bottom(x.shape)
+        levels = [
+            self.pool(x, self.config.pool, self.bins(x.shape, 2**i))[0] for i in range(self.config.pyramid_height)
+        ]
+        return levels[0] if len(levels) == 1 else torch.cat([level.flatten(1) for level in levels], 1)
+
+    def bins(self, shape: Sequence[int], count: int) -> Windows:
+        """The windows that divide a bottom of `shape` into `count` bins along each axis."""
+        kernel = tuple(-(-size // count) for size in shape[2:])
+        pad = tuple((k * count - size + 1) // 2 for k, size in zip(kernel, shape[2:], strict=True))
+        if any(p >= k for p, k in zip(pad, kernel, strict=True)):
+            self.fail(
+                f"a bottom of shape {tuple(shape)} is too small for {count} bins along each axis (pyramid_height "
+                f"{self.config.pyramid_height}); give a larger input or a lower pyramid"
+            )
+        if any(pad) and self.config.pool == caffe_pb2.SPPParameter.STOCHASTIC:
+            self.fail(f"STOCHASTIC pooling can't be padded, which {count} bins of shape {tuple(shape)} need")
+        return Windows((kernel[0], kernel[1]), (kernel[0], kernel[1]), (pad[0], pad[1]))
