@@ -143,7 +143,7 @@ class PReLU(Layer):
         self.add_blob("weight", () if self.config.channel_shared else (shape[1],), filler)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.prelu(x, self.blob(0).reshape(-1))
+        return F.prelu(x, self.blob(0).reshape(-1).to(x.dtype))
 
 
 @register("ReLU")

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.dtypes import at_least_float32
 from fcnproto.layers.labels import check_items, read_labels
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
@@ -81,11 +82,6 @@ def _raise_to(x: Tensor, lowest: float) -> Tensor:
     return result
 
 
-def _precise(x: Tensor) -> Tensor:
-    """float32 for half types, in which a sum over an image's pixels would overflow."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 @register("SoftmaxWithLoss")
 class SoftmaxWithLoss(LossLayer):
     """Caffe's SoftmaxWithLoss: -1/Z * sum of log(max(p, FLT_MIN)), p being the label's softmax probability.
@@ -105,7 +101,7 @@ class SoftmaxWithLoss(LossLayer):
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         check_items(self, scores, labels)
-        scores = _precise(scores)
+        scores = at_least_float32(scores)
         axis = self.axis(self.config.axis, scores.shape)
         read = read_labels(self, labels, scores, axis, self.ignore_label)
         log_probabilities = scores.log_softmax(axis)
@@ -125,7 +121,7 @@ class MultinomialLogisticLoss(LossLayer):
 
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         check_items(self, probabilities, labels)
-        probabilities = _precise(probabilities).flatten(1)
+        probabilities = at_least_float32(probabilities).flatten(1)
         read = read_labels(self, labels, probabilities, 1)
         costs = _raise_to(probabilities.gather(1, read.classes), SMALLEST_PROBABILITY).log()
         return -read.leave_out(costs).sum() / max(len(probabilities), 1)
@@ -146,7 +142,7 @@ class SigmoidCrossEntropyLoss(LossLayer):
         check_items(self, scores, targets)
         if scores.numel() != targets.numel():
             self.fail(f"needs one target per score, got shapes {tuple(scores.shape)} and {tuple(targets.shape)}")
-        scores = _precise(scores)
+        scores = at_least_float32(scores)
         targets = targets.detach().reshape(scores.shape)
         ignore = self.ignore_label
         ignored = None if ignore is None else targets.to(torch.int64) == ignore
@@ -166,7 +162,7 @@ class EuclideanLoss(LossLayer):
         check_items(self, first, second)
         if first.numel() != second.numel():
             self.fail(f"bottoms must have the same count, got shapes {tuple(first.shape)} and {tuple(second.shape)}")
-        difference = _precise(first - second.reshape(first.shape))
+        difference = at_least_float32(first - second.reshape(first.shape))
         return difference.square().sum() / (2 * max(first.shape[0], 1))
 
 
@@ -181,7 +177,7 @@ class HingeLoss(LossLayer):
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         check_items(self, scores, labels)
-        scores = _precise(scores).flatten(1)
+        scores = at_least_float32(scores).flatten(1)
         read = read_labels(self, labels, scores, 1)
         sign = torch.ones_like(scores).scatter_(1, read.classes, read.leave_out(-torch.ones_like(scores[:, :1])))
         margins = F.relu(scores * sign + 1)
@@ -210,7 +206,7 @@ class ContrastiveLoss(LossLayer):
             self.fail(f"bottoms 0 and 1 must be vectors (N, C) of one size, got shapes {got}")
         if similar.numel() != count:
             self.fail(f"needs one similarity per pair, {count}, got shape {tuple(similar.shape)}")
-        difference = _precise(first.flatten(1) - second.flatten(1))
+        difference = at_least_float32(first.flatten(1) - second.flatten(1))
         is_similar = similar.detach().reshape(count).to(difference.device, torch.int64) != 0
         result: Tensor = _Contrast.apply(difference, is_similar, self.config.margin, self.config.legacy_version)[0]
         return result
@@ -285,7 +281,7 @@ class InfogainLoss(LossLayer):
 
     def forward(self, scores: Tensor, labels: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         check_items(self, scores, labels)
-        scores = _precise(scores)
+        scores = at_least_float32(scores)
         axis = self.axis(self.config.axis, scores.shape)
         classes = scores.shape[axis]
         matrix = self.matrix if matrix is None else matrix.detach()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.dtypes import computing_type
 from fcnproto.layers.labels import read_labels
 from fcnproto.layers.registry import register
 
@@ -40,7 +41,7 @@ class Accuracy(Layer):
         read = read_labels(self, labels, scores, axis, ignore)
         # The true class itself is among those that score as high.
         rank = (scores >= scores.gather(axis, read.classes)).sum(axis, keepdim=True) - 1
-        result_type = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
+        result_type = computing_type(scores)
         right = read.leave_out((rank < self.config.top_k).to(result_type))
         valid = read.leave_out(torch.ones_like(right))
         accuracy = right.sum() / valid.sum().clamp(min=1)

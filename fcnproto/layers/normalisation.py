@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -36,11 +37,13 @@ class LRN(Layer):
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
         size, alpha, beta = config.local_size, config.alpha, config.beta
+        values = at_least_float32(x)
         if config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
-            mean = F.avg_pool2d(x.square(), size, stride=1, padding=size // 2)
-            return x * (mean * alpha + 1).pow(-beta)
-        result: Tensor = _NormaliseAcrossChannels.apply(x, size // 2, alpha / size, beta, config.k)[0]
-        return result
+            mean = F.avg_pool2d(values.square(), size, stride=1, padding=size // 2)
+            y = values * (mean * alpha + 1).pow(-beta)
+        else:
+            y = _NormaliseAcrossChannels.apply(values, size // 2, alpha / size, beta, config.k)[0]
+        return y.to(x.dtype)
 
 
 class _NormaliseAcrossChannels(torch.autograd.Function):
@@ -131,7 +134,7 @@ class BatchNorm(Layer):
     def _by_batch_statistics(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         count = x.numel() // max(channels, 1)
-        statistics_type = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+        statistics_type = computing_type(x)
         mean = torch.zeros(channels, dtype=statistics_type, device=x.device)
         variance = torch.zeros_like(mean)
         if count == 1:
@@ -173,8 +176,8 @@ class MVN(Layer):
         axes = (1, 2, 3) if config.across_channels else (2, 3)
         if not config.normalize_variance:
             return x - x.mean(axes, keepdim=True)
-        result: Tensor = _NormaliseMeanVariance.apply(x, axes, config.eps)[0]
-        return result
+        y: Tensor = _NormaliseMeanVariance.apply(at_least_float32(x), axes, config.eps)[0]
+        return y.to(x.dtype)
 
 
 class _NormaliseMeanVariance(torch.autograd.Function):
