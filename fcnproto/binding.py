@@ -65,7 +65,9 @@ def warn_unread_settings(layer: Layer) -> None:
             )
 
 
-def set_up(graph: Graph, layers: Sequence[Layer], given: Mapping[str, Sequence[int]]) -> dict[Blob, PartialShape | None]:
+def set_up(
+    graph: Graph, layers: Sequence[Layer], given: Mapping[str, Sequence[int]]
+) -> dict[Blob, PartialShape | None]:
     """Call every layer's `setup` with its bottoms' shapes; returns the shapes of the data layers' tops.
 
     `given` overrides the shapes of data tops by name. Raises `GraphError` where a parameter's shape depends on
@@ -151,12 +153,16 @@ def _meta_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
         with torch.no_grad():
             result = twin(*(torch.empty(shape, device="meta") for shape in bottoms))
     except (RuntimeError, NotImplementedError) as error:
-        layer.fail(f"can't work on bottoms of shape {', '.join(map(str, bottoms)) or '(none)'}: {str(error).splitlines()[0]}")
+        layer.fail(
+            f"can't work on bottoms of shape {', '.join(map(str, bottoms)) or '(none)'}: {str(error).splitlines()[0]}"
+        )
     tops = result if isinstance(result, (tuple, list)) else (result,)
     return [tuple(top.shape) for top in tops]
 
 
-def share_params(graph: Graph, layers: Sequence[Layer]) -> tuple[list[ParamRef], dict[tuple[int, int], tuple[int, int]]]:
+def share_params(
+    graph: Graph, layers: Sequence[Layer]
+) -> tuple[list[ParamRef], dict[tuple[int, int], tuple[int, int]]]:
     """Find owners and sharers of parameter blobs (Caffe: ParamSpec.name).
 
     Returns the owned blobs in Caffe's order of learnable parameters, with merged multipliers, and a map

@@ -207,7 +207,9 @@ class Net(nn.Module):
         weighted = self.graph.weighted()
         if weighted and not terms:
             names = ", ".join(repr(blob.producer.name) for blob, _ in weighted)
-            raise GraphError(f"net {self.graph.name!r}: the loss ({names}) was not computed; give its label as an input")
+            raise GraphError(
+                f"net {self.graph.name!r}: the loss ({names}) was not computed; give its label as an input"
+            )
         total = torch.zeros((), dtype=self.dtype, device=terms[0][0].device if terms else None)
         for value, weight, starts_gradient in terms:
             term = value.sum() * weight

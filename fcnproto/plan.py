@@ -91,7 +91,9 @@ def make_plan(
             wanted.append(name)
     if not wanted:
         missing = sorted({name for top in graph.outputs for name in missing_inputs(graph, graph.blobs[top], known)})
-        raise GraphError(f"net {graph.name!r}: no output can be computed: input {', '.join(map(repr, missing))} is missing")
+        raise GraphError(
+            f"net {graph.name!r}: no output can be computed: input {', '.join(map(repr, missing))} is missing"
+        )
     trace = fx.Graph()
     values: dict[Blob, fx.Node] = {}
     for name in inputs:

@@ -56,6 +56,11 @@ def test_fcn_case(name: str) -> None:
     for key, sampled in case.facts["sampled_gparams"].items():
         layer, index = key.rsplit(".", 1)
         gradient = net.params[layer][int(index)].grad.flatten()
-        assert_close(gradient[:: sampled["stride"]], case.arrays[f"gparam_sample.{key}"], GRADIENT_TOLERANCE, f"gradient of {key}")
+        assert_close(
+            gradient[:: sampled["stride"]],
+            case.arrays[f"gparam_sample.{key}"],
+            GRADIENT_TOLERANCE,
+            f"gradient of {key}",
+        )
         squares = _sums(gradient)[1]
         assert abs(squares - sampled["sumsq"]) <= 2 * GRADIENT_TOLERANCE * sampled["sumsq"], f"sum of squares of {key}"

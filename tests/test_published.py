@@ -97,7 +97,12 @@ def test_full_width_net(name: str) -> None:
             worst = max(worst, float(difference))
             assert difference <= 1e-5, f"{blob}: {difference:.3g}"
             if f"score.{blob}" in recorded:
-                assert_close(out[blob][..., ::5, ::5].reshape(recorded[f"score.{blob}"].shape), recorded[f"score.{blob}"], 1e-5, blob)
+                assert_close(
+                    out[blob][..., ::5, ::5].reshape(recorded[f"score.{blob}"].shape),
+                    recorded[f"score.{blob}"],
+                    1e-5,
+                    blob,
+                )
     print(f"{name}: worst deviation {worst:.2e}")
 
 
@@ -109,7 +114,8 @@ def test_trained_net(name: str) -> None:
     with np.load(folder / "data.npz") as recorded, torch.no_grad():
         wanted = {key[4:]: recorded[key] for key in recorded.files if key.startswith("out.")}
         out = net(
-            {key[3:]: torch.from_numpy(recorded[key]) for key in recorded.files if key.startswith("in.")}, blobs=list(wanted)
+            {key[3:]: torch.from_numpy(recorded[key]) for key in recorded.files if key.startswith("in.")},
+            blobs=list(wanted),
         )
         for blob, value in wanted.items():
             assert deviation(out[blob], value) <= 1e-5, blob
@@ -117,7 +123,9 @@ def test_trained_net(name: str) -> None:
 
 
 @needs_full
-@pytest.mark.parametrize("path", sorted((SHARED / "fcn").glob("*/*.prototxt")) or [Path("none")], ids=lambda p: f"{p.parent.name}-{p.stem}")
+@pytest.mark.parametrize(
+    "path", sorted((SHARED / "fcn").glob("*/*.prototxt")) or [Path("none")], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
 def test_published_prototxt_loads_without_its_data(path: Path) -> None:
     if path.stem == "solver":
         pytest.skip("a solver, not a net")

@@ -119,7 +119,9 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _unknown_bottom(layer: caffe_pb2.LayerParameter, index: int, known: Iterable[str], later: Iterable[str]) -> NoReturn:
+def _unknown_bottom(
+    layer: caffe_pb2.LayerParameter, index: int, known: Iterable[str], later: Iterable[str]
+) -> NoReturn:
     name = layer.bottom[index]
     where = f"layer {layer.name!r} ({layer.type}): bottom {index} is {name!r}"
     if name in later:
@@ -209,7 +211,9 @@ def _connect_tops(node: Node, known: TypeFacts, blobs: dict[str, Blob]) -> None:
     for j, name in enumerate(node.param.top):
         in_place = j < len(node.bottoms) and node.bottoms[j].name == name
         if in_place and not known.in_place:
-            raise GraphError(f"{where}: top {name!r} is its bottom, but this type can't work in place; name the top otherwise")
+            raise GraphError(
+                f"{where}: top {name!r} is its bottom, but this type can't work in place; name the top otherwise"
+            )
         if name in blobs and not in_place:
             first = blobs[name].producer.name
             raise GraphError(

@@ -59,7 +59,9 @@ def test_layer_case(name: str) -> None:
     _backward(case, net, inputs, out)
     for blob, value in case.keys("gin").items():
         gradient = inputs[blob].grad
-        assert_close(torch.zeros(value.shape) if gradient is None else gradient, value, tolerance, f"gradient of {blob}")
+        assert_close(
+            torch.zeros(value.shape) if gradient is None else gradient, value, tolerance, f"gradient of {blob}"
+        )
     for key, value in case.keys("gparam").items():
         layer, index = key.rsplit(".", 1)
         parameter = net.params[layer][int(index)]
