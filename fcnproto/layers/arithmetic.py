@@ -1,0 +1,214 @@
+"""Caffe's layers that combine or reduce values: Eltwise, Reduction, ArgMax, Scale and Bias."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcnproto.errors import FcnprotoWarning
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.registry import register
+from fcnproto.schema import caffe_pb2
+
+
+class _ProductByQuotient(torch.autograd.Function):
+    """The product of tensors with Caffe's quick gradient y / x, which is NaN where x is 0."""
+
+    @staticmethod
+    def forward(*factors: Tensor) -> Tensor:
+        product = factors[0]
+        for factor in factors[1:]:
+            product = product * factor
+        return product
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        product, *factors = ctx.saved_tensors
+        return tuple(
+            gradients[0] * (product / factor) if wanted else None
+            for factor, wanted in zip(factors, ctx.needs_input_grad, strict=True)
+        )
+
+
+@register("Eltwise")
+class Eltwise(Layer):
+    """Caffe's Eltwise: SUM (times `coeff`, one per bottom), PROD or MAX of bottoms of one shape.
+
+    The gradient of MAX goes to the winner alone: of equal values bottom 1 beats bottom 0, and later bottoms lose.
+    Without `stable_prod_grad` PROD's gradient is y / x as in Caffe, NaN where x is 0.
+    """
+
+    config_field = "eltwise_param"
+    bottoms = (2, None)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        config = self.config
+        if len(config.coeff) not in (0, len(shapes)):
+            self.fail(f"{len(config.coeff)} coeff values for {len(shapes)} bottoms; give none or one for each")
+        if config.coeff and config.operation == caffe_pb2.EltwiseParameter.PROD:
+            self.fail("coeff goes with SUM only; remove it")
+        if config.coeff and config.operation == caffe_pb2.EltwiseParameter.MAX:
+            warnings.warn(f"layer {self.name!r} (Eltwise): coeff has no effect on MAX", FcnprotoWarning, stacklevel=2)
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        if any(bottom.shape != bottoms[0].shape for bottom in bottoms):
+            self.fail(f"bottoms must have one shape, got {', '.join(str(tuple(b.shape)) for b in bottoms)}")
+        if self.config.operation == caffe_pb2.EltwiseParameter.SUM:
+            return self._sum(bottoms)
+        if self.config.operation == caffe_pb2.EltwiseParameter.MAX:
+            result = torch.where(bottoms[0] > bottoms[1], bottoms[0], bottoms[1])
+            for bottom in bottoms[2:]:
+                result = torch.where(bottom > result, bottom, result)
+            return result
+        if not self.config.stable_prod_grad:
+            return _ProductByQuotient.apply(*bottoms)
+        return math.prod(bottoms[1:], start=bottoms[0])
+
+    def _sum(self, bottoms: Sequence[Tensor]) -> Tensor:
+        coefficients = self.config.coeff or [1.0] * len(bottoms)
+        result: Tensor | None = None
+        for bottom, coefficient in zip(bottoms, coefficients, strict=True):
+            if result is None:
+                result = bottom if coefficient == 1 else bottom * coefficient
+            else:
+                result = torch.add(result, bottom, alpha=coefficient)
+        assert result is not None
+        return result
+
+
+_REDUCTIONS: dict[int, Callable[[Tensor], Tensor]] = {
+    caffe_pb2.ReductionParameter.SUM: lambda x: x.sum(-1),
+    caffe_pb2.ReductionParameter.ASUM: lambda x: x.abs().sum(-1),
+    caffe_pb2.ReductionParameter.SUMSQ: lambda x: (x * x).sum(-1),
+    caffe_pb2.ReductionParameter.MEAN: lambda x: x.mean(-1),
+}
+
+
+@register("Reduction")
+class Reduction(Layer):
+    """Caffe's Reduction: SUM, ASUM, SUMSQ or MEAN over all axes from `axis` (default 0) on, times `coeff`.
+
+    The top keeps the axes before; reducing from axis 0 gives a scalar.
+    """
+
+    config_field = "reduction_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        axis = self.axis(self.config.axis, x.shape) if x.dim() else 0
+        rows = x.reshape(*x.shape[:axis], math.prod(x.shape[axis:]))
+        reduced = _REDUCTIONS[self.config.operation](rows)
+        return reduced if self.config.coeff == 1 else reduced * self.config.coeff
+
+
+@register("ArgMax")
+class ArgMax(Layer):
+    """Caffe's ArgMax: the `top_k` largest values' indices in descending order; of equal values the larger index first.
+
+    Without `axis` over each item's values flattened: (N, 1, top_k), or (N, 2, top_k) of indices and values with
+    `out_max_val`, and further axes of 1 for bottoms of more than 3. With `axis`: the bottom's shape with
+    top_k there, holding indices, or the values alone with `out_max_val`. No gradient.
+    """
+
+    config_field = "argmax_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        config, x = self.config, x.detach()
+        if config.HasField("axis"):
+            axis = self.axis(config.axis, x.shape)
+            index, values = self._largest(x.movedim(axis, -1))
+            return (values if config.out_max_val else index).movedim(-1, axis)
+        if x.dim() == 0:
+            self.fail("needs a bottom with at least one axis")
+        index, values = self._largest(x.reshape(x.shape[0], math.prod(x.shape[1:])))
+        both = torch.stack([index, values], 1) if config.out_max_val else index.unsqueeze(1)
+        return both.reshape(*both.shape, *[1] * (x.dim() - 3))
+
+    def _largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices (as floats) and values of the top_k largest along the last axis."""
+        size, count = x.shape[-1], self.config.top_k
+        if not 1 <= count <= size:
+            self.fail(f"top_k {count} must be in 1..{size}, the number of values to choose from")
+        mirrored = x.flip(-1)  # so that the first of equal values is the one with the larger index
+        if count == 1:
+            place = mirrored.argmax(-1, keepdim=True)
+        else:
+            place = mirrored.sort(stable=True, dim=-1, descending=True).indices[..., :count]
+        index = size - 1 - place
+        precise = x.is_floating_point() and x.dtype.itemsize >= 4  # half precision can't hold larger indices
+        return index.to(x.dtype if precise else torch.float32), x.gather(-1, index)
+
+
+class _Broadcast(Layer):
+    """What Scale and Bias share: a factor or term over some of the bottom's axes, learnt or given as bottom 1."""
+
+    bottoms = (1, 2)
+
+    def covered(self, shape: Shape) -> Shape:
+        """The shape of the layer's own blob: the bottom's extents at [axis, axis + num_axes)."""
+        axis, count = self.axis(self.config.axis, shape), self.config.num_axes
+        if count < -1:
+            self.fail(f"num_axes {count} must be -1 (to the end) or not negative")
+        if count == -1:
+            return shape[axis:]
+        if axis + count > len(shape):
+            self.fail(f"axis {axis} + num_axes {count} exceeds the axes of a bottom of shape {shape}")
+        return shape[axis : axis + count]
+
+    def aligned(self, x: Tensor, operand: Tensor) -> Tensor:
+        """`operand` shaped so that it broadcasts over `x` from `axis` on; a scalar goes with any axis."""
+        if operand.dim() == 0:
+            return operand
+        axis = self.axis(self.config.axis, x.shape)
+        if tuple(operand.shape) != tuple(x.shape[axis : axis + operand.dim()]):
+            self.fail(
+                f"shape {tuple(operand.shape)} of the {self.type.lower()} does not match a bottom of shape "
+                f"{tuple(x.shape)} from axis {axis} on"
+            )
+        return operand.reshape(*operand.shape, *[1] * (x.dim() - axis - operand.dim()))
+
+
+@register("Scale")
+class Scale(_Broadcast):
+    """Caffe's Scale: y = x * scale, plus a bias of the same shape with `bias_term`.
+
+    The scale is a blob (filled with 1 unless `filler` is given) over `num_axes` axes from `axis` on, or bottom 1.
+    """
+
+    config_field = "scale_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        config = self.config
+        covered = shapes[1] if len(shapes) == 2 else self.covered(shapes[0])
+        if len(shapes) == 1:
+            one = caffe_pb2.FillerParameter(type="constant", value=1)
+            self.add_blob("weight", covered, config.filler if config.HasField("filler") else one)
+        if config.bias_term:
+            self.add_blob("bias", covered, config.bias_filler)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        scale = self.aligned(x, self.blob(0) if given is None else given)
+        bias = self.optional_blob(1 if given is None else 0)
+        return x * scale if bias is None else torch.addcmul(self.aligned(x, bias), x, scale)
+
+
+@register("Bias")
+class Bias(_Broadcast):
+    """Caffe's Bias: y = x + bias; the bias is a blob over `num_axes` axes from `axis` on, or bottom 1."""
+
+    config_field = "bias_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        if len(shapes) == 1:
+            self.add_blob("bias", self.covered(shapes[0]), self.config.filler)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        return x + self.aligned(x, self.blob(0) if given is None else given)

@@ -1,0 +1,70 @@
+"""Caffe's fully connected layers: InnerProduct and Embed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.registry import register
+
+
+@register("InnerProduct")
+class InnerProduct(Layer):
+    """Caffe's InnerProduct: y = x W^T + b over all axes from `axis` on, flattened.
+
+    The weight is (outputs, inputs), or (inputs, outputs) with `transpose`; the top's shape is the bottom's axes before
+    `axis`, then (outputs,).
+    """
+
+    config_field = "inner_product_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        config = self.config
+        self.first_axis = self.axis(config.axis, shapes[0])
+        self.inputs, self.outputs = math.prod(shapes[0][self.first_axis :]), config.num_output
+        if self.outputs == 0:
+            self.fail("num_output must be given and positive")
+        shape = (self.inputs, self.outputs) if config.transpose else (self.outputs, self.inputs)
+        self.add_blob("weight", shape, config.weight_filler)
+        if config.bias_term:
+            self.add_blob("bias", (self.outputs,), config.bias_filler)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs = math.prod(x.shape[self.first_axis :])
+        if inputs != self.inputs or x.dim() < self.first_axis:
+            self.fail(
+                f"was set up for {self.inputs} inputs from axis {self.first_axis} on, got a bottom of shape "
+                f"{tuple(x.shape)} with {inputs}; the input size of a net with this layer is fixed"
+            )
+        weight = self.blob(0).t() if self.config.transpose else self.blob(0)
+        return F.linear(x.reshape(*x.shape[: self.first_axis], inputs), weight, self.optional_blob(1))
+
+
+@register("Embed")
+class Embed(Layer):
+    """Caffe's Embed: for each index in the bottom (truncated to an integer) one row of the weight (input_dim, outputs).
+
+    The top is the bottom's shape, then (outputs,). The indices get no gradient.
+    """
+
+    config_field = "embed_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        config = self.config
+        if config.num_output == 0 or config.input_dim == 0:
+            self.fail("num_output and input_dim must be given and positive")
+        self.add_blob("weight", (config.input_dim, config.num_output), config.weight_filler)
+        if config.bias_term:
+            self.add_blob("bias", (config.num_output,), config.bias_filler)
+
+    def forward(self, index: Tensor) -> Tensor:
+        weight, bias = self.blob(0), self.optional_blob(1)
+        try:
+            rows = F.embedding(index.long(), weight)
+        except IndexError:  # on the CPU; a GPU reports its own error later
+            self.fail(f"an index is outside of 0..{weight.shape[0] - 1}, the rows of the weight (input_dim)")
+        return rows if bias is None else rows + bias

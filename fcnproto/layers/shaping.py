@@ -1,0 +1,262 @@
+"""Caffe's layers that move values without changing them: joining, cutting, reshaping, repeating and picking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.registry import register
+
+
+def _axis_or_dim(layer: Layer, dim: str, shape: Sequence[int]) -> int:
+    """The axis given by `axis`, or by its deprecated unsigned alias `dim` ("concat_dim", "slice_dim")."""
+    config = layer.config
+    if not config.HasField(dim):
+        return layer.axis(config.axis, shape)
+    if config.HasField("axis"):
+        layer.fail(f"axis and {dim} are both given; {dim} is the old name of axis, remove it")
+    return layer.axis(getattr(config, dim), shape, dim)
+
+
+@register("Concat")
+class Concat(Layer):
+    """Caffe's Concat: the bottoms joined along `axis` (default 1); all other extents must agree."""
+
+    config_field = "concat_param"
+    bottoms = (1, None)
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        first = bottoms[0].shape
+        axis = _axis_or_dim(self, "concat_dim", first)
+        for bottom in bottoms[1:]:
+            shape = bottom.shape
+            if len(shape) != len(first) or shape[:axis] != first[:axis] or shape[axis + 1 :] != first[axis + 1 :]:
+                got = ", ".join(str(tuple(b.shape)) for b in bottoms)
+                self.fail(f"bottoms may differ along axis {axis} only, got shapes {got}")
+        return bottoms[0] if len(bottoms) == 1 else torch.cat(bottoms, axis)
+
+
+@register("Slice")
+class Slice(Layer):
+    """Caffe's Slice: the bottom cut along `axis` (default 1) at the slice points, or evenly where there are none."""
+
+    config_field = "slice_param"
+    tops = (1, None)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        axis = _axis_or_dim(self, "slice_dim", x.shape)
+        parts = torch.split(x, self.extents(x.shape[axis]), axis)
+        return x if self.num_tops == 1 else parts
+
+    def extents(self, size: int) -> list[int]:
+        """The tops' extents along the axis, for a bottom that has `size` there."""
+        points = list(self.config.slice_point)
+        if not points:
+            if size % self.num_tops:
+                self.fail(f"can't cut an extent of {size} evenly into {self.num_tops} tops; give slice_point values")
+            return [size // self.num_tops] * self.num_tops
+        if len(points) != self.num_tops - 1:
+            self.fail(f"{len(points)} slice points for {self.num_tops} tops; it needs one fewer than tops")
+        bounds = [0, *points, size]
+        extents = [end - start for start, end in pairwise(bounds)]
+        if min(extents[:-1]) <= 0 or extents[-1] < 0:
+            self.fail(f"slice points {points} must grow strictly from above 0 to at most {size}, the extent they cut")
+        return extents
+
+
+@register("Split")
+class Split(Layer):
+    """Caffe's Split: every top is the bottom; the gradients add up."""
+
+    tops = (1, None)
+    in_place = False
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return x if self.num_tops == 1 else (x,) * self.num_tops
+
+
+@register("Crop")
+class Crop(Layer):
+    """Caffe's Crop: bottom 0 cut to the size of bottom 1 along all axes from `axis` (default 2) on.
+
+    `offset` is 0 where not given, one value for all cut axes, or one for each. Bottom 1 gives its size alone, read at
+    each call, and gets no gradient.
+    """
+
+    config_field = "crop_param"
+    bottoms = (2, 2)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.offsets(shapes[0])
+
+    def offsets(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """(axis, offset) for each axis to cut of a bottom 0 of `shape`."""
+        first, given = self.axis(self.config.axis, shape), list(self.config.offset)
+        count = len(shape) - first
+        if len(given) not in (0, 1, count):
+            self.fail(
+                f"{len(given)} offsets for {count} cropped axes (from axis {first} on); give one, or one for each"
+            )
+        values = given if len(given) == count else (given or [0]) * count
+        return list(enumerate(values, first))
+
+    def forward(self, x: Tensor, reference: Tensor) -> Tensor:
+        if reference.dim() < x.dim():
+            self.fail(f"bottom 1 needs all axes of bottom 0, got {tuple(x.shape)} and {tuple(reference.shape)}")
+        y = x
+        for axis, offset in self.offsets(x.shape):
+            size = reference.shape[axis]
+            if x.shape[axis] - offset < size:
+                self.fail(
+                    f"axis {axis}: offset {offset} + size {size} exceeds {x.shape[axis]}, bottom 0's extent "
+                    f"(bottoms {tuple(x.shape)} and {tuple(reference.shape)})"
+                )
+            y = y.narrow(axis, offset, size)
+        return y
+
+
+@register("Flatten")
+class Flatten(Layer):
+    """Caffe's Flatten: the axes `axis`..`end_axis` (default 1 to the last) merged into one."""
+
+    config_field = "flatten_param"
+    in_place = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        start, end = self.axis(self.config.axis, x.shape), self.axis(self.config.end_axis, x.shape, "end_axis")
+        if start > end + 1:
+            self.fail(f"axis {start} lies after end_axis {end}")
+        merged = math.prod(x.shape[start : end + 1])  # nothing to merge where end is start - 1: a new axis of 1
+        return x.reshape(*x.shape[:start], merged, *x.shape[end + 1 :])
+
+
+@register("Reshape")
+class Reshape(Layer):
+    """Caffe's Reshape: the axes [axis, axis + num_axes) replaced by `shape`.
+
+    A 0 in `shape` keeps the bottom's extent at that place, one -1 is inferred. A negative `axis` counts from behind
+    the last one: -1 appends. num_axes -1 means to the end.
+    """
+
+    config_field = "reshape_param"
+    in_place = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(self.new_shape(x.shape))
+
+    def new_shape(self, shape: Sequence[int]) -> Shape:
+        """The top's shape for a bottom of `shape`."""
+        start, end = self._replaced(len(shape))
+        dims = list(self.config.shape.dim)
+        if dims.count(-1) > 1 or min(dims, default=0) < -1:
+            self.fail(f"shape {dims} may hold -1 (inferred) once, and nothing below it")
+        for i, dim in enumerate(dims):
+            if dim == 0:
+                if start + i >= len(shape):
+                    self.fail(f"shape {dims}: the 0 at place {i} has no axis {start + i} to copy in {tuple(shape)}")
+                dims[i] = shape[start + i]
+        result = [*shape[:start], *dims, *shape[end:]]
+        count = math.prod(shape)
+        if -1 in dims:
+            known = -math.prod(result)
+            if known == 0 or count % known:
+                self.fail(
+                    f"can't infer the -1: {tuple(shape)} has {count} values, the other extents {result} don't divide it"
+                )
+            result[start + dims.index(-1)] = count // known
+        if math.prod(result) != count:
+            self.fail(f"can't reshape {tuple(shape)} with {count} values to {tuple(result)} with {math.prod(result)}")
+        return tuple(result)
+
+    def _replaced(self, axes: int) -> tuple[int, int]:
+        """The range of axes that `shape` stands for."""
+        config = self.config
+        start = config.axis + axes + 1 if config.axis < 0 else config.axis
+        if not 0 <= start <= axes:
+            self.fail(f"axis {config.axis} is outside of {-axes - 1}..{axes} for a bottom of {axes} axes")
+        if config.num_axes < -1:
+            self.fail(f"num_axes {config.num_axes} must be -1 (to the end) or not negative")
+        end = axes if config.num_axes == -1 else start + config.num_axes
+        if end > axes:
+            self.fail(f"axis {start} + num_axes {config.num_axes} exceeds the bottom's {axes} axes")
+        return start, end
+
+
+@register("Tile")
+class Tile(Layer):
+    """Caffe's Tile: the bottom repeated `tiles` times along `axis` (default 1)."""
+
+    config_field = "tile_param"
+
+    def forward(self, x: Tensor) -> Tensor:
+        axis, tiles = self.axis(self.config.axis, x.shape), self.config.tiles
+        if tiles <= 0:
+            self.fail("tiles must be given and positive")
+        return x.repeat(*(tiles if i == axis else 1 for i in range(x.dim())))
+
+
+@register("Silence")
+class Silence(Layer):
+    """Caffe's Silence: takes its bottoms and gives nothing, so that they are no outputs of the net."""
+
+    bottoms = (1, None)
+    tops = (0, 0)
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+
+@register("Filter")
+class Filter(Layer):
+    """Caffe's Filter: of every bottom but the last the items (along axis 0) whose entry in the last one is not 0.
+
+    How many are kept, possibly none, is known only at the call, and read from the device; until then the tops'
+    shapes are the bottoms'. The selector gets no gradient.
+    """
+
+    bottoms = (2, None)
+    tops = (1, None)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        if self.num_tops != len(shapes) - 1:
+            self.fail(f"{len(shapes)} bottoms and {self.num_tops} tops; it needs one top for each bottom but the last")
+        self._check(shapes)
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return list(shapes[:-1])
+
+    def _check(self, shapes: Sequence[Sequence[int]]) -> None:
+        selector = shapes[-1]
+        if len(selector) == 0 or math.prod(selector[1:]) != 1:
+            self.fail(f"the last bottom, the selector, must have shape (N,) or (N, 1, ...), got {tuple(selector)}")
+        for shape in shapes[:-1]:
+            if len(shape) == 0 or shape[0] != selector[0]:
+                self.fail(f"a bottom of shape {tuple(shape)} does not have the selector's {selector[0]} items")
+
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        self._check([bottom.shape for bottom in bottoms])
+        kept = bottoms[-1].detach().flatten().nonzero().flatten()
+        tops = tuple(bottom.index_select(0, kept) for bottom in bottoms[:-1])
+        return tops if self.num_tops > 1 else tops[0]
+
+
+@register("BatchReindex")
+class BatchReindex(Layer):
+    """Caffe's BatchReindex: y[i] = x[index[i]] along axis 0; the index, of one axis, is truncated to integers."""
+
+    bottoms = (2, 2)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        if index.dim() != 1 or x.dim() == 0:
+            self.fail(
+                f"needs a bottom with items and an index of one axis, got {tuple(x.shape)} and {tuple(index.shape)}"
+            )
+        try:
+            return x.index_select(0, index.long())
+        except IndexError:  # on the CPU; a GPU reports its own error later
+            self.fail(f"an index is outside of 0..{x.shape[0] - 1}, the items of bottom 0")
