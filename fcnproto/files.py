@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+PathLike = str | os.PathLike[str]
+
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` and gives it `path`'s name when the block ends well.
 
     `mode` is "wb", "w+b" or "w" (text is UTF-8 with `\\n` line ends). The data are on the disk before the name changes;
@@ -36,7 +38,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: PathLike) -> Iterator[Path]:
     """Like `atomic_write` for writers that want a name, not a file (HDF5): gives a temporary path to write to."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -81,7 +83,5 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remove(path: str) -> None:
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass

@@ -1,7 +1,8 @@
 """Reads and writes protobuf's text format (`.prototxt`) for the messages of the schema.
 
 A parser of its own, over the schema's descriptors: every error has file, line and column, and neither errors nor
-accepted texts vary with the installed protobuf. It follows protobuf's C++ parser, which Caffe uses. `read_net` and `read_solver` also bring old formats up to date (`upgrade.py`). Not for binary files: see `weights.py`.
+accepted texts vary with the installed protobuf. It follows protobuf's C++ parser, which Caffe uses. `read_net` and
+`read_solver` also bring old formats up to date (`upgrade.py`). Not for binary files: see `weights.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from fcnproto.errors import PrototxtError
-from fcnproto.files import atomic_write
+from fcnproto.files import PathLike, atomic_write
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import INTEGER_RANGES, Field, MessageFields, fields_of, suggestion
 from fcnproto.schema.kinds import HEAD_BYTES, foreign_kind, is_hdf5, looks_binary
@@ -23,7 +24,6 @@ from fcnproto.schema.tokens import Token, Tokens, place
 from fcnproto.schema.upgrade import upgrade_net, upgrade_solver
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
-PathLike = str | os.PathLike[str]
 
 _CLOSING = {"{": "}", "<": ">"}
 _TRUE, _FALSE = ("true", "True", "t"), ("false", "False", "f")

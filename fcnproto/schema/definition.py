@@ -1,0 +1,91 @@
+"""The net that a `.caffemodel` carries within it: its layers and settings, without the weights.
+
+Only the bytes of the definition pass through memory, however large the file is. For weights see `weights.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError
+
+from fcnproto.errors import FcnprotoWarning, WeightsError
+from fcnproto.files import PathLike
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import fields_of
+from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, open_binary
+from fcnproto.schema.text import format_message
+from fcnproto.schema.upgrade import upgrade_net
+from fcnproto.schema.wire import LENGTH, Field, MessageReader, Window, encode_tag, encode_varint
+
+# Definitions have some kilobytes; this much of one is something else.
+_LARGEST = 64 << 20
+_NET = caffe_pb2.NetParameter.DESCRIPTOR
+# Where blobs lie: per message the field of the blobs, and the fields to descend into.
+_BLOBS = {"LayerParameter": 7, "V1LayerParameter": 6, "V0LayerParameter": 50}
+_INNER = {("NetParameter", 2), ("NetParameter", 100), ("V1LayerParameter", 1)}
+
+
+def net_definition(path: PathLike) -> caffe_pb2.NetParameter:
+    """The net in a binary weight file without its blobs, brought up to date by Caffe's upgrades.
+
+    Fields that Caffe's schema doesn't have (forks add some) are told by an FcnprotoWarning and left out. WeightsError
+    if the file is no caffemodel; HDF5 weights carry no definition. PrototxtError where the upgrade refuses the net."""
+    name = os.fspath(path)
+    with open_binary(name, "a caffemodel") as file:
+        if is_hdf5(file.read(HEAD_BYTES)):
+            raise WeightsError(f"{name}: HDF5 weight files carry no net definition; only binary caffemodels do")
+        window = Window(file, name)
+        stripper = _Stripper(window)
+        content = stripper.message(0, window.size, _NET)
+    net = caffe_pb2.NetParameter()
+    try:
+        net.ParseFromString(content)
+        format_message(net)  # finds texts that are not UTF-8, which protobuf reads without a word
+    except (DecodeError, UnicodeDecodeError):
+        raise WeightsError(f"{name}: the net definition in it is damaged") from None
+    if not net.layer and not net.layers:
+        raise WeightsError(f"{name}: there is no layer in it; this is not a caffemodel")
+    if not net.IsInitialized():
+        raise WeightsError(f"{name}: the net definition in it lacks {', '.join(net.FindInitializationErrors())}")
+    if stripper.unknown:
+        numbers = ", ".join(map(str, sorted(stripper.unknown)))
+        message = f"{name}: fields that Caffe does not know are left out (numbers {numbers}); another program wrote it"
+        warnings.warn(message, FcnprotoWarning, stacklevel=2)
+    upgrade_net(net, name)
+    return net
+
+
+class _Stripper:
+    """Copies a message without the blobs inside it, and notes the fields that its type doesn't have."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.unknown: set[int] = set()
+        self.size = 0
+
+    def message(self, start: int, end: int, descriptor: Descriptor) -> bytes:
+        table = fields_of(descriptor)
+        content = bytearray()
+        reader = MessageReader(self.window, start, end)
+        while found := reader.next():
+            known = table.by_number.get(found.number)
+            if known is None:
+                self.unknown.add(found.number)
+            elif found.number == _BLOBS.get(table.name):
+                continue
+            elif (table.name, found.number) in _INNER and found.wire == LENGTH:
+                assert known.message is not None
+                inner = self.message(found.start, found.end, known.message)
+                content += encode_tag(found.number, LENGTH) + encode_varint(len(inner)) + inner
+            else:
+                content += self._copy(found)
+        return bytes(content)
+
+    def _copy(self, found: Field) -> bytes:
+        self.size += found.end - found.begin
+        if self.size > _LARGEST:
+            raise self.window.error("the net definition in it is absurdly large; this is not a caffemodel")
+        return self.window.read(found.begin, found.end)
