@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from fcnproto import GraphError
+import fcnproto.net  # noqa: F401  registers the layer types
+from fcnproto import GraphError, zoo
+from fcnproto.graph import build_graph
 from fcnproto.graph.coord_map import CoordMap, coord_map_from_to, crop, layer_map, link
+from fcnproto.layers.registry import lookup
 from fcnproto.netspec import NetSpec, layers
 from fcnproto.netspec import crop as crop_layer
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import parse_file
 
 CASES = [name for name in golden_cases.names("transform") if name.startswith("coord_map_")]
 
@@ -125,6 +129,17 @@ def test_in_place_layers_and_crop_references() -> None:
     assert crop(blobs["k"], blobs["data"]).offset == [4]
     with pytest.raises(GraphError, match="no chain of spatial layers"):
         coord_map_from_to(blobs["k"], blobs["other"])
+
+
+def test_blobs_of_a_layer_graph() -> None:
+    # The graph puts Split layers after pool3, pool4 and data; the maps pass through them.
+    net = parse_file(zoo.path("voc-fcn8s", "deploy"), caffe_pb2.NetParameter)
+    graph = build_graph(net, lookup, "test")
+    by_name = {node.name: node for node in graph.nodes}
+    assert any(node.type == "Split" for node in graph.nodes)
+    for name, offset in (("score_pool4c", 5), ("score_pool3c", 9), ("score", 31)):
+        start, reference = by_name[name].bottoms
+        assert list(crop(start, reference).offset) == [offset]
 
 
 def test_link_names_a_missing_bottom() -> None:
