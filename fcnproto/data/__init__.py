@@ -3,7 +3,7 @@
 Importing this package registers the data layers.
 """
 
-from fcnproto.data import memory, published, python
+from fcnproto.data import database, hdf5, memory, published, python
 from fcnproto.data.python_layer import PythonBlob, PythonLayer, register_python_layer
 
-__all__ = ["PythonBlob", "PythonLayer", "memory", "published", "python", "register_python_layer"]
+__all__ = ["PythonBlob", "PythonLayer", "register_python_layer"]

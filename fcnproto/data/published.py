@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fcnproto.data.images import open_image
 from fcnproto.data.matlab import load_variable
 from fcnproto.data.paths import resolve
 from fcnproto.data.python_layer import register_python_layer
@@ -160,12 +161,10 @@ class PublishedLayer(SourceLayer):
 
 
 def _open_image(path: str) -> Image.Image:
+    image = open_image(path)
     try:
-        image = Image.open(path)
         image.load()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: not a readable image ({error})") from error
     return image
 

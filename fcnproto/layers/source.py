@@ -111,8 +111,14 @@ class SourceLayer(Layer):
         raise DataError(f"layer {self.name!r} ({self.type or self.param.type}): {message}")
 
     def warn(self, message: str) -> None:
-        """Warn of something in the prototxt that is understood but has no effect."""
+        """Warn of something in the prototxt or the data that is understood but not acted on."""
         warnings.warn(f"layer {self.name!r} ({self.type}): {message}", FcnprotoWarning, stacklevel=3)
+
+    def warn_unread(self, names: Sequence[str], why: str) -> None:
+        """Warn of the fields of the layer's own settings among `names` that the prototxt gives."""
+        for name in names:
+            if self.config.HasField(name):
+                self.warn(f"{self.config_field}.{name} has no effect; {why}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **dict.fromkeys(self.handles)}

@@ -1,0 +1,128 @@
+"""The Data layer: batches out of an LMDB or LevelDB of Datum records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcnproto.data.datum import datum_array, parse_datum
+from fcnproto.data.images import Mode
+from fcnproto.data.paths import resolve
+from fcnproto.data.records import Records, is_lmdb, open_records
+from fcnproto.data.transform import DataTransform
+from fcnproto.errors import DataError
+from fcnproto.layers.base import Shape
+from fcnproto.layers.registry import register
+from fcnproto.layers.source import PartialShape, SourceLayer
+from fcnproto.schema import caffe_pb2
+
+_LEVELDB, _LMDB = caffe_pb2.DataParameter.LEVELDB, caffe_pb2.DataParameter.LMDB
+
+
+@register("Data")
+class Data(SourceLayer):
+    """Caffe's Data: records in the order of their keys, wrapping around, also in the middle of a batch.
+
+    Tops: data (batch, channels, height, width), transformed as `transform_param` says, and optionally label (batch,).
+    Items of a batch must have one size, after cropping. Encoded images are decoded by Pillow, to their own channels
+    unless force_color or force_gray. Reading is done when the batch is asked for; `prefetch` makes no difference. An LMDB
+    is read as such even where the prototxt says LEVELDB (the default), with a warning.
+    """
+
+    config_field = "data_param"
+    also_reads = ("transform_param",)
+    tops = (1, 2)
+    position_fields = ("key", "offset")
+    handles = ("records",)
+
+    def __init__(self, param: Any, num_tops: int | None = None) -> None:
+        super().__init__(param, num_tops)
+        self.key: str | None = None
+        """The next record's key, in hexadecimal digits."""
+        self.offset = 0
+        """Records passed since the start, those of other workers included."""
+        self.records: Records | None = None
+        self.transform = DataTransform(param.transform_param)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        if self.config.batch_size == 0:
+            self.fail("data_param needs a batch_size above 0")
+        problem = self.transform.problem()
+        if problem:
+            self.fail(problem)
+        self.warn_unread(("scale", "mean_file", "crop_size", "mirror"), "Caffe reads it in transform_param only")
+        self.warn_unread(("rand_skip", "force_encoded_color"), "nor has it in Caffe")
+        self.transform.base_dir = self.base_dir
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
+        """From the first record, where the database is there."""
+        crop = self.transform.param.crop_size or None
+        item: tuple[int | None, ...] = (None, crop, crop)
+        try:
+            records = self._open()
+            try:
+                item = self.transform.output_shape(*self._item(records.seek(None))[0].shape)
+            finally:
+                records.close()
+        except DataError:
+            pass  # said when the first batch is asked for
+        tops: list[PartialShape] = [(self.config.batch_size, *item), (self.config.batch_size,)]
+        return tops[: self.num_tops]
+
+    def forward(self) -> tuple[Tensor, ...]:
+        rank, workers = self.share()
+        items: list[np.ndarray] = []
+        labels: list[int] = []
+        try:
+            if self.records is None:
+                self.records = self._open()
+            record = self.records.seek(None if self.key is None else bytes.fromhex(self.key))
+            offset = self.offset
+            while len(items) < self.config.batch_size:
+                if offset % workers == rank:
+                    item, label = self._item(record)
+                    items.append(self._transformed(item))
+                    labels.append(label)
+                    self._check_size(items, record)
+                record = self.records.next()
+                offset += 1
+            self.key, self.offset = record[0].hex(), offset
+        except DataError as error:
+            self.data_error(str(error))
+        data = torch.from_numpy(np.stack(items))
+        return (data, torch.tensor(labels, dtype=torch.float32, device="cpu"))[: self.num_tops]
+
+    def _open(self) -> Records:
+        path = resolve(self.config.source, self.base_dir, "data_param.source")
+        backend = self.config.backend
+        if backend == _LEVELDB and is_lmdb(path):
+            self.warn(f"{path} is an LMDB, but the prototxt says LEVELDB (the default); reading it as an LMDB")
+            backend = _LMDB
+        return open_records(path, backend)
+
+    def _item(self, record: tuple[bytes, bytes]) -> tuple[np.ndarray, int]:
+        name = f"record {record[0].decode(errors='backslashreplace')!r} of {self.config.source}"
+        datum = parse_datum(record[1], name)
+        forced: Mode | None = None
+        if self.transform.param.force_color:
+            forced = "color"
+        elif self.transform.param.force_gray:
+            forced = "gray"
+        if forced and not datum.encoded:
+            self.warn(f"force_{forced} has no effect on records that are not encoded images")
+        return datum_array(datum, name, forced or "native"), datum.label
+
+    def _transformed(self, item: np.ndarray) -> np.ndarray:
+        random = self.transform.is_random(self.training)
+        return self.transform(item, self.training, self.generator if random else None)
+
+    def _check_size(self, items: list[np.ndarray], record: tuple[bytes, bytes]) -> None:
+        if items[-1].shape != items[0].shape:
+            raise DataError(
+                f"record {record[0].decode(errors='backslashreplace')!r} of {self.config.source} has shape "
+                f"{items[-1].shape}, others of the batch {items[0].shape}; use crop_size or batch_size 1"
+            )
