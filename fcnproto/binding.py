@@ -7,10 +7,12 @@ given memory, so that loading weights touches each value once.
 from __future__ import annotations
 
 import copy
+import keyword
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -221,7 +223,7 @@ def _merge_multipliers(owner: caffe_pb2.ParamSpec, spec: caffe_pb2.ParamSpec, la
 def set_blob(layer: Layer, index: int, tensor: Tensor) -> None:
     """Put `tensor` (a Parameter or a buffer) in the place of the layer's blob `index`."""
     name = layer.blob_names[index]
-    table = layer._parameters if name in layer._parameters else layer._buffers
+    table: dict[str, Any] = layer._parameters if name in layer._parameters else layer._buffers
     table[name] = tensor
 
 
@@ -255,12 +257,13 @@ def fill_blob(layer: Layer, index: int) -> None:
 
 
 def module_names(layers: Sequence[Layer], taken: Callable[[str], bool]) -> list[str]:
-    """A module name for each layer: the layer's own, with dots and slashes replaced and made unique by underscores."""
+    """A module name for each layer: the layer's own, with dots and slashes replaced by underscores, and underscores added
+    where the name is taken or a word of the Python language."""
     names: list[str] = []
     seen: set[str] = set()
     for i, layer in enumerate(layers):
         name = layer.name.replace(".", "_").replace("/", "_") or f"layer{i}"
-        while taken(name) or name in seen:
+        while taken(name) or name in seen or keyword.iskeyword(name):
             name += "_"
         seen.add(name)
         names.append(name)

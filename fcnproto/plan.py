@@ -89,11 +89,10 @@ def make_plan(
             raise GraphError(f"net {graph.name!r}: blob {name!r} can't be computed: input {missing} is missing")
         if name not in wanted:
             wanted.append(name)
-    if not wanted:
-        missing = sorted({name for top in graph.outputs for name in missing_inputs(graph, graph.blobs[top], known)})
-        raise GraphError(
-            f"net {graph.name!r}: no output can be computed: input {', '.join(map(repr, missing))} is missing"
-        )
+    if graph.outputs and not wanted:
+        absent = sorted({name for top in graph.outputs for name in missing_inputs(graph, graph.blobs[top], known)})
+        names = ", ".join(map(repr, absent))
+        raise GraphError(f"net {graph.name!r}: no output can be computed: input {names} is missing")
     trace = fx.Graph()
     values: dict[Blob, fx.Node] = {}
     for name in inputs:

@@ -5,6 +5,7 @@ A layer knows its own `LayerParameter` and its bottoms' shapes, nothing of files
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
@@ -15,6 +16,8 @@ from fcnproto.errors import LayerError
 from fcnproto.schema import caffe_pb2
 
 Shape = tuple[int, ...]
+
+_MOST_VALUES = 2**31 - 1
 
 
 class Layer(nn.Module):
@@ -31,7 +34,7 @@ class Layer(nn.Module):
     `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
     """
 
-    type: ClassVar[str] = ""
+    type: ClassVar[str] = ""  # type: ignore[assignment]
     """Caffe's name of the type, set by `register`."""
     bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
     """Fewest and most bottoms; None where there is no upper bound."""
@@ -98,6 +101,8 @@ class Layer(nn.Module):
         (missing: zero), unless weights are loaded before.
         """
         shape = tuple(int(extent) for extent in shape)
+        if math.prod(shape) > _MOST_VALUES:
+            self.fail(f"parameter blob {name!r} of shape {shape} has more than {_MOST_VALUES} values, Caffe's limit")
         data = torch.empty(shape, device="meta")
         if learnable:
             self.register_parameter(name, nn.Parameter(data))
@@ -125,7 +130,9 @@ class Layer(nn.Module):
         """Caffe's canonical axis: `axis` counted from the end where negative; an error outside -n..n-1."""
         count = len(shape)
         if not -count <= axis < count:
-            self.fail(f"{what} {axis} is outside of {-count}..{count - 1}, the axes of a bottom of shape {tuple(shape)}")
+            self.fail(
+                f"{what} {axis} is outside of {-count}..{count - 1}, the axes of a bottom of shape {tuple(shape)}"
+            )
         return axis % count
 
     def fail(self, message: str) -> NoReturn:
