@@ -59,7 +59,7 @@ proto: $(DEV_STAMP)  ## make fcnproto/schema/caffe_pb2.py from protos/caffe.prot
 	$(RUN) protos/generate.py
 
 models: $(USER_STAMP)  ## write the prototxt files of the published nets from their definitions
-	$(RUN) models/generate.py
+	$(RUN) -m models.write
 
 bench: $(USER_STAMP)  ## measure loading time and memory
 	$(RUN) -m benchmarks

@@ -189,8 +189,7 @@ def _fitting_mean(mean: Array, shape: Sequence[int]) -> Array:
             stacklevel=3,
         )
         mean = mean.mean(axis=(1, 2), dtype=np.float64)
-    fitting: Array = mean.astype(np.float32)[:, None, None]
-    return fitting
+    return mean.astype(np.float64)[:, None, None]  # subtracted in double precision, as the data layers do
 
 
 def parse_mean(text: str) -> Array | None:

@@ -1,6 +1,6 @@
-"""Pictures of label maps: the VOC colours, palette PNGs, overlays on the image, legends with class names.
+"""Pictures of label maps: palette PNGs, overlays on the image, legends with class names.
 
-Only draws; it knows neither nets nor files.
+Only draws; it knows neither nets nor files. Colours are VOC's unless others are given.
 """
 
 from __future__ import annotations
@@ -12,42 +12,35 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from fcnproto import zoo
+
 Array = npt.NDArray[Any]
 
-VOID = 255
-"""The label of pixels that don't count."""
 
-
-def voc_palette(count: int = 256) -> Array:
-    """(count, 3) uint8: the PASCAL VOC colours of the labels 0, 1, ..., 255 being void's cream white.
-
-    Label bits 0, 1 and 2 are the highest bits of red, green and blue, the next three bits the next ones, and so on.
-    """
-    labels = np.arange(count)
-    colours = np.zeros((count, 3), dtype=np.uint8)
-    for level in range(3):
-        for channel in range(3):
-            bit = labels >> (3 * level + channel) & 1
-            colours[:, channel] |= (bit << (7 - level)).astype(np.uint8)
+def _colours(palette: Sequence[Sequence[int]] | None) -> Array:
+    """(256, 3) uint8: the palette, VOC's by default, black after its end."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    given = zoo.palette() if palette is None else palette
+    colours[: len(given)] = given
     return colours
 
 
-def label_image(labels: Array, palette: Array | None = None) -> Image.Image:
+def label_image(labels: Array, palette: Sequence[Sequence[int]] | None = None) -> Image.Image:
     """A label map (height, width) of 0..255 as a palette image: its pixel values are the labels."""
     image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
-    image.putpalette((voc_palette() if palette is None else palette).astype(np.uint8).tobytes())
+    image.putpalette(_colours(palette).tobytes())
     return image
 
 
 def overlay(
     image: Image.Image,
     labels: Array,
-    palette: Array | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
     bare: Sequence[int] = (0,),
     opacity: float = 0.6,
 ) -> Image.Image:
     """The image with each label's colour laid over it; the labels in `bare` leave it as it is. Sizes must agree."""
-    colours = voc_palette() if palette is None else palette
+    colours = _colours(palette)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     strength = np.full(256, opacity, dtype=np.float32)
     strength[list(bare)] = 0

@@ -56,16 +56,18 @@ def names(context: click.Context | None, parameter: click.Parameter | None, valu
 
 
 def size(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """A click callback: (height, width) from "HxW"; one number stands for both."""
-    if value is None:
-        return None
-    parts = value.lower().split("x")
+    """A click callback: (height, width) from "HxW"; see `parse_size`."""
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) from "HxW"; one number stands for both. ValueError for anything else."""
+    parts = text.lower().split("x")
     if len(parts) == 1:
         parts *= 2
-    try:
-        height, width = (int(part) for part in parts)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH, such as 500x375") from None
-    if height < 1 or width < 1:
-        raise click.BadParameter(f"{value!r}: height and width must be at least 1")
-    return height, width
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{text!r}: expected HEIGHTxWIDTH, such as 500x375")
+    return int(parts[0]), int(parts[1])

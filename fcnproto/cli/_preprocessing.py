@@ -1,0 +1,116 @@
+"""The options that say how images become a net's inputs, shared by the commands that read images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from fcnproto.cli import _options, _output
+from fcnproto.errors import UsageError
+
+if TYPE_CHECKING:
+    from fcnproto.images import Kind, Preprocessing
+    from fcnproto.net import Net
+
+_KINDS = ("bgr", "rgb", "grey", "depth")
+
+
+def preprocessing_options(function: _options.Function) -> _options.Function:
+    """`--mean`, `--scale`, `--channels` and `--resize`: the first three are read with `override`."""
+    for option in (
+        click.option(
+            "--resize", metavar="HxW|net", help="Scale every image for the net; net: to the size in its Input layer."
+        ),
+        click.option("--channels", "kinds", metavar="[BLOB=]KIND", multiple=True, help=f"One of {', '.join(_KINDS)}."),
+        click.option(
+            "--scale", "scales", metavar="[BLOB=]X", multiple=True, help="Factor after the mean is taken off."
+        ),
+        click.option(
+            "--mean",
+            "means",
+            metavar="[BLOB=]MEAN",
+            multiple=True,
+            help="Mean in the net's order of channels (104,117,123), a .binaryproto or .npy file, or none.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
+    """The pairs of an option given as NAME=VALUE. UsageError for other texts and names given twice."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise UsageError(f"{option} {text}: expected BLOB=VALUE")
+        if name in pairs:
+            raise UsageError(f"{option}: {name!r} is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def override(how: Preprocessing, name: str, inputs: Sequence[str], settings: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing of input `name` with what the options say. UsageError for values that make no sense."""
+    from fcnproto.images import parse_mean
+
+    kind = _setting(settings["kinds"], name, inputs)
+    mean = _setting(settings["means"], name, inputs)
+    scale = _setting(settings["scales"], name, inputs)
+    if kind is not None:
+        if kind not in _KINDS:
+            raise UsageError(f"--channels {kind}: expected one of {', '.join(_KINDS)}")
+        known = how.mean
+        if known is not None and {kind, how.kind} == {"bgr", "rgb"}:
+            known = known[::-1]
+        elif kind != how.kind:
+            known = None
+        how = replace(how, kind=cast("Kind", kind), mean=known, why="")
+    if mean is not None:
+        how = replace(how, mean=parse_mean(mean), why="")
+        if how.mean is not None and len(how.mean) not in (1, how.channels):
+            raise UsageError(f"--mean {mean}: has {len(how.mean)} channels, input {name!r} has {how.channels}")
+    if scale is not None:
+        try:
+            how = replace(how, scale=float(scale), why="")
+        except ValueError:
+            raise UsageError(f"--scale {scale}: not a number") from None
+    return how
+
+
+def _setting(texts: Sequence[str], name: str, inputs: Sequence[str]) -> str | None:
+    """The value for input `name` among texts VALUE (for the first input) and BLOB=VALUE."""
+    chosen = None
+    for text in texts:
+        blob, sign, value = text.partition("=")
+        if not sign or blob not in inputs:
+            blob, value = inputs[0], text
+        if blob == name:
+            chosen = value
+    return chosen
+
+
+def tell_assumptions(preprocessing: Mapping[str, Preprocessing]) -> None:
+    """Say on stderr what nobody has said about the inputs, and how to say it."""
+    for name, how in preprocessing.items():
+        if how.why == "assumed":
+            plain = replace(how, why="")
+            _output.note(f"input {name!r}: assumed {plain} (change it with --channels, --mean, --scale)")
+
+
+def fixed_size(text: str | None, net: Net) -> tuple[int, int] | None:
+    """(height, width) that `--resize` names; "net" is the size that the net's first image input has in the prototxt."""
+    if text is None:
+        return None
+    if text != "net":
+        try:
+            return _options.parse_size(text)
+        except ValueError as error:
+            raise UsageError(f"--resize {error}, or net") from None
+    for shape in net.source_shapes.values():
+        if shape is not None and len(shape) == 4 and shape[2] is not None and shape[3] is not None:
+            return shape[2], shape[3]
+    raise UsageError("--resize net: the prototxt does not say the size of an image input; give HEIGHTxWIDTH")
