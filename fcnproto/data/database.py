@@ -29,8 +29,8 @@ class Data(SourceLayer):
 
     Tops: data (batch, channels, height, width), transformed as `transform_param` says, and optionally label (batch,).
     Items of a batch must have one size, after cropping. Encoded images are decoded by Pillow, to their own channels
-    unless force_color or force_gray. Reading is done when the batch is asked for; `prefetch` makes no difference. An LMDB
-    is read as such even where the prototxt says LEVELDB (the default), with a warning.
+    unless force_color or force_gray. Reading is done when the batch is asked for; `prefetch` makes no difference. An
+    LMDB is read as such even where the prototxt says LEVELDB (the default), with a warning.
     """
 
     config_field = "data_param"

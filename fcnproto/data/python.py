@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,12 +147,14 @@ class Python(Layer):
 
     # Running.
 
-    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         blobs = [self.blob(index) for index in range(len(self.blob_names))]
-        if not bottoms and not blobs:
-            return tuple(self.run_forward((), ()))
-        tops = _Run.apply(self, len(bottoms), *bottoms, *blobs)
-        return cast("tuple[Tensor, ...]", tops)
+        tops: tuple[Tensor, ...]
+        if bottoms or blobs:
+            tops = _Run.apply(self, len(bottoms), *bottoms, *blobs)
+        else:
+            tops = tuple(self.run_forward((), ()))
+        return tops[0] if len(tops) == 1 and not self.is_data else tops
 
     def run_forward(self, bottoms: Sequence[Tensor], blobs: Sequence[Tensor]) -> list[Tensor]:
         """The tops' values from the bottoms' and the parameters'; all float32 CPU tensors."""

@@ -103,8 +103,8 @@ class _LevelDB(Records):
             import plyvel
         except ImportError:
             raise DataError(
-                f"{path}: reading a LevelDB needs the module plyvel (pip install 'fcnproto[leveldb]'); or make an LMDB from "
-                "the images with fcnproto convert-imageset, and say backend: LMDB"
+                f"{path}: reading a LevelDB needs the module plyvel (pip install 'fcnproto[leveldb]'); or make an LMDB "
+                "from the images with fcnproto convert-imageset, and say backend: LMDB"
             ) from None
         try:
             self._database = plyvel.DB(path, create_if_missing=False)

@@ -22,7 +22,9 @@ def read_mean_image(name: str, base_dir: str | None) -> np.ndarray:
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
     if mean.ndim != 3:
-        raise DataError(f"{path}: holds a blob of shape {mean.shape}, expected a mean image (1, channels, height, width)")
+        raise DataError(
+            f"{path}: holds a blob of shape {mean.shape}, expected a mean image (1, channels, height, width)"
+        )
     return mean
 
 
