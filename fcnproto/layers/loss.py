@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from google.protobuf.message import DecodeError
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fcnproto.errors import WeightsError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
 from fcnproto.layers.labels import check_items, read_labels
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.weights import read_blob
 
 _Mode = caffe_pb2.LossParameter
 
@@ -267,17 +269,16 @@ class InfogainLoss(LossLayer):
             self.matrix = self._read_matrix()
 
     def _read_matrix(self) -> Tensor:
-        """H as a flat tensor, from the BlobProto file `source`: looked up as named, then in the prototxt's folder."""
+        """H as float32, from the BlobProto file `source`: looked up as named, then in the prototxt's folder."""
         source = Path(self.config.source)
         places = [source, Path(self.base_dir or ".") / source]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             self.fail(f"infogain_loss_param.source {str(source)!r} is not a file (looked for as {places[-1]} too)")
         try:
-            blob = caffe_pb2.BlobProto.FromString(path.read_bytes())
-        except (OSError, DecodeError) as error:
-            self.fail(f"{path}: can't be read as a BlobProto: {error}")
-        return torch.tensor(list(blob.double_data or blob.data), dtype=torch.float32)
+            return torch.from_numpy(read_blob(path).astype(np.float32))
+        except (OSError, WeightsError) as error:
+            self.fail(f"infogain_loss_param.source can't be read: {error}")
 
     def forward(self, scores: Tensor, labels: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         check_items(self, scores, labels)

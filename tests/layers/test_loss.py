@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -204,11 +205,15 @@ def test_infogain_loss_clamps_the_value_alone() -> None:
     torch.testing.assert_close(scores.grad, torch.tensor([[1 * 3.5 - 0.5, -3.0]], dtype=torch.float64))
 
 
-def test_infogain_loss_without_a_matrix_is_named() -> None:
+def test_infogain_loss_without_a_matrix_is_named(tmp_path: Path) -> None:
     with pytest.raises(LayerError, match="as a third bottom or in"):
         make_layer('type: "InfogainLoss"', (1, 2), (1,))
     with pytest.raises(LayerError, match=r"'no\.binaryproto' is not a file"):
         make_layer('type: "InfogainLoss" infogain_loss_param { source: "no.binaryproto" }', (1, 2), (1,))
+    broken = tmp_path / "broken.binaryproto"
+    broken.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(LayerError, match="source can't be read"):
+        make_layer(f'type: "InfogainLoss" infogain_loss_param {{ source: "{broken}" }}', (1, 2), (1,))
     with pytest.raises(LayerError, match=r"give loss_param\.normalization"):
         make_layer('type: "InfogainLoss" loss_param { normalize: true }', (1, 2), (1,), (2, 2))
 
