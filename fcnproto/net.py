@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +185,21 @@ class Net(nn.Module):
         plan = self._plans.get(key)
         if plan is None:
             targets = dict(zip(self.graph.nodes, self._module_names, strict=True))
-            plan = self._plans[key] = make_plan(self, targets, self.graph, key[0], key[1])
+            plan = make_plan(self, targets, self.graph, key[0], key[1])
+            if self.transform is not None:
+                plan = replace(plan, module=self.transform(plan.module))
+            self._plans[key] = plan
         results = plan.module(*(values[name] for name in plan.inputs))
         outputs = Outputs((name, results[position]) for name, position in plan.keys.items())
         outputs.weighted = tuple((results[position], weight, starts) for position, weight, starts in plan.weighted)
         return outputs
+
+    def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
+        """The plan for a call, made at the first call of its kind."""
+        key = (inputs, blobs)
+        if key not in self._plans:
+            self._plans[key] = self.plan(inputs, blobs)
+        return self._plans[key]
 
     def plan(self, inputs: Sequence[str], blobs: Sequence[str] = ()) -> Plan:
         """The layers run for a set of inputs, as a `torch.fx.GraphModule` with its inputs and outputs named."""
@@ -317,6 +327,9 @@ class Net(nn.Module):
         return next((tensor.device for tensor in self._tensors()), self._idle_device)
 
     _idle_device = torch.device("cpu")
+
+    transform: Callable[[nn.Module], Any] | None = None
+    """Applied to the module of every new plan before it is run; the solver's compiling goes this way."""
 
     def _tensors(self) -> Iterator[Tensor]:
         layers = self.layers

@@ -17,6 +17,7 @@ from torch import Tensor
 from fcnproto.errors import UsageError, WeightsError
 from fcnproto.files import atomic_write
 from fcnproto.layers.base import Layer
+from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import StoredBlob
 from fcnproto.schema.saving import write_caffemodel, write_hdf5_weights
@@ -142,6 +143,8 @@ def definition(net: Net) -> caffe_pb2.NetParameter:
         layer = result.layer.add()
         layer.CopyFrom(node.param)
         layer.ClearField("blobs")
+        if lookup(node.type, node.name).is_loss and not layer.loss_weight and len(node.tops) == 1:
+            layer.loss_weight.append(1.0)  # Caffe's loss layers write their default weight into their own message
         if not layer.HasField("phase"):
             layer.phase = net.graph.state.phase
     return result

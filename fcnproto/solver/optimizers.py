@@ -110,29 +110,47 @@ class CaffeOptimizer(torch.optim.Optimizer):
 
     @property
     def history(self) -> list[Tensor]:
-        """The state blobs in the order of Caffe's solver state: the first of every parameter, then the second."""
-        return [self._state(tensor)[name] for name in self.histories for tensor in self._ordered()]
+        """The state blobs in the order of Caffe's solver state: the first of every parameter, then the second.
 
-    def load_history(self, blobs: Sequence[Tensor]) -> None:
+        Those that no step has touched yet are zeros without memory of their own: read them, don't write to them.
+        """
+        ordered = self._ordered()
+        return [
+            self.state[tensor].get(name, tensor.detach().new_zeros(()).expand(tensor.shape))
+            if tensor in self.state
+            else tensor.detach().new_zeros(()).expand(tensor.shape)
+            for name in self.histories
+            for tensor in ordered
+        ]
+
+    def load_history(self, blobs: Sequence[Any], read: Callable[[Any, Tensor], object] | None = None) -> None:
         """Copy state blobs, ordered as `history`, into the optimizer.
 
+        `blobs` are tensors, or anything with a `shape` that `read(blob, target)` can bring into a tensor.
         Raises `SolverError` where their number or a shape is not this optimizer's (another solver type, another net).
         """
         ordered = self._ordered()
-        names = [(name, tensor) for name in self.histories for tensor in ordered]
-        if len(blobs) != len(names):
+        targets = [(name, tensor) for name in self.histories for tensor in ordered]
+        if len(blobs) != len(targets):
             raise SolverError(
-                f"the state has {len(blobs)} history blobs, {type(self).__name__} on this net needs {len(names)}: "
+                f"the state has {len(blobs)} history blobs, {type(self).__name__} on this net needs {len(targets)}: "
                 "it was saved by another solver type or for another net"
             )
-        for place, ((_, tensor), blob) in enumerate(zip(names, blobs, strict=True)):
-            if tensor.shape != blob.shape:
+        for place, ((_, tensor), blob) in enumerate(zip(targets, blobs, strict=True)):
+            if tuple(tensor.shape) != tuple(blob.shape):
                 raise SolverError(
                     f"history blob {place} of the state has shape {tuple(blob.shape)}, "
                     f"its parameter has {tuple(tensor.shape)}"
                 )
-        for (name, tensor), blob in zip(names, blobs, strict=True):
-            self._state(tensor)[name].copy_(blob)
+        frozen = {id(tensor) for group in self.param_groups if group["lr_mult"] == 0 for tensor in group["params"]}
+        for (name, tensor), blob in zip(targets, blobs, strict=True):
+            target = torch.zeros_like(tensor, requires_grad=False)
+            if read is None:
+                target.copy_(blob)
+            else:
+                read(blob, target)
+            if id(tensor) not in frozen or bool(target.any()):
+                self.state[tensor][name] = target
 
     def _state(self, tensor: Tensor) -> dict[str, Tensor]:
         state = self.state[tensor]
@@ -320,7 +338,10 @@ class RMSProp(CaffeOptimizer):
 
 
 class AdaDelta(CaffeOptimizer):
-    """h = rho*h + (1-rho)*g^2; v = g*sqrt((s+delta)/(h+delta)); s = rho*s + (1-rho)*v^2; w -= rate*v; rho = momentum."""
+    """h = rho*h + (1-rho)*g^2; v = g*sqrt((s+delta)/(h+delta)); s = rho*s + (1-rho)*v^2; w -= rate*v.
+
+    rho is `momentum`.
+    """
 
     histories = ("history", "update_history")
 

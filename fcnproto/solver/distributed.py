@@ -1,0 +1,97 @@
+"""Several workers training one net, as `torchrun` starts them: who is who, and what they agree on.
+
+Caffe's multi-GPU meaning: gradients are averaged over the workers before the update, each reads its own data (the data
+layers see to that), rank 0 tests, writes and prints. Gloo connects CPUs, NCCL GPUs. Averaging itself is in `engine`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fcnproto.errors import UsageError
+
+
+def is_running() -> bool:
+    """Whether this process is one of a group of workers."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This worker's number, 0 where there is one only."""
+    return dist.get_rank() if is_running() else 0
+
+
+def world_size() -> int:
+    """The number of workers."""
+    return dist.get_world_size() if is_running() else 1
+
+
+@contextmanager
+def worker_group(device: str | None = None) -> Iterator[str | None]:
+    """Join the workers that `torchrun` started, for the length of the block; does nothing in a process of its own.
+
+    Gives the device to use: `device` as asked for, or the worker's own GPU where all are on GPUs.
+    Raises `UsageError` where a machine has fewer GPUs than workers.
+    """
+    if "LOCAL_RANK" not in os.environ or is_running():
+        yield device
+        return
+    local, kind = int(os.environ["LOCAL_RANK"]), (device or "").partition(":")[0]
+    on_gpu = kind == "cuda" or (kind == "" and torch.cuda.device_count() > local)
+    if on_gpu:
+        if local >= torch.cuda.device_count():
+            raise UsageError(
+                f"worker {local} has no GPU of its own ({torch.cuda.device_count()} here); "
+                "start fewer with --nproc-per-node, or take --device cpu"
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=torch.device(device) if on_gpu and device else None)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    """Where tensors for an exchange must be: NCCL knows GPUs only."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def any_of(flags: list[bool]) -> list[bool]:
+    """For each flag whether any worker has set it: all get the same answer at the same iteration."""
+    if world_size() == 1:
+        return flags
+    values = torch.tensor([int(flag) for flag in flags], device=_device())
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every worker's value, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until all workers are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast(module: nn.Module) -> None:
+    """Give every worker rank 0's parameters and buffers."""
+    if world_size() > 1:
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor, 0)

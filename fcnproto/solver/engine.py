@@ -1,0 +1,169 @@
+"""One forward and backward pass of the train net: precision, memory layout, compiling, several workers.
+
+The defaults compute what Caffe computes, in strict float32. Not for the update (`optimizers`) or the loop (`solver`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcnproto import precision as float32_precision
+from fcnproto.errors import FcnprotoWarning, SolverError
+from fcnproto.net import Net, Outputs
+from fcnproto.solver import distributed
+from fcnproto.solver.optimizers import CaffeOptimizer
+
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compute. The defaults are Caffe's arithmetic.
+
+    Attributes:
+        precision: "float32"; "tf32" (CUDA: products in TF32); "bfloat16" or "float16" (mixed: parameters, gradients and
+            the update stay in float32; float16 scales the loss to keep small gradients).
+        channels_last: keep images with channels innermost, which some processors convolve faster.
+        compile: run the layers through `torch.compile`; where that fails a warning is given and they run as they are.
+    """
+
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise SolverError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+
+
+class _WithLoss(nn.Module):
+    """The net and its loss as one module, so that a data-parallel wrapper sees where gradients start."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Outputs]:
+        outputs = self.net(inputs)
+        return self.net.loss(outputs), outputs
+
+
+class Engine:
+    """Runs the train net forward and backward.
+
+    `scaler` is the loss scaler of float16 (switched off for every other precision), `batch` what the data layers gave
+    in the last forward pass, by top.
+    """
+
+    def __init__(self, net: Net, options: Options) -> None:
+        self.net, self.options = net, options
+        self.batch: dict[str, Tensor] = {}
+        device = net.device
+        if options.channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if options.precision == "tf32":
+            float32_precision.set_float32_precision("tf32")
+        self._autocast = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+        if options.compile:
+            net.transform = _compiled
+        self._module: nn.Module = _WithLoss(net)
+        trainable = any(parameter.requires_grad for parameter in net.parameters())
+        if distributed.world_size() > 1 and trainable:
+            # Buffers are BatchNorm's sums: in Caffe each worker keeps its own, and the first one's are saved.
+            self._module = nn.parallel.DistributedDataParallel(
+                self._module,
+                device_ids=[device.index or 0] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                find_unused_parameters=True,
+            )
+        elif distributed.world_size() > 1:
+            distributed.broadcast(net)
+
+    def forward(self, inputs: Mapping[str, Tensor], last: bool = True) -> tuple[Tensor, Outputs]:
+        """The weighted loss and the outputs of one forward pass.
+
+        `last` says that the iteration's gradients are complete after this pass's backward: then workers average them.
+        """
+        with self._no_sync(last), self._precision(), self._recorded():
+            loss, outputs = self._module(inputs)
+        return loss, outputs
+
+    def replay(self, inputs: Mapping[str, Tensor]) -> Any:
+        """The last forward pass once more, layer by layer on the same data, for those who watch by hooks."""
+        values = {**self.batch, **inputs}
+        plan = self.net.plan(list(values))
+        with self._precision():
+            return plan.module(*(values[name].to(self.net.device, torch.float32) for name in plan.inputs))
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.net.device.type, self._autocast, enabled=self._autocast is not None)
+
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Keep what the data layers give in `batch` (no copies; hooks only while a pass runs, so that nets pickle)."""
+        self.batch = {}
+
+        def keep(layer: Any, arguments: Any, tops: tuple[Tensor, ...]) -> None:
+            self.batch.update(zip(layer.param.top, tops, strict=False))
+
+        handles = [layer.register_forward_hook(keep) for layer in self.net.data_layers()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Add this pass's gradients to `.grad`. A net whose loss needs no gradient is left alone, as in Caffe."""
+        if loss.requires_grad:
+            with self._no_sync(last):
+                self.scaler.scale(loss).backward()
+
+    def unscale(self, optimizer: CaffeOptimizer) -> None:
+        """Bring float16's scaled gradients to their true size, once all of an iteration's passes are done."""
+        if self._scales(optimizer):
+            self.scaler.unscale_(optimizer)
+
+    def update(self, optimizer: CaffeOptimizer) -> None:
+        """Let the optimizer change the parameters; with float16 a step whose gradients overflowed is left out."""
+        if self._scales(optimizer):
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        else:
+            optimizer.step()
+
+    def _scales(self, optimizer: CaffeOptimizer) -> bool:
+        return self.scaler.is_enabled() and any(p.grad is not None for g in optimizer.param_groups for p in g["params"])
+
+    def _no_sync(self, last: bool) -> Any:
+        if last or not isinstance(self._module, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._module.no_sync()
+
+
+def _compiled(module: nn.Module) -> Callable[..., Any]:
+    """`module` through `torch.compile`; if that fails at the first call, a warning and the module itself."""
+    compiled = torch.compile(module)
+    chosen: list[Callable[..., Any]] = [compiled]
+
+    def call(*values: Tensor) -> Any:
+        try:
+            return chosen[0](*values)
+        except Exception as error:  # the compiler's errors have no common base
+            if chosen[0] is module:
+                raise
+            result = module(*values)  # an error of the net itself shows here, as it is
+            chosen[0] = module
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(f"torch.compile failed, going on without it: {reason}", FcnprotoWarning, stacklevel=2)
+            return result
+
+    return call

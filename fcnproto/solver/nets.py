@@ -1,0 +1,164 @@
+"""The nets of a solver: where the file says they are, in which state each is built, and sharing of their weights.
+
+Not for the training itself.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fcnproto import binding
+from fcnproto.data.paths import resolve
+from fcnproto.errors import SolverError
+from fcnproto.net import Net
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import read_net
+
+_TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
+
+
+@dataclass(frozen=True)
+class NetSource:
+    """One net to build: the definition, its state, and the folder from which its file names are looked up."""
+
+    param: caffe_pb2.NetParameter
+    phase: int
+    level: int
+    stages: tuple[str, ...]
+    base_dir: Path | None
+
+    def build(self, weights: list[str], allow_python: bool) -> Net:
+        """The net with the values of `weights` (later files overwrite), and fillers' values where they have none."""
+        net = Net(
+            self.param,
+            self.phase,
+            level=self.level,
+            stages=self.stages,
+            allow_python=allow_python,
+            base_dir=self.base_dir,
+            fill=False,
+        )
+        for path in weights:
+            net.copy_from(path)
+        net.fill_params()
+        return net
+
+
+def net_sources(param: caffe_pb2.SolverParameter, base_dir: Path | None) -> tuple[NetSource, list[NetSource]]:
+    """The train net and the test nets that a solver names, in Caffe's order.
+
+    Raises `SolverError` where there is none or more than one train net, or the numbers of test nets, `test_iter` and
+    `test_state` don't agree; `DataError` for a missing net file.
+    """
+    train = _train_source(param, base_dir)
+    tests = _test_definitions(param, base_dir)
+    if not tests:
+        return train, []
+    if param.test_interval <= 0:
+        raise SolverError(f"the solver has {len(tests)} test nets, but no test_interval; give one above 0")
+    states: list[caffe_pb2.NetState | None] = list(param.test_state) or [None] * len(tests)
+    if len(states) != len(tests):
+        raise SolverError(f"{len(states)} test_state entries for {len(tests)} test nets; give none or one for each")
+    sources = [_source(net, folder, caffe_pb2.TEST, state) for (net, folder), state in zip(tests, states, strict=True)]
+    return train, sources
+
+
+def _train_source(param: caffe_pb2.SolverParameter, base_dir: Path | None) -> NetSource:
+    given = [name for name in _TRAIN_FIELDS if param.HasField(name)]
+    if len(given) != 1:
+        found = f"has {' and '.join(given)}" if given else "names no net to train"
+        raise SolverError(f"the solver {found}; give exactly one of {', '.join(_TRAIN_FIELDS)}")
+    state = param.train_state if param.HasField("train_state") else None
+    if given[0].endswith("param"):
+        return _source(getattr(param, given[0]), base_dir, caffe_pb2.TRAIN, state)
+    net, folder = _read(getattr(param, given[0]), base_dir)
+    return _source(net, folder, caffe_pb2.TRAIN, state)
+
+
+def _test_definitions(
+    param: caffe_pb2.SolverParameter, base_dir: Path | None
+) -> list[tuple[caffe_pb2.NetParameter, Path | None]]:
+    named = len(param.test_net_param) + len(param.test_net)
+    generic = param.HasField("net") or param.HasField("net_param")
+    count = len(param.test_iter)
+    if count < named or (count > named and not generic):
+        raise SolverError(f"{count} test_iter entries for {named} test nets; give one for each")
+    tests: list[tuple[caffe_pb2.NetParameter, Path | None]] = [(net, base_dir) for net in param.test_net_param]
+    tests += [_read(name, base_dir) for name in param.test_net]
+    if count > named:
+        rest = _read(param.net, base_dir) if param.HasField("net") else (param.net_param, base_dir)
+        tests += [rest] * (count - named)
+    return tests
+
+
+def _read(name: str, base_dir: Path | None) -> tuple[caffe_pb2.NetParameter, Path]:
+    path = Path(resolve(name, None if base_dir is None else str(base_dir), "net of the solver"))
+    return read_net(path), path.resolve().parent
+
+
+def _source(
+    net: caffe_pb2.NetParameter, folder: Path | None, phase: int, state: caffe_pb2.NetState | None
+) -> NetSource:
+    """Caffe's merge of states: the phase by default, then the net's own, then the solver's; stages add up."""
+    merged = caffe_pb2.NetState(phase=phase)
+    merged.MergeFrom(net.state)
+    stages: tuple[str, ...] = ()
+    if state is not None:
+        merged.MergeFrom(state)
+        stages = tuple(state.stage)  # the net appends these to its file's own
+    return NetSource(net, merged.phase, merged.level, stages, folder)
+
+
+def weight_files(param: caffe_pb2.SolverParameter, base_dir: Path | None) -> list[str]:
+    """The files of the solver's `weights` field: entries may hold several, separated by commas, blanks ignored."""
+    names = [name.strip() for entry in param.weights for name in entry.split(",")]
+    folder = None if base_dir is None else str(base_dir)
+    return [resolve(name, folder, "weight file of the solver") for name in names if name]
+
+
+def share_weights(source: Net, target: Net) -> None:
+    """Make `target`'s parameters those of the layers of the same name in `source`: from then on they are one.
+
+    Caffe's ShareTrainedLayersWith: layers that only one net has are passed over. Raises `SolverError` where numbers or
+    shapes of blobs differ.
+    """
+    targets = {layer.name: layer for layer in reversed(target.layers)}
+    for layer in source.layers:
+        twin = targets.get(layer.name)
+        if twin is None:
+            continue
+        if [tuple(s) for s in layer.blob_shapes] != [tuple(s) for s in twin.blob_shapes]:
+            raise SolverError(
+                f"layer {layer.name!r} has parameters of shapes {layer.blob_shapes} in the train net, "
+                f"{twin.blob_shapes} in the test net; a solver's nets must share them"
+            )
+        for index, name in enumerate(layer.blob_names):
+            binding.set_blob(twin, index, getattr(layer, name))
+
+
+def snapshot_prefix(param: caffe_pb2.SolverParameter, solver_file: Path | None) -> str:
+    """The prefix of snapshots, in a folder that can be written to.
+
+    Caffe's rule: as given; without one the solver file's path less its extension; where it is a folder, the solver
+    file's stem in it. A relative one counts from the working directory, else (if its folder is there) from the
+    solver's. Raises `SolverError` where it has no folder, as Caffe does when a run that writes snapshots starts.
+    """
+    prefix = param.snapshot_prefix
+    if not prefix:
+        if solver_file is None:
+            raise SolverError("the solver has no snapshot_prefix; give one to write snapshots")
+        prefix = str(solver_file.with_suffix(""))
+    candidates = [prefix]
+    if solver_file is not None and not os.path.isabs(prefix):
+        candidates.append(str(solver_file.resolve().parent / prefix))
+    for candidate in candidates:
+        if os.path.isdir(candidate) and solver_file is not None:
+            candidate = os.path.join(candidate, solver_file.stem)
+        folder = os.path.dirname(candidate) or "."
+        if os.path.isdir(folder):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise SolverError(f"snapshot_prefix {prefix!r}: the folder {folder} can't be written to")
+            return candidate
+    raise SolverError(f"snapshot_prefix {prefix!r}: there is no folder {os.path.dirname(prefix)!r}; make it first")

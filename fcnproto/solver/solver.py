@@ -1,0 +1,358 @@
+"""`Solver`: trains a net step by step as Caffe's solver does, from a solver.prototxt.
+
+The order of things in an iteration is Caffe's. What computes (`engine`), updates (`optimizers`), writes (`snapshots`)
+and shows (`log`, `progress`) stands in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcnproto.net import Net
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import read_solver
+from fcnproto.solver import debug, distributed, health, nets, resume, settings, snapshots
+from fcnproto.solver.engine import Engine, Options
+from fcnproto.solver.listeners import Listener, Request
+from fcnproto.solver.log import LOGGER, LossWindow, Pace, figure, log_to, output_lines
+from fcnproto.solver.policies import LearningRatePolicy
+from fcnproto.solver.testing import loss_weights, run_test
+
+PathLike = str | os.PathLike[str]
+
+
+class Solver:
+    """Caffe's solver.
+
+    Args:
+        solver: path of a solver.prototxt, or a `SolverParameter` (brought up to date).
+        device: where to train; by default what `solver_mode` and `device_id` say, the CPU where there is no GPU.
+        options: precision, memory layout and compiling; Caffe's arithmetic by default.
+        allow_python: permit the import of modules that the nets' Python layers name.
+        path: the file a `SolverParameter` came from: names in it are looked up from its folder, too.
+
+    Attributes:
+        net, test_nets: the nets. Test nets have weights of their own until the first test (as in Caffe).
+        param: the solver's fields.
+        iter: the number of updates done.
+        losses: the raw weighted loss of every forward pass so far.
+        listeners: objects told of what happens (`Listener`).
+        request: asked after each iteration and between the batches of a test what to do: stop, snapshot or go on.
+        last_snapshot: the solver state written or restored last.
+
+    Raises:
+        SolverError, PrototxtError, GraphError, WeightsError, DataError: whatever is wrong with the files named.
+    """
+
+    def __init__(
+        self,
+        solver: PathLike | caffe_pb2.SolverParameter,
+        *,
+        device: str | torch.device | None = None,
+        options: Options | None = None,
+        allow_python: bool = False,
+        path: PathLike | None = None,
+    ) -> None:
+        if isinstance(solver, caffe_pb2.SolverParameter):
+            self.param, self._file = solver, None if path is None else Path(path)
+        else:
+            self.param, self._file = read_solver(solver), Path(solver)
+        settings.check(self.param)
+        base_dir = None if self._file is None else self._file.resolve().parent
+        train, tests = nets.net_sources(self.param, base_dir)
+        weights = nets.weight_files(self.param, base_dir)
+        if self.param.snapshot:
+            nets.snapshot_prefix(self.param, self._file)
+        self._leads = distributed.rank() == 0
+        if self.param.display and self._leads and not LOGGER.hasHandlers():
+            log_to()
+        settings.seed(self.param, distributed.rank())
+        target = settings.choose_device(self.param) if device is None else torch.device(device)
+        self.net: Net = train.build(weights, allow_python).to(target)
+        self.test_nets: list[Net] = [source.build(weights, allow_python).to(target) for source in tests]
+        self._policy = LearningRatePolicy(self.param) if self.param.lr_policy else None
+        self.engine = Engine(self.net, options or Options())
+        self.optimizer = settings.make_optimizer(self.param, self.net)
+        self.iter = 0
+        self.losses: list[float] = []
+        self.listeners: list[Listener] = []
+        self.request: Callable[[], Request] = lambda: Request.NONE
+        self.last_snapshot: str | None = None
+        self.stopping = False
+        self._snapshot_wanted = False
+        self._rate: float | None = None
+        self._watch = health.LossWatch()
+        self._window, self._keep_window = LossWindow(self.param.average_loss, 0), False
+        self._pace = Pace(0)
+        self._callbacks: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
+
+    # What a user asks.
+
+    @property
+    def lr(self) -> float:
+        """The rate of the last update; before the first one, the rate it will have."""
+        return self.policy.peek(self.iter) if self._rate is None else self._rate
+
+    @property
+    def policy(self) -> LearningRatePolicy:
+        """The learning-rate policy. Raises `SolverError` where the solver names none."""
+        if self._policy is None:
+            self._policy = LearningRatePolicy(self.param)
+        return self._policy
+
+    def add_callback(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any]) -> None:
+        """Call the two in each iteration: before the first forward, and between the last backward and the update."""
+        self._callbacks.append((on_start, on_gradients_ready))
+
+    def stop(self) -> None:
+        """Make the `step` or `solve` that is running end after the current iteration."""
+        self.stopping = True
+
+    def share_weights(self, net: Net) -> None:
+        """Make `net`'s parameters those of the train net, for layers of the same name."""
+        nets.share_weights(self.net, net)
+
+    # Training.
+
+    def step(self, iterations: int = 1, /, **inputs: Any) -> None:
+        """Do so many iterations, whatever max_iter says.
+
+        `inputs` are tensors (or arrays) for the net's inputs, the same in every forward pass of the call; naming the
+        tops of a data layer bypasses it. The displayed loss is smoothed within one call only, as in Caffe.
+
+        Raises:
+            DivergedError: the loss is not finite or has exploded, or a snapshot would hold values that are not finite.
+        """
+        self.stopping = False
+        if not self._keep_window:
+            self._window = LossWindow(self.param.average_loss, self.iter)
+        self._keep_window = False
+        self._pace.restart(self.iter)
+        values = {name: self._tensor(value) for name, value in inputs.items()}
+        end = self.iter + iterations
+        self._tell("started", end)
+        error: BaseException | None = None
+        try:
+            while self.iter < end and not self.stopping:
+                self._iterate(values)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._tell("finished", error)
+
+    def _iterate(self, inputs: Mapping[str, Tensor]) -> None:
+        """One iteration, in Caffe's order."""
+        param = self.param
+        self.optimizer.zero_grad(set_to_none=True)
+        if (
+            param.test_interval
+            and self.iter % param.test_interval == 0
+            and (self.iter > 0 or param.test_initialization)
+        ):
+            self.test(**inputs)
+            if self.stopping:
+                return
+        for on_start, _ in self._callbacks:
+            on_start()
+        loss, outputs = self._forward_backward(inputs)
+        smoothed = self._window.add(loss, self.iter)
+        if self._displays():
+            pace = self._pace.lap(self.iter, param.display)
+            self.say(f"Iteration {self.iter} {pace}, loss = {figure(smoothed)}")
+            for line in output_lines("Train", outputs, loss_weights(self.net)):
+                self.say(line)
+        for _, on_gradients_ready in self._callbacks:
+            on_gradients_ready()
+        self.apply_update()
+        self._tell("iterated", self.iter - 1, loss, smoothed)
+        self.obey()
+        if self._snapshot_wanted or (param.snapshot and self.iter % param.snapshot == 0):
+            self.snapshot()
+
+    def solve(self, state: PathLike | None = None, iterations: int | None = None) -> None:
+        """Train to max_iter, from a solver state if one is given; then snapshot and test as the solver says.
+
+        With `iterations` no more than so many are done; if max_iter isn't reached by then, it ends as if stopped.
+        """
+        if self.param.snapshot_after_train:
+            nets.snapshot_prefix(self.param, self._file)
+        self.say(f"Solving {self.net.graph.name}")
+        self.say(f"Learning Rate Policy: {self.param.lr_policy}")
+        if state is not None:
+            self.restore(state)
+        left = max(0, self.param.max_iter - self.iter)
+        todo = left if iterations is None else min(left, iterations)
+        self.step(todo)
+        if todo < left:
+            self.stopping = True
+        self._finish()
+
+    def _finish(self) -> None:
+        """After the last iteration: the snapshot, then (unless stopped) the loss and the tests of the final weights."""
+        param = self.param
+        if param.snapshot_after_train and (not param.snapshot or self.iter % param.snapshot != 0):
+            self.snapshot()
+        if self.stopping:
+            self.say("Optimization stopped early.")
+            return
+        if self._displays():
+            with torch.no_grad():
+                loss = float(self.engine.forward({})[0])
+            self.losses.append(loss)
+            self.say(f"Iteration {self.iter}, loss = {figure(self._window.add(loss, self.iter))}")
+        if param.test_interval and self.iter % param.test_interval == 0:
+            self.test()
+        self.say("Optimization Done.")
+
+    def _forward_backward(self, inputs: Mapping[str, Tensor]) -> tuple[float, Mapping[str, Tensor]]:
+        """`iter_size` passes, whose gradients add up; the mean of their losses and the last one's outputs."""
+        total, size = 0.0, self.param.iter_size
+        tracing = self.param.debug_info and self._displays()
+        for index in range(size):
+            last = index == size - 1
+            with debug.traced(self.net, self.say, tracing) as log_gradients:
+                loss, outputs = self.engine.forward(inputs, last)
+                self.engine.backward(loss, last)
+                log_gradients()
+            self.losses.append(float(loss.detach()))
+            self._check(inputs)
+            total += self.losses[-1]
+        self.engine.unscale(self.optimizer)
+        return total / size, outputs
+
+    def apply_update(self) -> None:
+        """Change the parameters by the gradients that are there, at the rate of this iteration, which ends with it."""
+        self._rate = self.policy(self.iter)
+        if self._displays():
+            self.say(f"Iteration {self.iter}, lr = {figure(self._rate)}")
+        for group in self.optimizer.param_groups:
+            group["lr"], group["iteration"] = self._rate, self.iter
+        self.engine.update(self.optimizer)
+        self.iter += 1
+
+    def test(self, **inputs: Any) -> list[dict[str, list[float]]]:
+        """Run every test net on its test_iter batches (rank 0 only); returns the means of their outputs."""
+        results = []
+        if self._leads:
+            for index in range(len(self.test_nets)):
+                scores = run_test(self, index, inputs)
+                if scores is None:
+                    break
+                results.append(scores)
+                self._tell("tested", index, scores)
+        (self.stopping,) = distributed.any_of([self.stopping])
+        return results
+
+    def _check(self, inputs: Mapping[str, Tensor]) -> None:
+        """Raise `DivergedError` where the last forward's loss shows that training has failed."""
+        complaint = self._watch.complaint(self.losses[-1])
+        if complaint is None:
+            return
+        origin: tuple[str | None, str] | None = health.broken_parameter(self.net)
+        if origin is None:
+            origin = health.first_broken_blob(self.net, lambda: self.engine.replay(inputs), self.engine.batch)
+        if origin is None:
+            origin = health.largest_parameter(self.net)
+        layer, blob = origin or (None, None)
+        raise health.DivergedError(complaint, self.iter, layer, blob, self.last_snapshot)
+
+    # Snapshots.
+
+    def snapshot(self) -> str:
+        """Write the model and the solver state under the snapshot prefix; returns the path of the state.
+
+        Raises `DivergedError` where a parameter is not finite: the last good snapshot stays the last one.
+        """
+        self._snapshot_wanted = False
+        hdf5 = self.param.snapshot_format == caffe_pb2.SolverParameter.HDF5
+        files = snapshots.names(nets.snapshot_prefix(self.param, self._file), self.iter, hdf5)
+        broken = health.broken_parameter(self.net)
+        if broken is not None:
+            raise health.DivergedError("parameters are not finite", self.iter, *broken, self.last_snapshot)
+        workers = distributed.gather(self._resume_state())
+        if self._leads:
+            kind = "HDF5" if hdf5 else "binary proto"
+            self.say(f"Snapshotting to {kind} file {files.model}")
+            self.say(f"Snapshotting solver state to {kind} file {files.state}")
+            step = self.policy.current_step
+            snapshots.write(
+                files, self.net, self.iter, step, self.optimizer.history, workers, diffs=self.param.snapshot_diff
+            )
+        distributed.barrier()
+        self.last_snapshot = str(files.state)
+        self._tell("snapshotted", self.last_snapshot)
+        return self.last_snapshot
+
+    def restore(self, path: PathLike) -> None:
+        """Go on from a solver state, Caffe's or our own, and its model.
+
+        Raises `WeightsError` where one is damaged or missing, `SolverError` where it is of another solver or net.
+        """
+        opened, model = snapshots.open_snapshot(Path(path))
+        with opened as state:
+            self.optimizer.load_history(state.history, snapshots.read_blob)
+            self.say(f"Restoring iteration {state.iter} from {path} and {model}")
+            self.net.copy_from(model)
+            self.iter, self._rate = state.iter, None
+            self.policy.current_step = state.current_step
+        side = Path(path).with_name(Path(path).name + resume.SUFFIX)
+        worker = resume.read(side, self.iter, distributed.rank(), distributed.world_size())
+        if worker is not None:
+            self._set_resume_state(worker)
+        self.last_snapshot = str(path)
+
+    def _resume_state(self) -> dict[str, Any]:
+        return {
+            "random": resume.random_states(self.net.device),
+            "net": resume.net_state(self.net),
+            "test_nets": [resume.net_state(net) for net in self.test_nets],
+            "window": self._window.state(),
+            "scaler": self.engine.scaler.state_dict(),
+        }
+
+    def _set_resume_state(self, state: dict[str, Any]) -> None:
+        resume.set_net_state(self.net, state["net"])
+        for net, stored in zip(self.test_nets, state["test_nets"], strict=False):
+            resume.set_net_state(net, stored)
+        self._window, self._keep_window = LossWindow(**state["window"]), True
+        if state["scaler"]:
+            self.engine.scaler.load_state_dict(state["scaler"])
+        resume.set_random_states(state["random"], self.net.device)
+
+    # Between the parts.
+
+    def obey(self, testing: bool = False) -> None:
+        """Ask for requests and do what they say; workers do the same at the same iteration."""
+        request = self.request()
+        stop = self.stopping or request is Request.STOP
+        wanted = self._snapshot_wanted or request is Request.SNAPSHOT
+        if not testing:
+            stop, wanted = distributed.any_of([stop, wanted])
+        self.stopping, self._snapshot_wanted = stop, wanted
+        if testing and wanted and distributed.world_size() == 1:
+            self.snapshot()
+
+    def say(self, message: str) -> None:
+        """Log a line, on rank 0."""
+        if self._leads:
+            LOGGER.info(message, stacklevel=2)
+
+    def _tell(self, event: str, *values: Any) -> None:
+        if self._leads:
+            for listener in self.listeners:
+                getattr(listener, event)(self, *values)
+
+    def _displays(self) -> bool:
+        return bool(self.param.display) and self.iter % self.param.display == 0
+
+    def _tensor(self, value: Any) -> Tensor:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        return tensor.to(self.net.device)
