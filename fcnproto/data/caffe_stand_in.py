@@ -25,7 +25,7 @@ def _ignore(*args: Any) -> None:
 
 def _make() -> dict[str, ModuleType]:
     """The stand-in's modules by their full names."""
-    from fcnproto.data import io
+    import fcnproto.data.io as io
     from fcnproto.schema import caffe_pb2
 
     caffe = ModuleType(_NAME, __doc__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from typing import Any
 
 import numpy as np
@@ -62,14 +63,8 @@ class Data(SourceLayer):
         """From the first record, where the database is there."""
         crop = self.transform.param.crop_size or None
         item: tuple[int | None, ...] = (None, crop, crop)
-        try:
-            records = self._open()
-            try:
-                item = self.transform.output_shape(*self._item(records.seek(None))[0].shape)
-            finally:
-                records.close()
-        except DataError:
-            pass  # said when the first batch is asked for
+        with suppress(DataError), closing(self._open()) as records:  # said when the first batch is asked for
+            item = self.transform.output_shape(*self._item(records.seek(None))[0].shape)
         tops: list[PartialShape] = [(self.config.batch_size, *item), (self.config.batch_size,)]
         return tops[: self.num_tops]
 

@@ -1,0 +1,168 @@
+"""The ImageData layer: batches out of a list of image files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcnproto.data.images import decode, open_image, resize_bilinear
+from fcnproto.data.paths import resolve
+from fcnproto.data.transform import DataTransform
+from fcnproto.errors import DataError
+from fcnproto.layers.base import Shape
+from fcnproto.layers.registry import register
+from fcnproto.layers.source import PartialShape, SourceLayer
+
+Entry = tuple[str, int]
+"""(path as in the list, label)"""
+
+
+def read_image_list(path: str) -> list[Entry]:
+    """The lines `path label` of a list file, split at the last blank; the label is a whole number.
+
+    Empty lines are passed over. Raises `DataError` with file and line.
+    """
+    entries = []
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline=None) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                name, blank, label = line.rstrip().rpartition(" ")
+                found = re.match(r"\s*([+-]?\d+)", label)  # the leading digits count, as in C's atoi
+                if not blank or found is None:
+                    raise DataError(
+                        f"{path}:{number}: expected a path, a blank and a whole number, found {line.strip()!r}"
+                    )
+                entries.append((name, int(found.group(1))))
+    except OSError as error:
+        raise DataError(f"{path}: not a readable list of images ({error.strerror})") from error
+    if not entries:
+        raise DataError(f"{path}: the list of images is empty")
+    return entries
+
+
+@register("ImageData")
+class ImageData(SourceLayer):
+    """Caffe's ImageData: images of a list of lines `path label`, in order or shuffled anew every time round.
+
+    Tops: data (batch, 3 or 1, height, width), BGR, resized to new_height x new_width if given, then transformed as
+    `transform_param` says; label (batch,). Images of a batch must have one size then. Decoded by Pillow with the
+    colours of OpenCV; resized as OpenCV resizes, bit by bit. `root_folder` is put before the paths as it stands.
+    Several workers deal the lines out among them; shuffled, each goes through all in an order of its own.
+    """
+
+    config_field = "image_data_param"
+    also_reads = ("transform_param",)
+    tops = (2, 2)
+    position_fields = ("line", "offset", "order_seed")
+    handles = ("entries",)
+
+    def __init__(self, param: Any, num_tops: int | None = None) -> None:
+        super().__init__(param, num_tops)
+        self.line: int | None = None
+        """The next line's index; None before the first batch."""
+        self.offset = 0
+        """Images passed since the start, those of other workers included."""
+        self.order_seed: int | None = None
+        """The seed of the present order, where it is shuffled."""
+        self.entries: list[Entry] | None = None
+        self.transform = DataTransform(param.transform_param)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        config = self.config
+        if config.batch_size == 0:
+            self.fail("image_data_param needs a batch_size above 0")
+        if (config.new_height > 0) != (config.new_width > 0):
+            self.fail("image_data_param: give both of new_height and new_width, or neither")
+        problem = self.transform.problem()
+        if problem:
+            self.fail(problem)
+        self.warn_unread(("scale", "mean_file", "crop_size", "mirror"), "Caffe reads it in transform_param only")
+        self.transform.base_dir = self.base_dir
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
+        """From the settings where they say the size, else from the first image of the list, where that is there."""
+        config = self.config
+        size: tuple[int | None, int | None] = (None, None)
+        if self.transform.param.crop_size:
+            size = (self.transform.param.crop_size, self.transform.param.crop_size)
+        elif config.new_height:
+            size = (config.new_height, config.new_width)
+        else:
+            with suppress(DataError):  # said when the first batch is asked for
+                size = self._first_size()
+        return [(config.batch_size, 3 if config.is_color else 1, *size), (config.batch_size,)]
+
+    def _first_size(self) -> tuple[int, int]:
+        entries = read_image_list(resolve(self.config.source, self.base_dir))
+        with open_image(self._path(entries[0])) as image:
+            turned = image.getexif().get(0x0112, 1) > 4
+            width, height = reversed(image.size) if turned else image.size
+        return height, width
+
+    def _path(self, entry: Entry) -> str:
+        return resolve(self.config.root_folder + entry[0], self.base_dir, "image")
+
+    def forward(self) -> tuple[Tensor, ...]:
+        items: list[np.ndarray] = []
+        labels: list[int] = []
+        rank, workers = (0, 1) if self.config.shuffle else self.share()
+        try:
+            while len(items) < self.config.batch_size:
+                entries = self._open()
+                assert self.line is not None
+                entry = entries[self.line]
+                if self.offset % workers == rank:
+                    items.append(self._item(entry))
+                    labels.append(entry[1])
+                    if items[-1].shape != items[0].shape:
+                        raise DataError(
+                            f"{entry[0]} has shape {items[-1].shape}, others of the batch {items[0].shape}; use "
+                            "new_height and new_width, crop_size, or batch_size 1"
+                        )
+                self._advance(len(entries))
+        except DataError as error:
+            self.data_error(str(error))
+        return torch.from_numpy(np.stack(items)), torch.tensor(labels, dtype=torch.float32, device="cpu")
+
+    def _open(self) -> list[Entry]:
+        """The entries in the present order."""
+        if self.entries is None:
+            self.entries = read_image_list(resolve(self.config.source, self.base_dir, "image_data_param.source"))
+            if self.config.shuffle:
+                if self.order_seed is None:
+                    self.order_seed = int(self.generator.integers(2**62))
+                order = np.random.default_rng(self.order_seed).permutation(len(self.entries))
+                self.entries = [self.entries[index] for index in order]
+        if self.line is None:
+            skip = self.config.rand_skip
+            self.line = int(self.generator.integers(skip)) if skip else 0
+        if self.line >= len(self.entries):
+            raise DataError(
+                f"{self.config.source} has {len(self.entries)} lines, so there is none to go on with after {self.line} "
+                "(a rand_skip beyond the end, or a position in another list)"
+            )
+        return self.entries
+
+    def _advance(self, count: int) -> None:
+        assert self.line is not None
+        self.offset += 1
+        self.line += 1
+        if self.line == count:
+            self.line = 0
+            if self.config.shuffle:
+                self.order_seed, self.entries = None, None
+
+    def _item(self, entry: Entry) -> np.ndarray:
+        image = decode(self._path(entry), "color" if self.config.is_color else "gray")
+        if self.config.new_height:
+            image = resize_bilinear(image, self.config.new_height, self.config.new_width)
+        random = self.transform.is_random(self.training)
+        return self.transform(image.transpose(2, 0, 1), self.training, self.generator if random else None)
