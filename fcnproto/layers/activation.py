@@ -112,15 +112,18 @@ class Power(Layer):
 
     config_field = "power_param"
 
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.constant: float | None = None
+        if self.config.power * self.config.scale == 0:
+            with np.errstate(all="ignore"):  # NaN and infinity are results like others
+                self.constant = float(np.power(np.float64(self.config.shift), self.config.power))
+
     def forward(self, x: Tensor) -> Tensor:
-        power, scale, shift = self.config.power, self.config.scale, self.config.shift
-        if power * scale == 0:
-            with np.errstate(all="ignore"):
-                constant = float(np.power(np.float64(shift), power))
+        if self.constant is not None:
             # Every element replaced: the gradient is 0 there even where x is infinite.
-            return x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), constant)
-        base = _affine(x, scale, shift)
-        return base if power == 1 else base.pow(power)
+            return x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), self.constant)
+        base = _affine(x, self.config.scale, self.config.shift)
+        return base if self.config.power == 1 else base.pow(self.config.power)
 
 
 @register("PReLU")

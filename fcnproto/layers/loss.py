@@ -39,28 +39,23 @@ class LossLayer(Layer):
     default_mode: ClassVar[int] = _Mode.VALID
     """How the sum is divided where `loss_param` does not say."""
 
-    @property
-    def ignore_label(self) -> int | None:
-        """The label to leave out, if any."""
-        return self.param.loss_param.ignore_label if self.param.loss_param.HasField("ignore_label") else None
-
-    @property
-    def mode(self) -> int:
-        """Caffe's rule: `normalization`, else the old `normalize` (true VALID, false BATCH_SIZE), else the default."""
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        # Read here once: torch.compile can't follow HasField in forward.
         settings = self.param.loss_param
+        self.ignore_label = settings.ignore_label if settings.HasField("ignore_label") else None
+        # Caffe's rule: `normalization`, else the old `normalize` (true VALID, false BATCH_SIZE), else the default.
+        self.mode = self.default_mode
         if settings.HasField("normalization"):
-            return settings.normalization
-        if settings.HasField("normalize"):
-            return _Mode.VALID if settings.normalize else _Mode.BATCH_SIZE
-        return self.default_mode
+            self.mode = settings.normalization
+        elif settings.HasField("normalize"):
+            self.mode = _Mode.VALID if settings.normalize else _Mode.BATCH_SIZE
 
     def normalizer(self, items: int, places: int, ignored: Tensor | None) -> int | Tensor:
         """What to divide the sum by: at least 1, as in Caffe. `items` x `places` labels, some of them `ignored`."""
-        mode = self.mode
-        if mode == _Mode.VALID and ignored is not None:
+        if self.mode == _Mode.VALID and ignored is not None:
             return ignored.numel() - ignored.sum().clamp(max=ignored.numel() - 1)
         divisor = {_Mode.FULL: items * places, _Mode.VALID: items * places, _Mode.BATCH_SIZE: items, _Mode.NONE: 1}
-        return max(divisor[mode], 1)
+        return max(divisor[self.mode], 1)
 
 
 class _RaiseTo(torch.autograd.Function):
@@ -260,6 +255,7 @@ class InfogainLoss(LossLayer):
     force_backward_refuses = (1, 2)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
         if self.param.loss_param.HasField("normalize"):
             self.fail("loss_param.normalize is not for this type; give loss_param.normalization")
         self.register_buffer("matrix", None, persistent=False)

@@ -29,6 +29,7 @@ class Accuracy(Layer):
     force_backward_refuses = (0, 1)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
+        self.ignore_label = self.config.ignore_label if self.config.HasField("ignore_label") else None
         axis = self.axis(self.config.axis, shapes[0])
         classes = shapes[0][axis]
         if self.config.top_k > classes:
@@ -37,8 +38,7 @@ class Accuracy(Layer):
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         scores = scores.detach()
         axis = self.axis(self.config.axis, scores.shape)
-        ignore = self.config.ignore_label if self.config.HasField("ignore_label") else None
-        read = read_labels(self, labels, scores, axis, ignore)
+        read = read_labels(self, labels, scores, axis, self.ignore_label)
         # The true class itself is among those that score as high.
         rank = (scores >= scores.gather(axis, read.classes)).sum(axis, keepdim=True) - 1
         result_type = computing_type(scores)

@@ -111,13 +111,13 @@ class BatchNorm(Layer):
         # The upgrade of old nets sets all of exactly three entries to 0; other counts are the user's own.
         if len(self.param.param) != 3 and any(spec.lr_mult != 0 for spec in self.param.param):
             self.fail("its blobs are statistics, not learned: give each param entry lr_mult: 0, or none at all")
+        self.use_global_stats = self.config.use_global_stats if self.config.HasField("use_global_stats") else None
         self.add_blob("mean", (shape[1],), learnable=False)
         self.add_blob("variance", (shape[1],), learnable=False)
         self.add_blob("scale_factor", (1,), learnable=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        config = self.config
-        use_global = config.use_global_stats if config.HasField("use_global_stats") else not self.training
+        use_global = not self.training if self.use_global_stats is None else self.use_global_stats
         if x.shape[1] != self.blob_shapes[0][0]:
             self.fail(f"has statistics of {self.blob_shapes[0][0]} channels, got a bottom of shape {tuple(x.shape)}")
         return self._by_stored_statistics(x) if use_global else self._by_batch_statistics(x)
