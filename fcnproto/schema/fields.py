@@ -105,5 +105,11 @@ def suggestion(name: str, candidates: Iterable[str]) -> str:
     """`; did you mean "x"?` for the nearest of `candidates`, or nothing when none is near."""
     known = list(candidates)
     folded = {candidate.lower(): candidate for candidate in reversed(known)}
-    near = difflib.get_close_matches(name.lower()[:100], list(folded), n=1, cutoff=0.6)
+    wanted = name.lower()[:100]
+    near = difflib.get_close_matches(wanted, list(folded), n=1, cutoff=0.6)
+    if not near:
+        # A name cut short or written out: conv for convolution, average for AVE.
+        long = [other for other in folded if min(len(other), len(wanted)) >= 3]
+        starts = [other for other in long if other.startswith(wanted) or wanted.startswith(other)]
+        near = sorted(starts, key=len, reverse=True)
     return f'; did you mean "{folded[near[0]]}"?' if near else ""

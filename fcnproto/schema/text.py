@@ -63,6 +63,9 @@ def parse_file(path: PathLike, message_class: type[AnyMessage]) -> AnyMessage:
         raise PrototxtError(f"byte 0x{content[error.start]:02x} is not UTF-8 text", file, line, column) from None
     if not text.strip():
         raise PrototxtError("the file is empty", file)
+    if "\n" not in text:
+        # The line ends of old Macs; protobuf would take all that follows the first comment for a part of it.
+        text = text.replace("\r", "\n")
     return parse(text, message_class, file)
 
 
@@ -145,7 +148,7 @@ class _Parser:
             if field.message is not None and name in fields_of(field.message).by_name
         ]
         near = suggestion(name, table.by_name)
-        if not near and len(self.open) == 1:
+        if len(self.open) == 1:
             for other in (caffe_pb2.NetParameter, caffe_pb2.SolverParameter):
                 if name in other.DESCRIPTOR.fields_by_name:
                     return f"{message}; this looks like a {'net' if 'Net' in other.__name__ else 'solver'} file"

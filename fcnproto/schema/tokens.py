@@ -13,10 +13,10 @@ from fcnproto.errors import PrototxtError
 
 _TOKEN = re.compile(
     r"""
-      (?P<blank>[ \t\r\n\v\f]+ | \#[^\r\n]*)
+      (?P<blank>[ \t\r\n\v\f]+ | \#[^\n]*)
     | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
     | (?P<number>\.?[0-9](?:[eE][+-](?=[0-9])|[A-Za-z0-9_.])*)
-    | (?P<string>"[^"\\\r\n]*(?:\\.[^"\\\r\n]*)*" | '[^'\\\r\n]*(?:\\.[^'\\\r\n]*)*')
+    | (?P<string>"[^"\\\n]*(?:\\.[^"\\\n]*)*" | '[^'\\\n]*(?:\\.[^'\\\n]*)*')
     | (?P<symbol>[^"'])
     """,
     re.VERBOSE,
