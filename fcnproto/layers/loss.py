@@ -87,7 +87,7 @@ class SoftmaxWithLoss(LossLayer):
     same first extent. Labels equal to `ignore_label` are left out. Z, at least 1, is by `loss_param.normalization`:
     VALID (default) the labels not left out, FULL all, BATCH_SIZE the extents before the class axis, NONE 1. The
     gradient is (p - onehot) / Z, also where the logarithm's argument was raised. The second top has the probabilities,
-    without a gradient. A label out of range is an error on the CPU; on a GPU the loss and the gradient are NaN.
+    without a gradient. A label out of range is an error on the CPU; on a GPU it makes the loss NaN.
     """
 
     config_field = "softmax_param"
