@@ -17,6 +17,9 @@ from fcnproto.errors import DataError
 
 Mode = Literal["native", "color", "gray"]
 
+FAULTS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError, Image.DecompressionBombError)
+"""What Pillow raises for files that are damaged, or made to do damage."""
+
 
 def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:
     """A Pillow image from a file or from encoded bytes, its pixels not yet decoded.
@@ -30,7 +33,7 @@ def open_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
         raise DataError(f"{label}: no such file") from None
     except UnidentifiedImageError:
         raise DataError(f"{label}: not an image of a known format") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except FAULTS as error:
         raise DataError(f"{label}: not a readable image ({error})") from error
 
 
@@ -53,7 +56,7 @@ def decode(source: str | os.PathLike[str] | bytes, mode: Mode = "native", name: 
         return _color(image) if mode == "color" else _gray(image, format)
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except FAULTS as error:
         raise DataError(f"{label}: not a readable image ({error})") from error
 
 

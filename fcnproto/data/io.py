@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fcnproto.data.datum import array_to_datum, datum_array, parse_datum
-from fcnproto.data.images import open_image
+from fcnproto.data.images import FAULTS, open_image
 from fcnproto.data.interpolation import resize_normalised, zoom
 from fcnproto.errors import DataError
 from fcnproto.schema import caffe_pb2
@@ -45,7 +45,7 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
             pixels = np.asarray(image.convert("L"))[:, :, None] / 255.0
         else:
             pixels = np.asarray(image.convert("RGB")) / 255.0
-    except (OSError, ValueError, SyntaxError) as error:
+    except FAULTS as error:
         raise DataError(f"{os.fspath(filename)}: not a readable image ({error})") from error
     if color:
         pixels = np.tile(pixels, (1, 1, 3 // pixels.shape[2]))

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fcnproto.data.images import open_image
+from fcnproto.data.images import FAULTS, open_image
 from fcnproto.data.matlab import load_variable
 from fcnproto.data.paths import resolve
 from fcnproto.data.python_layer import register_python_layer
@@ -164,7 +164,7 @@ def _open_image(path: str) -> Image.Image:
     image = open_image(path)
     try:
         image.load()
-    except (OSError, ValueError, SyntaxError) as error:
+    except FAULTS as error:
         raise DataError(f"{path}: not a readable image ({error})") from error
     return image
 

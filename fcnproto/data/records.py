@@ -52,6 +52,11 @@ def is_lmdb(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "data.mdb"))
 
 
+def is_leveldb(path: str) -> bool:
+    """Whether the folder holds a LevelDB."""
+    return os.path.isfile(os.path.join(path, "CURRENT"))
+
+
 def import_lmdb() -> Any:
     """The module lmdb; a `DataError` that says how to get it where it is missing."""
     try:
@@ -59,6 +64,18 @@ def import_lmdb() -> Any:
     except ImportError:
         raise DataError("reading and writing LMDB needs the module lmdb: pip install 'fcnproto[lmdb]'") from None
     return lmdb
+
+
+def import_plyvel(path: str) -> Any:
+    """The module plyvel; a `DataError` that says what to do where it is missing."""
+    try:
+        import plyvel
+    except ImportError:
+        raise DataError(
+            f"{path}: a LevelDB needs the module plyvel (pip install 'fcnproto[leveldb]'); or make an LMDB from the "
+            "images with fcnproto convert-imageset, and say backend: LMDB"
+        ) from None
+    return plyvel
 
 
 class _LMDB(Records):
@@ -99,13 +116,9 @@ class _LMDB(Records):
 class _LevelDB(Records):
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        try:
-            import plyvel
-        except ImportError:
-            raise DataError(
-                f"{path}: reading a LevelDB needs the module plyvel (pip install 'fcnproto[leveldb]'); or make an LMDB "
-                "from the images with fcnproto convert-imageset, and say backend: LMDB"
-            ) from None
+        plyvel = import_plyvel(path)
+        if not os.path.exists(path):
+            raise DataError(f"{path}: no such database")
         try:
             self._database = plyvel.DB(path, create_if_missing=False)
         except (plyvel.Error, OSError) as error:
