@@ -59,12 +59,13 @@ class Engine:
     """Runs the train net forward and backward.
 
     `scaler` is the loss scaler of float16 (switched off for every other precision), `batch` what the data layers gave
-    in the last forward pass, by top.
+    in the last forward pass, by top; `images` is the size of that batch.
     """
 
     def __init__(self, net: Net, options: Options) -> None:
         self.net, self.options = net, options
         self.batch: dict[str, Tensor] = {}
+        self.images = 1
         device = net.device
         if options.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,6 +95,8 @@ class Engine:
         """
         with self._no_sync(last), self._precision(), self._recorded():
             loss, outputs = self._module(inputs)
+        first = next(iter([*inputs.values(), *self.batch.values()]), None)
+        self.images = first.shape[0] if first is not None and first.dim() else 1
         return loss, outputs
 
     def replay(self, inputs: Mapping[str, Tensor]) -> Any:

@@ -1,0 +1,67 @@
+"""Run a trained net on its own test data and print the mean of every output.
+
+Flags follow `caffe test`: the net in the TEST phase, its data layers read `--iterations` batches. The batches' own
+values are logged on stderr, the means printed on stdout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fcnproto.cli import _options, _output
+from fcnproto.cli._caffe_flags import CaffeCommand, one_gpu
+
+
+@click.command("test", cls=CaffeCommand, short_help="Score a trained net on its own data.")
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="The net's prototxt.")
+@click.option("--weights", metavar="W[,W2]", required=True, help="Its weights; later files overwrite.")
+@click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="How many batches.")
+@click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
+@_options.device_option
+@_options.state_options
+def command(
+    model: Path,
+    weights: str,
+    iterations: int,
+    gpu: str | None,
+    device: str | None,
+    level: int,
+    stages: tuple[str, ...],
+    allow_python: bool,
+) -> None:
+    """Run a trained net on its own test data and print the mean of every output."""
+    import torch
+
+    import fcnproto
+    from fcnproto.solver.log import LOGGER, figure, log_to
+    from fcnproto.solver.testing import Means, loss_weights
+
+    net = fcnproto.load(
+        model,
+        _options.names(None, None, weights),
+        level=level,
+        stages=stages,
+        device=_options.device(one_gpu(gpu, device)),
+        allow_python=allow_python,
+    )
+    handler, means, loss = log_to(), Means(), 0.0
+    try:
+        with torch.no_grad():
+            for batch in range(iterations):
+                outputs = net()
+                loss += float(net.loss(outputs))
+                means.add(outputs)
+                for name, value in outputs.items():
+                    for element in value.flatten().tolist():
+                        LOGGER.info(f"Batch {batch}, {name} = {figure(element)}")
+    finally:
+        LOGGER.removeHandler(handler)
+    weighted = loss_weights(net)
+    _output.print_line(f"Loss: {figure(loss / iterations)}")
+    for name, values in means.result().items():
+        for value in values:
+            weight = weighted.get(name, 0.0)
+            share = f" (* {figure(weight)} = {figure(weight * value)} loss)" if weight else ""
+            _output.print_line(f"{name} = {figure(value)}{share}")

@@ -1,0 +1,175 @@
+"""Train a net with its solver, as Caffe does; snapshots, resumes, and runs on several workers with torchrun.
+
+Flags follow `caffe train`. On a terminal one live line shows how it goes, elsewhere Caffe's log lines (on stderr).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcnproto.cli import _options, _output
+from fcnproto.cli._caffe_flags import CaffeCommand, one_gpu
+from fcnproto.errors import UsageError
+
+if TYPE_CHECKING:
+    from fcnproto.schema import caffe_pb2
+    from fcnproto.solver import Solver
+
+_EFFECTS = click.Choice(["stop", "snapshot", "none"])
+
+
+@click.command("train", cls=CaffeCommand, short_help="Train a net.")
+@click.option("--solver", "solver_file", type=click.Path(path_type=Path), required=True, help="The solver.prototxt.")
+@click.option("--weights", metavar="W[,W2]", help="Weights to begin with; in place of the solver's own.")
+@click.option("--snapshot", "state", type=click.Path(path_type=Path), help="A .solverstate[.h5] to go on from.")
+@click.option("--iterations", type=click.IntRange(0), help="Stop (with a snapshot) after so many iterations.")
+@click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: by solver_mode]")
+@_options.state_options
+@click.option("--sigint-effect", type=_EFFECTS, default="stop", show_default=True, help="What Ctrl-C does.")
+@click.option("--sighup-effect", type=_EFFECTS, default="snapshot", show_default=True, help="What a hangup does.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Arithmetic of forward and backward; parameters stay float32.",
+)
+@click.option("--channels-last", is_flag=True, help="Keep images with channels innermost in memory.")
+@click.option("--compile", "compiles", is_flag=True, help="Run the layers through torch.compile.")
+@click.option("--log-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for CSV and TensorBoard.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="The loss plot (PNG).")
+@click.option("--no-plot", is_flag=True, help="Draw no loss plot.")
+@click.option("--progress/--no-progress", "live", default=None, help="Live line or log lines.  [default: by terminal]")
+def command(
+    solver_file: Path,
+    weights: str | None,
+    state: Path | None,
+    iterations: int | None,
+    gpu: str | None,
+    device: str | None,
+    level: int,
+    stages: tuple[str, ...],
+    allow_python: bool,
+    sigint_effect: str,
+    sighup_effect: str,
+    precision: str,
+    channels_last: bool,
+    compiles: bool,
+    log_dir: Path | None,
+    plot: Path | None,
+    no_plot: bool,
+    live: bool | None,
+) -> None:
+    """Train a net with its solver, as Caffe does.
+
+    Several workers: torchrun --nproc-per-node N -m fcnproto train --solver S ...
+    """
+    if weights and state is not None:
+        raise UsageError("--weights and --snapshot: the snapshot brings its own weights; give one of them")
+    wanted = one_gpu(gpu, device)
+    if wanted is not None:
+        _options.device(wanted)
+    from fcnproto.schema.text import read_solver
+    from fcnproto.solver import Options, Request, Solver, distributed
+    from fcnproto.solver.signals import SignalRequests
+
+    param = read_solver(solver_file)
+    _adjust(param, level, stages, weights, state)
+    options = Options(precision, channels_last, compiles)
+    signals = SignalRequests(Request(sigint_effect), Request(sighup_effect))
+    with distributed.worker_group(wanted) as own, signals, _display(live):
+        solver = Solver(param, device=own, options=options, allow_python=allow_python, path=solver_file)
+        solver.request = signals
+        with _Shown(live, log_dir, plot, no_plot).around(solver):
+            solver.solve(state, iterations)
+
+
+def _adjust(
+    param: caffe_pb2.SolverParameter, level: int, stages: tuple[str, ...], weights: str | None, state: Path | None
+) -> None:
+    """Write the flags into the solver, as Caffe's tool does: without stages it adds an empty one."""
+    param.train_state.level = level
+    param.train_state.stage.extend(stages or [""])
+    if state is not None or weights:
+        param.ClearField("weights")
+    if weights:
+        param.weights.append(weights)
+
+
+def _is_live(live: bool | None) -> bool:
+    return _output.stderr().is_terminal if live is None else live
+
+
+@contextlib.contextmanager
+def _display(live: bool | None) -> Iterator[None]:
+    """Caffe's log lines on stderr, unless the live line is shown."""
+    import logging
+
+    from fcnproto.solver.log import LOGGER, log_to
+
+    handler: logging.Handler = logging.NullHandler()
+    if _is_live(live):
+        LOGGER.addHandler(handler)
+    else:
+        handler = log_to()
+    propagate, LOGGER.propagate = LOGGER.propagate, False
+    try:
+        yield
+    finally:
+        LOGGER.propagate = propagate
+        LOGGER.removeHandler(handler)
+
+
+@dataclass
+class _Shown:
+    """What the person at the terminal asked to see of the run."""
+
+    live: bool | None
+    log_dir: Path | None
+    plot: Path | None
+    no_plot: bool
+
+    @contextlib.contextmanager
+    def around(self, solver: Solver) -> Iterator[None]:
+        """Listen to the solver for the length of the block; write the plot at its end, however it ends."""
+        from fcnproto.solver import distributed
+        from fcnproto.solver.chart import write_chart
+        from fcnproto.solver.progress import LiveLine, LogFolder, Recorder
+
+        if distributed.rank() != 0:
+            yield
+            return
+        recorder = Recorder()
+        solver.listeners.append(recorder)
+        if _is_live(self.live):
+            solver.listeners.append(LiveLine(_output.stderr()))
+        folder = None if self.log_dir is None else LogFolder(self.log_dir)
+        if folder is not None:
+            solver.listeners.append(folder)
+        try:
+            yield
+        finally:
+            if folder is not None:
+                folder.close()
+            path = self._plot_path(solver)
+            if path is not None and recorder.curves.iterations:
+                write_chart(path, recorder.curves, solver.net.graph.name or "net")
+                _output.note(f"loss plot: {path}")
+
+    def _plot_path(self, solver: Solver) -> Path | None:
+        """As asked for, else in the log folder, else beside the run's snapshots."""
+        if self.no_plot or self.plot is not None:
+            return None if self.no_plot else self.plot
+        if self.log_dir is not None:
+            return self.log_dir / "loss.png"
+        if solver.last_snapshot is None:
+            return None
+        stem = solver.last_snapshot.rpartition("_iter_")[0]
+        return Path(f"{stem}_loss.png") if stem else None

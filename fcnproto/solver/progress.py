@@ -1,0 +1,180 @@
+"""What a person sees of a training run: a live line on a terminal, CSV and TensorBoard files, and the data of the plot.
+
+All of it listens to a solver; nothing here changes a run. Caffe's log lines are in `log`, the picture is in `chart`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fcnproto.solver import distributed
+from fcnproto.solver.chart import Curves
+from fcnproto.solver.listeners import Listener
+from fcnproto.solver.log import figure
+
+if TYPE_CHECKING:
+    from fcnproto.solver.solver import Solver
+
+
+class LiveLine(Listener):
+    """One line on a terminal: iteration, smoothed loss, rate, images per second, time left; events stand above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._speed: float | None = None
+        self._last = 0.0
+
+    def started(self, solver: Solver, end: int) -> None:
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=end, completed=solver.iter)
+        self._progress.start()
+        self._last = time.perf_counter()
+
+    def iterated(self, solver: Solver, iteration: int, loss: float, smoothed: float) -> None:
+        now = time.perf_counter()
+        images = solver.engine.images * solver.param.iter_size * distributed.world_size()
+        speed = images / max(now - self._last, 1e-9)
+        # The mean over some tens of iterations, so that the figure can be read.
+        self._speed = speed if self._speed is None else self._speed + (speed - self._speed) * 0.05
+        self._last = now
+        if self._progress is not None and self._task is not None:
+            text = f"loss {figure(smoothed)}  lr {figure(solver.lr)}  {self._speed:.3g} images/s"
+            self._progress.update(self._task, completed=iteration + 1, description=text)
+
+    def tested(self, solver: Solver, index: int, scores: Mapping[str, list[float]]) -> None:
+        shown = ", ".join(f"{name} = {' '.join(map(figure, values[:8]))}" for name, values in scores.items())
+        self._console.print(f"iteration {solver.iter}, test net {index}: {shown}", markup=False)
+        self._last = time.perf_counter()
+
+    def snapshotted(self, solver: Solver, path: str) -> None:
+        self._console.print(f"iteration {solver.iter}: wrote {path}", markup=False)
+        self._last = time.perf_counter()
+
+    def finished(self, solver: Solver, error: BaseException | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if solver.losses:
+            self._console.print(f"iteration {solver.iter}: last loss {figure(solver.losses[-1])}", markup=False)
+
+
+class Recorder(Listener):
+    """Keeps what the loss plot shows."""
+
+    def __init__(self) -> None:
+        self.curves = Curves()
+
+    def iterated(self, solver: Solver, iteration: int, loss: float, smoothed: float) -> None:
+        self.curves.iterations.append(iteration)
+        self.curves.losses.append(loss)
+        self.curves.smoothed.append(smoothed)
+
+    def tested(self, solver: Solver, index: int, scores: Mapping[str, list[float]]) -> None:
+        for name, values in scores.items():
+            if len(values) == 1:
+                label = f"test net {index}: {name}" if len(solver.test_nets) > 1 else f"test: {name}"
+                self.curves.tests.setdefault(label, []).append((solver.iter, values[0]))
+
+
+_TRAIN_COLUMNS = ("iteration", "seconds", "lr", "loss", "smoothed_loss")
+_TEST_COLUMNS = ("iteration", "seconds", "net", "output", "index", "value")
+
+
+class LogFolder(Listener):
+    """Writes `train.csv` and `test.csv` into a folder, and TensorBoard's events where tensorboard is installed.
+
+    A resumed run goes on in the same files; rows from its iteration on, of a run that went further, are dropped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._start = time.perf_counter()
+        self._files: list[Any] = []
+        self._train: Any = None
+        self._test: Any = None
+        self._board: Any = None
+        self._flushed = 0.0
+
+    def started(self, solver: Solver, end: int) -> None:
+        if self._train is None:
+            self._train = self._open("train.csv", _TRAIN_COLUMNS, solver.iter)
+            self._test = self._open("test.csv", _TEST_COLUMNS, solver.iter)
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.folder), purge_step=solver.iter or None)
+
+    def iterated(self, solver: Solver, iteration: int, loss: float, smoothed: float) -> None:
+        self._train.writerow([iteration, self._seconds(), figure(solver.lr), repr(loss), repr(smoothed)])
+        if self._board is not None:
+            for name, value in (("train/loss", loss), ("train/smoothed_loss", smoothed), ("train/lr", solver.lr)):
+                self._board.add_scalar(name, value, iteration)
+        if time.perf_counter() - self._flushed > 1:
+            self.flush()
+
+    def tested(self, solver: Solver, index: int, scores: Mapping[str, list[float]]) -> None:
+        for name, values in scores.items():
+            for place, value in enumerate(values):
+                self._test.writerow([solver.iter, self._seconds(), index, name, place, repr(value)])
+            if self._board is not None and len(values) == 1:
+                self._board.add_scalar(f"test{index}/{name}", values[0], solver.iter)
+        self.flush()
+
+    def snapshotted(self, solver: Solver, path: str) -> None:
+        self.flush()
+
+    def finished(self, solver: Solver, error: BaseException | None) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Bring what was written so far to the files."""
+        self._flushed = time.perf_counter()
+        for file in self._files:
+            if not file.closed:
+                file.flush()
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Close the files; nothing may be written afterwards."""
+        self.flush()
+        for file in self._files:
+            file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _seconds(self) -> str:
+        return f"{time.perf_counter() - self._start:.3f}"
+
+    def _open(self, name: str, columns: Iterable[str], iteration: int) -> Any:
+        path = self.folder / name
+        kept: list[list[str]] = []
+        if iteration and path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[1:]
+            kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) < iteration]
+        file = path.open("w", newline="", encoding="utf-8")
+        self._files.append(file)
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(kept)
+        return writer
