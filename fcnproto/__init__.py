@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fcnproto.layers.base import Layer
     from fcnproto.layers.registry import register as register_layer
     from fcnproto.net import Net, load
+    from fcnproto.passes import optimize
     from fcnproto.solver import Solver
 
 __version__ = "0.1.0"
@@ -34,9 +35,10 @@ _LAZY = {
     "Net": "fcnproto.net",
     "Solver": "fcnproto.solver",
     "load": "fcnproto.net",
+    "optimize": "fcnproto.passes",
     "register_layer": "fcnproto.layers.registry",
 }
-_MODULES = ("data", "graph", "layers", "netspec", "schema", "score", "segment", "solver", "zoo")
+_MODULES = ("data", "graph", "layers", "netspec", "passes", "precision", "schema", "score", "segment", "solver", "zoo")
 
 __all__ = [
     "DataError",
@@ -54,6 +56,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "load",
+    "optimize",
     "register_layer",
 ]
 

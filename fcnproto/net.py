@@ -181,14 +181,7 @@ class Net(nn.Module):
         self._read_data(values)
         if any(value.is_cuda for value in values.values()):
             precision.apply()
-        key = (tuple(sorted(values)), tuple(blobs or ()))
-        plan = self._plans.get(key)
-        if plan is None:
-            targets = dict(zip(self.graph.nodes, self._module_names, strict=True))
-            plan = make_plan(self, targets, self.graph, key[0], key[1])
-            if self.transform is not None:
-                plan = replace(plan, module=self.transform(plan.module))
-            self._plans[key] = plan
+        plan = self._find_plan(tuple(sorted(values)), tuple(blobs or ()))
         results = plan.module(*(values[name] for name in plan.inputs))
         outputs = Outputs((name, results[position]) for name, position in plan.keys.items())
         outputs.weighted = tuple((results[position], weight, starts) for position, weight, starts in plan.weighted)
@@ -197,9 +190,13 @@ class Net(nn.Module):
     def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
         """The plan for a call, made at the first call of its kind."""
         key = (inputs, blobs)
-        if key not in self._plans:
-            self._plans[key] = self.plan(inputs, blobs)
-        return self._plans[key]
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self.plan(inputs, blobs)
+            if self.transform is not None:
+                plan = replace(plan, module=self.transform(plan.module))
+            self._plans[key] = plan
+        return plan
 
     def plan(self, inputs: Sequence[str], blobs: Sequence[str] = ()) -> Plan:
         """The layers run for a set of inputs, as a `torch.fx.GraphModule` with its inputs and outputs named."""

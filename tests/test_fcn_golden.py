@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import golden_cases
 import numpy as np
 import pytest
 import torch
-
-import golden_cases
 from golden_cases import Case, assert_close
 
 BLOB_TOLERANCE = 1e-5

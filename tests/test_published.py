@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_cases import SHARED, assert_close, deviation
 
 import fcnproto
-from golden_cases import SHARED, assert_close, deviation
 
 FULL = SHARED / "golden" / "fcn-full"
 TRAINED = SHARED / "golden" / "realmodels"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+import fcnproto.net  # noqa: F401  registers every layer type
 from fcnproto.errors import GraphError, UnsupportedLayerError
 from fcnproto.graph import Graph, build_graph, net_state
 from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse
-
-import fcnproto.net  # noqa: F401  registers every layer type
 
 
 def build(text: str, phase: str = "test", **options: object) -> Graph:

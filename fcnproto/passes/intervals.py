@@ -1,0 +1,137 @@
+"""Integer arithmetic of pad folding, one axis at a time: where a blob can depend on the image, and where on padding.
+
+Along an axis a blob of length `n` has an influence interval [`lo`, `hi`): the positions that some image pixel reaches;
+and edges: the first `left` and last `right` positions, which the zero padding of inner layers reaches. Everywhere else
+each channel holds one constant. No tensors here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How one layer moves over an axis: window extent, stride, padding, and its output length as a function of n.
+
+    `clips` is true for max pooling, whose windows past the end of the blob see less, not zeros.
+    """
+
+    extent: int
+    stride: int
+    pad: int
+    ceil: bool = False
+    clips: bool = False
+
+    def length(self, n: int) -> int:
+        """The output length for an input of length n (Caffe's Convolution, or Pooling without padding)."""
+        steps = n + 2 * self.pad - self.extent
+        return (-(-steps // self.stride) if self.ceil else steps // self.stride) + 1
+
+
+@dataclass(frozen=True)
+class Span:
+    """What is known of a blob along one axis."""
+
+    n: int
+    lo: int
+    hi: int
+    left: int = 0
+    right: int = 0
+
+    @property
+    def size(self) -> int:
+        """The length of the influence interval."""
+        return self.hi - self.lo
+
+
+def reads(sweep: Sweep, span: Span) -> tuple[int, int]:
+    """The input positions [start, stop) that the outputs in the span's interval read."""
+    return span.lo * sweep.stride - sweep.pad, (span.hi - 1) * sweep.stride - sweep.pad + sweep.extent
+
+
+def step(sweep: Sweep, before: Span, *, first: bool) -> Span:
+    """The output's span. Of the first layer the padding is no edge: it continues the zeros around the image."""
+    n = sweep.length(before.n)
+    lo = max(0, -(-(before.lo + sweep.pad - (sweep.extent - 1)) // sweep.stride))
+    hi = min(n, (before.hi - 1 + sweep.pad) // sweep.stride + 1)
+    if first or (sweep.clips and before.left == 0 and before.right == 0 and sweep.pad == 0):
+        return Span(n, lo, hi)
+    left = max(0, -(-(before.left + sweep.pad) // sweep.stride))
+    clean = (before.n - before.right - sweep.extent + sweep.pad) // sweep.stride + 1
+    return Span(n, lo, hi, left, max(0, n - clean))
+
+
+def holds(sweep: Sweep, before: Span, after: Span, *, first: bool) -> bool:
+    """Whether all that the interval's outputs read is the interval before, or constant."""
+    start, stop = reads(sweep, after)
+    if after.size <= 0 or sweep.stride > sweep.extent:
+        return False
+    if first:
+        return True
+    return start >= before.left and stop <= before.n - before.right
+
+
+def spans(sweeps: Sequence[Sweep | None], n: int) -> list[Span]:
+    """The spans of the image and of every layer's output that can be computed on its interval alone.
+
+    None stands for a layer that acts on every position by itself. Shorter than `sweeps` + 1 where the precondition
+    fails: the rest has to be computed in full. Intervals before a pooling are widened to whole windows.
+    """
+    result = [Span(n, 0, n)]
+    for i, sweep in enumerate(sweeps):
+        before = result[-1]
+        if sweep is None:
+            result.append(before)
+            continue
+        after = step(sweep, before, first=i == 0)
+        if not holds(sweep, before, after, first=i == 0):
+            break
+        result.append(after)
+    return _widen(sweeps, result)
+
+
+def _widen(sweeps: Sequence[Sweep | None], result: list[Span]) -> list[Span]:
+    for i in range(len(result) - 1, 1, -1):
+        sweep, before = sweeps[i - 1], sweeps[i - 2]
+        if sweep is None or before is None or not sweep.clips:
+            continue
+        start, stop = reads(sweep, result[i])
+        wider = replace(result[i - 1], lo=min(result[i - 1].lo, start), hi=max(result[i - 1].hi, stop))
+        if holds(before, result[i - 2], wider, first=i == 2):
+            result[i - 1] = wider
+    return result
+
+
+def canvas(sweeps: Sequence[Sweep | None], n: int, depth: int) -> int:
+    """The length of a small all-zero image that shows every edge pattern of the first `depth` layers.
+
+    It is congruent to n modulo the total stride, so that rounding at the far edge is the same, and long enough that
+    a constant position is left between the edges of every blob.
+    """
+    period = 1
+    for sweep in sweeps[:depth]:
+        period *= 1 if sweep is None else sweep.stride
+    size = (n - 1) % period + 1
+    while size < n and not all(span.left + span.right < span.n for span in _edges(sweeps[:depth], size)):
+        size += period
+    return size
+
+
+def _edges(sweeps: Sequence[Sweep | None], n: int) -> list[Span]:
+    result = [Span(n, 0, n)]
+    for i, sweep in enumerate(sweeps):
+        result.append(result[-1] if sweep is None else step(sweep, result[-1], first=i == 0))
+    return result[1:]
+
+
+def expansion(sweeps: Sequence[Sweep | None], small: int, n: int, depth: int) -> list[int]:
+    """For every position of the blob after `depth` layers of an image of length n, the one to copy from the canvas."""
+    little = _edges(sweeps[:depth], small)[-1]
+    full = _edges(sweeps[:depth], n)[-1].n
+    constant = little.left
+    return [
+        i if i <= constant else constant if i < full - (little.n - 1 - constant) else i - (full - little.n)
+        for i in range(full)
+    ]

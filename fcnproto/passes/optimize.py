@@ -1,0 +1,237 @@
+"""`optimize`: a net that computes the same outputs faster, sharing its weights with the net it is made from."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fcnproto.layers.activation import Dropout, ReLU
+from fcnproto.layers.base import Layer
+from fcnproto.layers.convolution import Convolution, Deconvolution
+from fcnproto.layers.pooling import Pooling
+from fcnproto.layers.shaping import Crop
+from fcnproto.net import Net
+from fcnproto.passes.folding import POINTWISE, FoldedChain, Step
+from fcnproto.passes.kernels import CroppedDeconvolution, FastConvolution, Relu
+from fcnproto.plan import Plan
+from fcnproto.schema import caffe_pb2
+
+
+class OptimizedNet(Net):
+    """A net whose calls without gradients run a rewritten plan; with gradients, or while training, the plain one.
+
+    Parameters are those of the net it was made from. Values derived from them are made anew when they change.
+    """
+
+    _fast_plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan]
+
+    def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
+        if torch.is_grad_enabled() or self.training:
+            return super()._find_plan(inputs, blobs)
+        key = (inputs, blobs)
+        if key not in self._fast_plans:
+            self._fast_plans[key] = rewrite(self.plan(inputs, blobs))
+        return self._fast_plans[key]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Net:
+        self._fast_plans.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_fast_plans": {}}
+
+
+def optimize(net: Net) -> OptimizedNet:
+    """A net that takes the same calls and gives the same outputs (to rounding, 1e-5) faster, without gradients.
+
+    `net` stays as it is; the two share their parameters, and a change of weights through either is seen by both.
+    The rewriting applies to calls under `torch.no_grad()` in the TEST phase; other calls run as in `net`.
+    """
+    fast = OptimizedNet.__new__(OptimizedNet)
+    state = net.__getstate__()
+    state["_modules"] = dict(state["_modules"])
+    fast.__setstate__({**state, "_fast_plans": {}})
+    return fast
+
+
+def rewrite(plan: Plan) -> Plan:
+    """A plan with the same inputs and outputs, rewritten for inference: Dropout removed, padding folded away,
+    channels-last convolutions with their ReLU, deconvolutions computed inside their crop only."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(plan.module.graph, {}))
+    trace = fx.GraphModule(plan.module, graph, "OptimizedPlan")
+    rewriter = _Rewriter(trace)
+    rewriter.remove_dropout()
+    rewriter.fold_padding()
+    rewriter.convolutions()
+    rewriter.crops()
+    trace.graph.eliminate_dead_code()
+    trace.recompile()
+    return Plan(trace, plan.inputs, plan.keys, plan.weighted)
+
+
+class _Rewriter:
+    """The passes, each over the fx graph of one plan."""
+
+    def __init__(self, trace: fx.GraphModule) -> None:
+        self.trace = trace
+        self.count = 0
+
+    def layer(self, node: fx.Node) -> Layer | None:
+        """The layer that a node calls, None for other nodes."""
+        if node.op != "call_module":
+            return None
+        module = self.trace.get_submodule(str(node.target))
+        return module if isinstance(module, Layer) else None
+
+    def put(self, at: fx.Node, module: torch.nn.Module, arguments: Sequence[fx.Node]) -> fx.Node:
+        """A call of a new module in front of node `at`."""
+        name = f"fast_{self.count}"
+        self.count += 1
+        self.trace.add_submodule(name, module)
+        with self.trace.graph.inserting_before(at):
+            return self.trace.graph.call_module(name, tuple(arguments))
+
+    def replace(self, node: fx.Node, value: fx.Node) -> None:
+        """Let `value` be read in the place of `node`, which goes."""
+        node.replace_all_uses_with(value)
+        self.trace.graph.erase_node(node)
+
+    def remove_dropout(self) -> None:
+        """Dropout does nothing in the TEST phase."""
+        for node in list(self.trace.graph.nodes):
+            layer = self.layer(node)
+            if isinstance(layer, Dropout) and not layer.training:
+                self.replace(node, node.args[0])
+
+    def fused_relu(self, node: fx.Node) -> fx.Node | None:
+        """The plain ReLU that alone reads a node, None if there is none."""
+        if len(node.users) != 1:
+            return None
+        (user,) = node.users
+        layer = self.layer(user)
+        return user if isinstance(layer, ReLU) and layer.config.negative_slope == 0 else None
+
+    def fold_padding(self) -> None:
+        """Run chains that begin with a heavily padded convolution on the part the image reaches."""
+        for node in list(self.trace.graph.nodes):
+            if _is_foldable_start(self.layer(node)):
+                steps, nodes = self._chain(node)
+                if any(isinstance(step.layer, Pooling) for step in steps):
+                    self._replace_chain(steps, nodes)
+
+    def _chain(self, start: fx.Node) -> tuple[list[Step], list[fx.Node]]:
+        """The longest chain of foldable layers from `start`: its steps and the node that holds each one's blob."""
+        steps: list[Step] = []
+        nodes: list[fx.Node] = []
+        node: fx.Node | None = start
+        while node is not None:
+            layer = self.layer(node)
+            assert layer is not None
+            relu = self.fused_relu(node) if isinstance(layer, Convolution) else None
+            steps.append(Step(layer, relu is not None))
+            nodes.append(relu or node)
+            node = self._next(nodes[-1])
+        return steps, nodes
+
+    def _next(self, node: fx.Node) -> fx.Node | None:
+        """The reader of a blob along which a chain goes on: the only one, or among several the one with a window."""
+        readers = [user for user in node.users if _continues(self.layer(user))]
+        if len(node.users) > 1:
+            readers = [user for user in readers if _has_window(self.layer(user))]
+        return readers[0] if len(readers) == 1 else None
+
+    def _replace_chain(self, steps: list[Step], nodes: list[fx.Node]) -> None:
+        inside = set(nodes)
+        taps = [
+            i
+            for i, node in enumerate(nodes)
+            if i == len(nodes) - 1 or any(user not in inside and not self._is_fused(user, inside) for user in node.users)
+        ]
+        start = nodes[0].args[0] if steps[0].relu else None
+        first = start if start is not None else nodes[0]
+        chain = FoldedChain(steps, taps)
+        call = self.put(first, chain, [first.args[0]])
+        with self.trace.graph.inserting_before(first):
+            values = {i: self.trace.graph.call_function(operator.getitem, (call, k)) for k, i in enumerate(taps)}
+        for i, value in values.items():
+            for user in list(nodes[i].users):
+                if user not in inside and not self._is_fused(user, inside):
+                    user.replace_input_with(nodes[i], value)
+        self.trace.graph.eliminate_dead_code()
+
+    def _is_fused(self, user: fx.Node, inside: set[fx.Node]) -> bool:
+        """Whether a reader is a convolution of the chain whose blob is that of its ReLU."""
+        relu = self.fused_relu(user) if isinstance(self.layer(user), Convolution) else None
+        return relu is not None and relu in inside
+
+    def convolutions(self) -> None:
+        """Channels-last convolutions, each with the ReLU after it; other ReLUs overwrite what nothing else reads."""
+        for node in list(self.trace.graph.nodes):
+            layer = self.layer(node)
+            if isinstance(layer, Convolution) and _is_plain(layer):
+                relu = self.fused_relu(node)
+                fast = self.put(node, FastConvolution(layer, relu is not None), [node.args[0]])
+                if relu is not None:
+                    self.replace(relu, fast)
+                    self.trace.graph.erase_node(node)
+                else:
+                    self.replace(node, fast)
+
+    def crops(self) -> None:
+        """Deconvolutions read by one Crop alone compute no more than what it keeps."""
+        for node in list(self.trace.graph.nodes):
+            crop = self.layer(node)
+            if not isinstance(crop, Crop) or not isinstance(node.args[0], fx.Node):
+                continue
+            source = node.args[0]
+            layer = self.layer(source)
+            if not isinstance(layer, Deconvolution) or len(source.users) != 1 or not _is_plain(layer):
+                continue
+            if crop.axis(crop.config.axis, (0,) * 4) != 2:
+                continue
+            offsets = list(crop.config.offset) or [0]
+            offsets = offsets * 2 if len(offsets) == 1 else offsets
+            fast = self.put(node, CroppedDeconvolution(layer, offsets), [source.args[0], node.args[1]])
+            self.replace(node, fast)
+            self.trace.graph.erase_node(source)
+
+
+def _is_plain(layer: Convolution | Deconvolution) -> bool:
+    """One bottom, two spatial axes after the channels."""
+    return layer.num_tops == 1 and layer.axes == 2 and layer.channel_axis == 1
+
+
+def _is_foldable_start(layer: Layer | None) -> bool:
+    return (
+        isinstance(layer, Convolution)
+        and _is_plain(layer)
+        and any(p > e // 2 for p, e in zip(layer.window.pad, layer.window.extent, strict=True))
+    )
+
+
+def _has_window(layer: Layer | None) -> bool:
+    if isinstance(layer, Convolution):
+        return _is_plain(layer) and max(layer.window.kernel) > 1
+    return (
+        isinstance(layer, Pooling)
+        and layer.method == caffe_pb2.PoolingParameter.MAX
+        and layer.kernel is not None
+        and not any(layer.windows.pad)
+        and layer.num_tops == 1
+    )
+
+
+def _continues(layer: Layer | None) -> bool:
+    if layer is None or layer.type not in POINTWISE:
+        return _has_window(layer) or (isinstance(layer, Convolution) and _is_plain(layer))
+    if layer.type == "LRN":
+        return bool(layer.config.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS)
+    if layer.type in ("Scale", "Bias"):
+        return len(layer.param.bottom) == 1 and layer.config.axis in (1, -3) and layer.config.num_axes == 1
+    return True
+
