@@ -24,9 +24,9 @@ from fcnproto.errors import DataError, Error, GraphError, UsageError
 from fcnproto.files import atomic_write
 from fcnproto.graph import Blob
 from fcnproto.images import Preprocessing, find_images, limit_side, read_depth, read_image, resize, to_blob
+from fcnproto.inference import image_inputs, run_with
 from fcnproto.net import Net
 from fcnproto.pictures import beside, label_image, legend, overlay
-from fcnproto.plan import missing_inputs
 from fcnproto.recognise import background_labels, class_names, preprocessing_of
 from fcnproto.zoo import ModelInfo, palette
 
@@ -214,31 +214,6 @@ def _scores_of(blob: Blob) -> Blob:
             break
         blob = node.bottoms[0]
     return blob
-
-
-def image_inputs(net: Net, blobs: Sequence[str]) -> list[str]:
-    """The inputs that `blobs` depend on, in the net's order. `GraphError` for an unknown blob or if there are none."""
-    nothing = {blob: False for node in net.graph.nodes for blob in [*node.bottoms, *node.tops]}
-    needed = {name for blob in blobs for name in missing_inputs(net.graph, net.graph.blob(blob), nothing)}
-    self_made = {blob.name for node in net.graph.nodes if node.type == "DummyData" for blob in node.tops}
-    inputs = [name for name in net.source_shapes if name in needed - self_made]
-    if not inputs:
-        raise GraphError(f"net {net.graph.name!r}: {', '.join(map(repr, blobs))} depends on no input")
-    return inputs
-
-
-def run_with(net: Net, values: Mapping[str, Tensor], blobs: Sequence[str]) -> Mapping[str, Tensor]:
-    """Compute `blobs` from `values` alone: data layers that read files are left out, unlike in calling the net."""
-    idle = [layer for layer in net.data_layers() if not any(top in values for top in layer.param.top)]
-    if not any(layer.type != "DummyData" for layer in idle):
-        return net(dict(values), blobs=list(blobs))  # type: ignore[no-any-return]
-    made = dict(values)
-    for layer in idle:
-        if layer.type == "DummyData":
-            made |= {top: value.to(net.device, net.dtype) for top, value in zip(layer.param.top, layer(), strict=True)}
-    plan = net.plan(list(made), list(blobs))
-    results = plan.module(*(made[name] for name in plan.inputs))
-    return {name: results[position] for name, position in plan.keys.items()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -90,7 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BaseException as error:
             if debug and not isinstance(error, click.ClickException):
                 traceback.print_exc()
-            return _report(error)
+            return _report(error, _help_command(arguments))
+
+
+def _help_command(arguments: Sequence[str]) -> str:
+    """The command that shows how these arguments should have been."""
+    known = commands.list_commands(click.Context(commands))
+    return " ".join(["fcnproto", *[argument for argument in arguments[:1] if argument in known], "--help"])
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
@@ -100,14 +106,14 @@ def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
     return kept, len(kept) < len(arguments)
 
 
-def _report(error: BaseException) -> int:
+def _report(error: BaseException, help_command: str) -> int:
     """Print one line about an error and return the exit status."""
     status = FAILED
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
         return WRONG_USAGE
     if isinstance(error, (click.UsageError, fcnproto.UsageError)):
-        status, message = WRONG_USAGE, _usage_message(error)
+        status, message = WRONG_USAGE, f"{_usage_message(error)} (see: {help_command})"
     elif isinstance(error, (KeyboardInterrupt, click.Abort)):
         status, message = INTERRUPTED, "interrupted"
     elif isinstance(error, BrokenPipeError):
@@ -130,11 +136,9 @@ def _report(error: BaseException) -> int:
     return status
 
 
-def _usage_message(error: BaseException) -> str:
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-    help_command = f"{context.command_path} --help" if context is not None else "fcnproto --help"
-    return f"{message.rstrip('.')} (see: {help_command})"
+def _usage_message(error: click.UsageError | fcnproto.UsageError) -> str:
+    message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+    return message.rstrip(".")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -71,3 +71,27 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"{text!r}: expected HEIGHTxWIDTH, such as 500x375")
     return int(parts[0]), int(parts[1])
+
+
+def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
+    """The pairs of an option given as BLOB=VALUE. UsageError for other texts and names given twice."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise UsageError(f"{option} {text}: expected BLOB=VALUE")
+        if name in pairs:
+            raise UsageError(f"{option}: {name!r} is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes that `--shape BLOB=N,C,H,W` gives, by blob."""
+    found = {}
+    for name, text in assignments(texts, "--shape").items():
+        parts = text.replace("x", ",").split(",")
+        if not all(part.strip().isdecimal() for part in parts):
+            raise UsageError(f"--shape {name}={text}: expected extents such as {name}=1,3,500,500")
+        found[name] = tuple(int(part) for part in parts)
+    return found

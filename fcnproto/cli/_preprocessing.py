@@ -40,19 +40,6 @@ def preprocessing_options(function: _options.Function) -> _options.Function:
     return function
 
 
-def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
-    """The pairs of an option given as NAME=VALUE. UsageError for other texts and names given twice."""
-    pairs: dict[str, str] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name or not value:
-            raise UsageError(f"{option} {text}: expected BLOB=VALUE")
-        if name in pairs:
-            raise UsageError(f"{option}: {name!r} is given twice")
-        pairs[name] = value
-    return pairs
-
-
 def override(how: Preprocessing, name: str, inputs: Sequence[str], settings: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing of input `name` with what the options say. UsageError for values that make no sense."""
     from fcnproto.images import parse_mean

@@ -91,7 +91,7 @@ def command(
         segmenter,
         images,
         output,
-        inputs=_preprocessing.assignments(inputs, "--input"),
+        inputs=_options.assignments(inputs, "--input"),
         with_legend=not no_legend,
         recursive=recursive,
     )

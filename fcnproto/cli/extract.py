@@ -1,0 +1,43 @@
+"""Write the net definition that a caffemodel carries within it as a prototxt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from fcnproto.cli import _options, _output
+
+
+@click.command("extract")
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Prototxt to write.  [default: stdout]"
+)
+@click.option(
+    "--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of an input that the file doesn't keep."
+)
+@click.option("--raw", is_flag=True, help="Leave Split layers, phases and rules in it, as they are stored.")
+def command(weights: Path, output: Path | None, shapes: Sequence[str], raw: bool) -> None:
+    """Write the definition of the net that the caffemodel WEIGHTS was saved from, in the current format.
+
+    Left out is what only the built net has: Split layers, the phase that layers inherit from the net, include and
+    exclude rules that have done their work.
+    """
+    from fcnproto.extract import loadable
+    from fcnproto.schema.definition import net_definition
+    from fcnproto.schema.text import format_message, write_message
+
+    net = net_definition(weights)
+    if not raw:
+        net, unknown = loadable(net, _options.shapes(shapes))
+        if unknown:
+            names = ", ".join(map(repr, unknown))
+            _output.warning(
+                f"{weights}: does not say the shape of input {names}; give it with --shape {unknown[0]}=N,C,H,W"
+            )
+    if output is None:
+        _output.print_line(format_message(net).rstrip("\n"))
+    else:
+        write_message(output, net)

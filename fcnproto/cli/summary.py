@@ -1,0 +1,85 @@
+"""List a net's layers with shapes, parameters, multiply-adds and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcnproto.cli import _options, _output
+
+if TYPE_CHECKING:
+    from fcnproto.summary import NetSummary
+
+
+@click.command("summary")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--input-size",
+    metavar="HxW",
+    callback=_options.size,
+    help="Size of the image and label inputs.  [default: the prototxt's]",
+)
+@click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Whole shape of an input.")
+@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_options.state_options
+def command(
+    model: Path,
+    input_size: tuple[int, int] | None,
+    shapes: Sequence[str],
+    phase: str,
+    as_json: bool,
+    level: int,
+    stages: Sequence[str],
+    allow_python: bool,
+) -> None:
+    """List the layers of the net in the prototxt MODEL for one size of its input.
+
+    Multiply-adds are those of convolutions, deconvolutions, inner products and recurrent layers. Memory is that of
+    parameters and blobs as float32.
+    """
+    from fcnproto.schema.text import read_net
+    from fcnproto.summary import summarise
+
+    result = summarise(
+        read_net(model),
+        input_size,
+        shapes=_options.shapes(shapes),
+        phase=phase.lower(),
+        level=level,
+        stages=stages,
+        allow_python=allow_python,
+        base_dir=model.resolve().parent,
+    )
+    if as_json:
+        _output.print_json(result.as_dict())
+    else:
+        _print(result)
+
+
+def _print(summary: NetSummary) -> None:
+    rows = []
+    for layer in summary.layers:
+        tops = "  ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in layer.tops.items())
+        rows.append((layer.name, layer.type, tops, _number(layer.parameters), _number(layer.multiply_adds)))
+    _output.print_table(
+        ["layer", "type", "tops", "parameters", "multiply-adds"], rows, numeric=["parameters", "multiply-adds"]
+    )
+    _output.print_line()
+    fixed = summary.parameters - summary.learnable
+    note = f", {_number(fixed)} of them fixed" if fixed else ""
+    _output.print_line(f"parameters      {summary.parameters:,}{note} ({_megabytes(summary.parameter_bytes)})")
+    _output.print_line(f"multiply-adds   {summary.multiply_adds:,}")
+    _output.print_line(f"blobs           {_megabytes(summary.blob_bytes)} all together (training keeps them)")
+    _output.print_line(f"                {_megabytes(summary.peak_blob_bytes)} at one time (inference)")
+
+
+def _number(count: int) -> str:
+    return f"{count:,}" if count else ""
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

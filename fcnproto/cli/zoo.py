@@ -1,0 +1,77 @@
+"""The nets that come with the package: list them, find their files, see what is known of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from fcnproto.cli import _output
+
+if TYPE_CHECKING:
+    from fcnproto.zoo import ModelInfo
+
+
+@click.group("zoo")
+def command() -> None:
+    """The nets that come with the package: definitions, and what is known of them."""
+
+
+@command.command("list")
+def list_models() -> None:
+    """List the nets."""
+    from fcnproto import zoo
+
+    infos = [zoo.info(name) for name in zoo.names()]
+    rows = [
+        (info.name, info.dataset, ", ".join(entry.blob for entry in info.inputs), _classes(info), _best_score(info))
+        for info in infos
+    ]
+    _output.print_table(["name", "data set", "inputs", "classes", "mean IU in percent"], rows)
+
+
+@command.command("path")
+@click.argument("name")
+@click.argument("kind", default="deploy")
+def print_path(name: str, kind: str) -> None:
+    """Print the path of a net's file. KIND: deploy (the default), train, val, solver, weights."""
+    from fcnproto import zoo
+
+    _output.print_line(str(zoo.path(name, kind)))
+
+
+@command.command("info")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def print_info(name: str, as_json: bool) -> None:
+    """Print what is known of a net: inputs and means, classes, weights, published scores."""
+    from fcnproto import zoo
+
+    info = zoo.info(name)
+    if as_json:
+        _output.print_json(asdict(info))
+        return
+    _output.print_line(f"{info.name}: {info.base} on {info.dataset}")
+    for entry in info.inputs:
+        mean = ", ".join(f"{value:g}" for value in entry.mean)
+        _output.print_line(f"input {entry.blob}: {entry.kind}, channels {entry.channels}, mean {mean}")
+    for output in info.outputs:
+        _output.print_line(
+            f"output {output.blob}: {len(output.classes)} classes ({', '.join(output.classes)}); "
+            f"label blob {output.label}, ignored label {output.ignore_label}"
+        )
+    _output.print_line(f"trained from: {', '.join(info.initial_weights) or 'scratch'}")
+    _output.print_line(f"published weights: {info.weights_url or 'none'}")
+    for score in info.scores:
+        figures = ", ".join(f"{metric} {value:g}" for metric, value in score.metrics.items())
+        _output.print_line(f"score on {score.data}: {figures} ({score.source})")
+
+
+def _classes(info: ModelInfo) -> str:
+    return " + ".join(str(len(output.classes)) for output in info.outputs)
+
+
+def _best_score(info: ModelInfo) -> str:
+    found = [f"{score.metrics['mean IU']:g} ({score.data})" for score in info.scores if "mean IU" in score.metrics]
+    return found[0] if found else ""

@@ -1,0 +1,95 @@
+"""The net definition that a caffemodel carries, made into a prototxt that loads again.
+
+A caffemodel holds the net as its program had built it: with Split layers, the phase written into every layer, and rules
+that are spent. Reading the file is in `schema/definition.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from fcnproto.errors import UsageError
+from fcnproto.schema import caffe_pb2
+
+
+def loadable(
+    stored: caffe_pb2.NetParameter, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> tuple[caffe_pb2.NetParameter, list[str]]:
+    """A copy of a caffemodel's definition without what only the built net has.
+
+    Removed are the Split layers that Caffe inserts (their readers and loss weights go back to the blob), the phase that
+    every layer inherited from the net (a layer that differs from most keeps its own), include and exclude rules, which
+    have done their work, and blobs. Inputs that nothing writes (old files don't keep them) become an Input layer with
+    the shapes given.
+
+    Returns the net and the names of the inputs whose shape nobody knows. UsageError for a shape of another blob.
+    """
+    net = caffe_pb2.NetParameter()
+    net.CopyFrom(stored)
+    _join_splits(net)
+    phases = Counter(layer.phase for layer in net.layer if layer.HasField("phase"))
+    inherited = phases.most_common(1)[0][0] if phases else None
+    for layer in net.layer:
+        for field in ("blobs", "include", "exclude"):
+            layer.ClearField(field)
+        if layer.HasField("phase") and layer.phase == inherited:
+            layer.ClearField("phase")
+    return net, _add_inputs(net, input_shapes or {})
+
+
+def _join_splits(net: caffe_pb2.NetParameter) -> None:
+    source: dict[str, str] = {}
+    weights: dict[str, float] = {}
+    kept = []
+    for layer in net.layer:
+        for k, bottom in enumerate(layer.bottom):
+            layer.bottom[k] = source.get(bottom, bottom)
+        if _is_inserted(layer):
+            source.update((top, layer.bottom[0]) for top in layer.top)
+            if layer.loss_weight and layer.loss_weight[0] != 0:
+                weights[layer.name] = layer.loss_weight[0]
+            continue
+        kept.append(layer)
+    for layer in kept:
+        found = [weights.get(f"{top}_{layer.name}_{k}_split", 0.0) for k, top in enumerate(layer.top)]
+        if any(found):
+            layer.ClearField("loss_weight")
+            layer.loss_weight.extend(found)
+    result = caffe_pb2.NetParameter(layer=kept)
+    net.ClearField("layer")
+    net.MergeFrom(result)
+
+
+def _is_inserted(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether this is a Split layer as Caffe names those it inserts."""
+    return (
+        layer.type == "Split"
+        and layer.name.endswith("_split")
+        and len(layer.bottom) == 1
+        and all(top == f"{layer.name}_{k}" for k, top in enumerate(layer.top))
+    )
+
+
+def _add_inputs(net: caffe_pb2.NetParameter, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    written: set[str] = set()
+    missing: list[str] = []
+    for layer in net.layer:
+        missing += [bottom for bottom in layer.bottom if bottom not in written and bottom not in missing]
+        written.update(layer.top)
+    shapeless = [layer for layer in net.layer if layer.type == "Input" and not layer.input_param.shape]
+    open_tops = [top for layer in shapeless for top in layer.top]
+    strange = [name for name in shapes if name not in missing and name not in open_tops]
+    if strange:
+        raise UsageError(f"{strange[0]!r} is no input without a shape; those are {', '.join([*missing, *open_tops])}")
+    for layer in shapeless:
+        if all(top in shapes for top in layer.top):
+            layer.input_param.shape.extend(caffe_pb2.BlobShape(dim=shapes[top]) for top in layer.top)
+    if missing:
+        first = caffe_pb2.LayerParameter(name="input", type="Input", top=missing)
+        if all(name in shapes for name in missing):
+            first.input_param.shape.extend(caffe_pb2.BlobShape(dim=shapes[name]) for name in missing)
+        layers = caffe_pb2.NetParameter(layer=[first, *net.layer])
+        net.ClearField("layer")
+        net.MergeFrom(layers)
+    return [name for name in [*missing, *open_tops] if name not in shapes]

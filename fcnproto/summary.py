@@ -1,0 +1,227 @@
+"""What a net costs: every layer's shapes, parameters, multiply-adds and memory for a given input size.
+
+Works on the meta device: nothing is computed and no weights are needed. Measured times are not its business.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fcnproto.errors import FcnprotoWarning, GraphError
+from fcnproto.graph import Blob, Node
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.net import Net
+from fcnproto.schema import caffe_pb2
+
+_BYTES = 4  # of a float32 value
+_USUAL_SIZE = (500, 500)
+_RECURRENT = ("LSTM", "RNN", "LSTMUnit")
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer: what it reads and writes, with shapes; `parameters` are the values it owns (not those it shares),
+    `learnable` those of them that a solver changes; `multiply_adds` of one forward pass."""
+
+    name: str
+    type: str
+    bottoms: dict[str, Shape]
+    tops: dict[str, Shape]
+    parameters: int
+    learnable: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class NetSummary:
+    """A net's layers (Caffe's automatic Split layers left out) and totals.
+
+    `multiply_adds` counts convolutions, deconvolutions, inner products and recurrent layers, where the work is; bias,
+    pooling, activations and the like are left out. Memory in bytes, as float32: `parameter_bytes`; `blob_bytes`
+    of all blobs together, as training keeps them; `peak_blob_bytes` of the blobs alive at one time when each is freed
+    after its last use, as in inference; what single layers need besides is not counted.
+    """
+
+    name: str
+    inputs: dict[str, Shape]
+    layers: list[LayerSummary]
+    parameters: int
+    learnable: int
+    multiply_adds: int
+    parameter_bytes: int
+    blob_bytes: int
+    peak_blob_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same in dicts, lists, texts and numbers, for JSON."""
+        return asdict(self)
+
+
+def summarise(
+    param: caffe_pb2.NetParameter,
+    input_size: tuple[int, int] | None = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    **state: Any,
+) -> NetSummary:
+    """The summary of a net (upgraded definition).
+
+    Args:
+        input_size: (height, width) of all image and label inputs; by default those in the prototxt, and 500 x 500 where
+            it doesn't say (a warning tells).
+        shapes: whole shapes of inputs, by name.
+        state: phase, level, stages, allow_python and base_dir, as for `Net`.
+
+    Raises:
+        GraphError: the layers don't fit together, or not this input size.
+    """
+    net = Net(param, shapes=shapes, fill=False, **state).to("meta")
+    known: dict[Blob, Shape] = {}
+    layers = []
+    owned = _owned(net)
+    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
+        bottoms = [known[blob] for blob in node.bottoms]
+        tops = _source_shapes(net, node, input_size, shapes or {}) if node.is_data else _top_shapes(layer, bottoms)
+        known.update(zip(node.tops, tops, strict=True))
+        if _is_automatic_split(node):
+            continue
+        layers.append(
+            LayerSummary(
+                name=node.name,
+                type=node.type,
+                bottoms={_root(blob).name: known[blob] for blob in node.bottoms},
+                tops={blob.name: known[blob] for blob in node.tops},
+                parameters=sum(count for count, _ in owned.get(id(layer), [])),
+                learnable=sum(count for count, learns in owned.get(id(layer), []) if learns),
+                multiply_adds=_multiply_adds(layer, bottoms, tops),
+            )
+        )
+    parameters = sum(layer.parameters for layer in layers)
+    everything, peak = _blob_bytes(net.graph.nodes, known)
+    return NetSummary(
+        name=net.graph.name,
+        inputs={blob.name: known[blob] for node in net.graph.nodes if node.is_data for blob in node.tops},
+        layers=layers,
+        parameters=parameters,
+        learnable=sum(layer.learnable for layer in layers),
+        multiply_adds=sum(layer.multiply_adds for layer in layers),
+        parameter_bytes=parameters * _BYTES,
+        blob_bytes=everything,
+        peak_blob_bytes=peak,
+    )
+
+
+def _owned(net: Net) -> dict[int, list[tuple[int, bool]]]:
+    """For each layer (by id) the sizes of the parameter blobs that it owns, and whether a solver changes them."""
+    holders: dict[int, int] = {}
+    for layer in net.layers:
+        for name in layer.blob_names:
+            holders.setdefault(id(getattr(layer, name)), id(layer))
+    owned: dict[int, list[tuple[int, bool]]] = {}
+    for param in net.learnable:
+        learns = param.lr_mult != 0 and isinstance(param.tensor, nn.Parameter)
+        owned.setdefault(holders[id(param.tensor)], []).append((param.tensor.numel(), learns))
+    return owned
+
+
+def _source_shapes(
+    net: Net, node: Node, input_size: tuple[int, int] | None, given: Mapping[str, Sequence[int]]
+) -> list[Shape]:
+    tops = []
+    for blob in node.tops:
+        shape = net.source_shapes[blob.name]
+        if shape is None:
+            raise GraphError(
+                f"net {net.graph.name!r}: nothing tells the shape of input {blob.name!r}; "
+                f"give it (--shape {blob.name}=N,C,H,W)"
+            )
+        extents = list(shape)
+        if len(extents) == 4 and input_size is not None and node.type != "DummyData" and blob.name not in given:
+            extents[2:] = input_size
+        if None in extents[2:]:
+            _warn_of_usual_size()
+            extents[2:] = [usual if n is None else n for n, usual in zip(extents[2:], _USUAL_SIZE, strict=False)]
+        tops.append(tuple(1 if extent is None else extent for extent in extents))
+    return tops
+
+
+def _warn_of_usual_size() -> None:
+    height, width = _USUAL_SIZE
+    warnings.warn(
+        f"the net does not say the size of its inputs; {height}x{width} is assumed (--input-size)",
+        FcnprotoWarning,
+        stacklevel=2,
+    )
+
+
+def _top_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    shapes = layer.top_shapes(bottoms)
+    if shapes is not None:
+        return list(shapes)
+    try:
+        with torch.no_grad():
+            result = copy.deepcopy(layer)(*(torch.empty(shape, device="meta") for shape in bottoms))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        layer.fail(f"can't work on bottoms of shape {', '.join(map(str, bottoms))}: {reason}")
+    return [tuple(top.shape) for top in (result if isinstance(result, (tuple, list)) else (result,))]
+
+
+def _is_automatic_split(node: Node) -> bool:
+    return node.type == "Split" and node.name.endswith("_split") and node.tops[0].name == f"{node.name}_0"
+
+
+def _root(blob: Blob) -> Blob:
+    """The blob of the prototxt that a blob from an automatic Split stands for."""
+    return _root(blob.producer.bottoms[0]) if _is_automatic_split(blob.producer) else blob
+
+
+def _multiply_adds(layer: Layer, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+    blobs = [tuple(shape) for shape in layer.blob_shapes]
+    if not blobs:
+        return 0
+    per_output = math.prod(blobs[0][1:])
+    if layer.type == "Convolution":
+        return per_output * sum(math.prod(top) for top in tops)
+    if layer.type == "Deconvolution":
+        return per_output * sum(math.prod(bottom) for bottom in bottoms)
+    if layer.type == "InnerProduct":
+        rows = math.prod(tops[0]) // layer.config.num_output
+        return rows * math.prod(blobs[0])
+    if layer.type in _RECURRENT:
+        steps = math.prod(bottoms[0][:2])
+        return steps * sum(math.prod(shape) for shape in blobs if len(shape) == 2)
+    return 0
+
+
+def _blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[int, int]:
+    """(bytes of all blobs, greatest sum alive at one time). Split's tops are the blob itself, not copies."""
+    sizes = {
+        blob: 0 if _is_automatic_split(blob.producer) else _BYTES * math.prod(shape) for blob, shape in shapes.items()
+    }
+    readers: dict[Blob, int] = {}
+    for node in nodes:
+        for blob in node.bottoms:
+            readers[_root(blob)] = readers.get(_root(blob), 0) + (not _is_automatic_split(node))
+    in_place = {
+        top for node in nodes for top, bottom in zip(node.tops, node.bottoms, strict=False) if top.name == bottom.name
+    }
+    alive = peak = 0
+    for node in nodes:
+        alive += sum(sizes[blob] for blob in node.tops)
+        peak = max(peak, alive)
+        if _is_automatic_split(node):
+            continue
+        for blob in node.bottoms:
+            readers[_root(blob)] -= 1
+            if readers[_root(blob)] == 0:
+                alive -= sizes[_root(blob)]
+    return sum(size for blob, size in sizes.items() if blob not in in_place), peak
