@@ -58,6 +58,7 @@ class Eltwise(Layer):
             self.fail("coeff goes with SUM only; remove it")
         if config.coeff and config.operation == caffe_pb2.EltwiseParameter.MAX:
             warnings.warn(f"layer {self.name!r} (Eltwise): coeff has no effect on MAX", FcnprotoWarning, stacklevel=2)
+        self.coefficients = list(config.coeff) or [1.0] * len(shapes)
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         if any(bottom.shape != bottoms[0].shape for bottom in bottoms):
@@ -74,9 +75,8 @@ class Eltwise(Layer):
         return math.prod(bottoms[1:], start=bottoms[0])
 
     def _sum(self, bottoms: Sequence[Tensor]) -> Tensor:
-        coefficients = self.config.coeff or [1.0] * len(bottoms)
         result: Tensor | None = None
-        for bottom, coefficient in zip(bottoms, coefficients, strict=True):
+        for bottom, coefficient in zip(bottoms, self.coefficients, strict=True):
             if result is None:
                 result = bottom if coefficient == 1 else bottom * coefficient
             else:
@@ -120,10 +120,13 @@ class ArgMax(Layer):
 
     config_field = "argmax_param"
 
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.given_axis: int | None = self.config.axis if self.config.HasField("axis") else None
+
     def forward(self, x: Tensor) -> Tensor:
         config, x = self.config, x.detach()
-        if config.HasField("axis"):
-            axis = self.axis(config.axis, x.shape)
+        if self.given_axis is not None:
+            axis = self.axis(self.given_axis, x.shape)
             index, values = self._largest(x.movedim(axis, -1))
             return (values if config.out_max_val else index).movedim(-1, axis)
         if x.dim() == 0:

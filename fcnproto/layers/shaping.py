@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,26 +14,38 @@ from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 
 
-def _axis_or_dim(layer: Layer, dim: str, shape: Sequence[int]) -> int:
-    """The axis given by `axis`, or by its deprecated unsigned alias `dim` ("concat_dim", "slice_dim")."""
-    config = layer.config
-    if not config.HasField(dim):
-        return layer.axis(config.axis, shape)
-    if config.HasField("axis"):
-        layer.fail(f"axis and {dim} are both given; {dim} is the old name of axis, remove it")
-    return layer.axis(getattr(config, dim), shape, dim)
+class _AlongAxis(Layer):
+    """A layer whose axis is given by `axis`, or by a deprecated unsigned alias of it.
+
+    Settings are read once, in `setup`: messages can't be read in what torch.compile follows.
+    """
+
+    old_name: ClassVar[str]
+    """The alias: "concat_dim" or "slice_dim"."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        config = self.config
+        self.axis_field = self.old_name if config.HasField(self.old_name) else "axis"
+        if self.axis_field != "axis" and config.HasField("axis"):
+            self.fail(f"axis and {self.old_name} are both given; {self.old_name} is the old name of axis, remove it")
+        self.given_axis: int = getattr(config, self.axis_field)
+
+    def canonical_axis(self, shape: Sequence[int]) -> int:
+        """The axis of a bottom of `shape`."""
+        return self.axis(self.given_axis, shape, self.axis_field)
 
 
 @register("Concat")
-class Concat(Layer):
+class Concat(_AlongAxis):
     """Caffe's Concat: the bottoms joined along `axis` (default 1); all other extents must agree."""
 
     config_field = "concat_param"
+    old_name = "concat_dim"
     bottoms = (1, None)
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         first = bottoms[0].shape
-        axis = _axis_or_dim(self, "concat_dim", first)
+        axis = self.canonical_axis(first)
         for bottom in bottoms[1:]:
             shape = bottom.shape
             if len(shape) != len(first) or shape[:axis] != first[:axis] or shape[axis + 1 :] != first[axis + 1 :]:
@@ -42,20 +55,25 @@ class Concat(Layer):
 
 
 @register("Slice")
-class Slice(Layer):
+class Slice(_AlongAxis):
     """Caffe's Slice: the bottom cut along `axis` (default 1) at the slice points, or evenly where there are none."""
 
     config_field = "slice_param"
+    old_name = "slice_dim"
     tops = (1, None)
 
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
+        self.points = list(self.config.slice_point)
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        axis = _axis_or_dim(self, "slice_dim", x.shape)
+        axis = self.canonical_axis(x.shape)
         parts = torch.split(x, self.extents(x.shape[axis]), axis)
         return x if self.num_tops == 1 else parts
 
     def extents(self, size: int) -> list[int]:
         """The tops' extents along the axis, for a bottom that has `size` there."""
-        points = list(self.config.slice_point)
+        points = self.points
         if not points:
             if size % self.num_tops:
                 self.fail(f"can't cut an extent of {size} evenly into {self.num_tops} tops; give slice_point values")
@@ -92,11 +110,12 @@ class Crop(Layer):
     bottoms = (2, 2)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
+        self.given_axis, self.given_offsets = self.config.axis, list(self.config.offset)
         self.offsets(shapes[0])
 
     def offsets(self, shape: Sequence[int]) -> list[tuple[int, int]]:
         """(axis, offset) for each axis to cut of a bottom 0 of `shape`."""
-        first, given = self.axis(self.config.axis, shape), list(self.config.offset)
+        first, given = self.axis(self.given_axis, shape), self.given_offsets
         count = len(shape) - first
         if len(given) not in (0, 1, count):
             self.fail(
@@ -146,13 +165,16 @@ class Reshape(Layer):
     config_field = "reshape_param"
     in_place = False
 
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.dims = list(self.config.shape.dim)
+
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(self.new_shape(x.shape))
 
     def new_shape(self, shape: Sequence[int]) -> Shape:
         """The top's shape for a bottom of `shape`."""
         start, end = self._replaced(len(shape))
-        dims = list(self.config.shape.dim)
+        dims = list(self.dims)
         if dims.count(-1) > 1 or min(dims, default=0) < -1:
             self.fail(f"shape {dims} may hold -1 (inferred) once, and nothing below it")
         for i, dim in enumerate(dims):

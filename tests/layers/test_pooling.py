@@ -247,3 +247,17 @@ def test_refused_shapes_and_tops() -> None:
         make_layer('type: "SPP" spp_param { pyramid_height: 2 pool: STOCHASTIC }', (1, 1, 7, 7))(
             torch.zeros(1, 1, 7, 7)
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("settings_text", ["kernel_size: 2 stride: 2", "kernel_size: 3 stride: 2 pad: 2"])
+def test_equal_maxima_on_the_gpu(settings_text: str) -> None:
+    layer = make_layer(f'type: "Pooling" pooling_param {{ {settings_text} }}', (2, 3, 17, 23), tops=2)
+    results = []
+    for device in ("cpu", "cuda"):
+        x = seeded(2, 3, 17, 23).round().to(device).requires_grad_()
+        values, mask = layer(x)
+        values.sum().backward()
+        results.append([tensor.detach().cpu() for tensor in (values, mask, x.grad)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
