@@ -29,12 +29,17 @@ class Metrics:
     frequency_weighted_iu: float
     class_iu: tuple[float, ...]
 
+    def named(self) -> Iterator[tuple[str, float]]:
+        """The four metrics under the names that the command line and the zoo use."""
+        yield "pixel accuracy", self.pixel_accuracy
+        yield "mean accuracy", self.mean_accuracy
+        yield "mean IU", self.mean_iu
+        yield "frequency weighted IU", self.frequency_weighted_iu
+
     def lines(self) -> Iterator[str]:
         """One line per metric, as the command line prints it: `mean IU 0.8312`."""
-        yield f"pixel accuracy {self.pixel_accuracy:.4f}"
-        yield f"mean accuracy {self.mean_accuracy:.4f}"
-        yield f"mean IU {self.mean_iu:.4f}"
-        yield f"frequency weighted IU {self.frequency_weighted_iu:.4f}"
+        for name, value in self.named():
+            yield f"{name} {value:.4f}"
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
