@@ -9,14 +9,13 @@ import os
 import warnings
 
 from google.protobuf.descriptor import Descriptor
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.files import PathLike
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import fields_of
 from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, open_binary
-from fcnproto.schema.text import format_message
 from fcnproto.schema.upgrade import upgrade_net
 from fcnproto.schema.wire import LENGTH, Field, MessageReader, Window, encode_tag, encode_varint
 
@@ -43,7 +42,7 @@ def net_definition(path: PathLike) -> caffe_pb2.NetParameter:
     net = caffe_pb2.NetParameter()
     try:
         net.ParseFromString(content)
-        format_message(net)  # finds texts that are not UTF-8, which protobuf reads without a word
+        _check_texts(net)
     except (DecodeError, UnicodeDecodeError):
         raise WeightsError(f"{name}: the net definition in it is damaged") from None
     if not net.layer and not net.layers:
@@ -56,6 +55,18 @@ def net_definition(path: PathLike) -> caffe_pb2.NetParameter:
         warnings.warn(message, FcnprotoWarning, stacklevel=2)
     upgrade_net(net, name)
     return net
+
+
+def _check_texts(message: Message) -> None:
+    """UnicodeDecodeError for texts that are not UTF-8; protobuf reads them, some of its versions then give bytes."""
+    table = fields_of(message.DESCRIPTOR)
+    for descriptor, content in message.ListFields():
+        field = table.by_name[descriptor.name]
+        for value in content if field.repeated else [content]:
+            if field.kind == "message":
+                _check_texts(value)
+            elif field.kind == "string" and isinstance(value, bytes):
+                value.decode("utf-8")
 
 
 class _Stripper:

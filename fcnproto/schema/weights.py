@@ -29,7 +29,7 @@ from fcnproto.schema.upgrade_v0 import V0_TYPES
 from fcnproto.schema.wire import LENGTH, VARINT, Field, MessageReader, Window
 
 # Together the layers, blobs and pieces of blobs of a file; nets have some thousands.
-_MOST_PARTS = 500_000
+_MOST_PARTS = 200_000
 _LONGEST_NAME = 1 << 16
 _NET_NAME, _NET_OLD_LAYERS, _NET_LAYERS = 1, 2, 100
 
