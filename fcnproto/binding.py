@@ -103,7 +103,8 @@ def _source_shapes(
             if blob.name in given:
                 sources[blob] = tuple(given[blob.name])
             else:
-                sources[blob] = None if shapes is None or shapes[j] is None else tuple(shapes[j])  # type: ignore[arg-type]
+                shape = None if shapes is None else shapes[j]
+                sources[blob] = None if shape is None else tuple(shape)
     return sources
 
 
@@ -138,8 +139,8 @@ def _propagate(
             wholly_unknown = [blob.name for blob, shape in sources.items() if shape is None]
             if wholly_unknown:
                 raise GraphError(
-                    f"{error}; the shape of {', '.join(map(repr, wholly_unknown))} is unknown because its data source is "
-                    "missing: make it available or say the shape with load(..., shapes={name: shape})"
+                    f"{error}; the shape of {', '.join(map(repr, wholly_unknown))} is unknown because its data source "
+                    "is missing: make it available or say the shape with load(..., shapes={name: shape})"
                 ) from error
             raise
         if len(tops) != len(node.tops):
@@ -257,8 +258,8 @@ def fill_blob(layer: Layer, index: int) -> None:
 
 
 def module_names(layers: Sequence[Layer], taken: Callable[[str], bool]) -> list[str]:
-    """A module name for each layer: the layer's own, with dots and slashes replaced by underscores, and underscores added
-    where the name is taken or a word of the Python language."""
+    """A module name for each layer: the layer's own, with dots and slashes replaced by underscores, and underscores
+    added where the name is taken or a word of the Python language."""
     names: list[str] = []
     seen: set[str] = set()
     for i, layer in enumerate(layers):

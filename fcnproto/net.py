@@ -298,7 +298,7 @@ class Net(nn.Module):
         self._unfilled = {(i, k) for i, k in self._unfilled if names[i] not in copied}
         if report.missing:
             warnings.warn(
-                f"{os.fspath(path)}: has no values for {', '.join(report.missing)}; these layers keep the values they have",
+                f"{os.fspath(path)}: has no values for {', '.join(report.missing)}; these layers keep what they have",
                 FcnprotoWarning,
                 stacklevel=2,
             )

@@ -90,7 +90,8 @@ def _match(
             continue
         if not blob.matches(layer.blob_shapes[k]):
             raise WeightsError(
-                f"{where}, blob {k}: the file's shape is {blob.shape}, the net's {layer.blob_shapes[k]}; {_MATCH_ADVICE}"
+                f"{where}, blob {k}: the file's shape is {blob.shape}, "
+                f"the net's {layer.blob_shapes[k]}; {_MATCH_ADVICE}"
             )
         blob.check()
         pairs.append((getattr(layer, layer.blob_names[k]), blob))
@@ -137,7 +138,7 @@ def gradients(layer: Layer) -> list[np.ndarray[Any, Any]]:
 
 
 def definition(net: Net) -> caffe_pb2.NetParameter:
-    """The net's definition as Caffe stores it beside the weights: the layers as built, Split layers and phase included."""
+    """The net's definition as Caffe stores it beside the weights: layers as built, with Split layers and phase."""
     result = caffe_pb2.NetParameter(name=net.graph.name)
     for node in net.graph.nodes:
         layer = result.layer.add()

@@ -24,7 +24,10 @@ from fcnproto.passes.kernels import FastConvolution, blobs_of, version_of
 
 # Layers that act on every position of a blob by itself, so that a constant stays one.
 POINTWISE = frozenset(
-    "AbsVal BNLL BatchNorm Bias Clip Dropout ELU Exp LRN Log Power PReLU ReLU Scale Sigmoid Swish TanH Threshold".split()
+    [
+        *("AbsVal", "BNLL", "Clip", "Dropout", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "Sigmoid", "Swish"),
+        *("TanH", "Threshold", "BatchNorm", "Bias", "LRN", "Scale"),
+    ]
 )
 _SIZES_KEPT = 4
 
@@ -73,7 +76,7 @@ class FoldedChain(nn.Module):
         self._fast = [
             FastConvolution(step.layer, step.relu) if isinstance(step.layer, Convolution) else None for step in steps
         ]
-        self._version: tuple[object, ...] | None = None
+        self._seen: tuple[object, ...] | None = None
         self._constants: list[tuple[Tensor, Tensor]] = []
         self._sizes: OrderedDict[tuple[int, int], _Sized] = OrderedDict()
 
@@ -98,7 +101,7 @@ class FoldedChain(nn.Module):
     def _refresh(self) -> None:
         """Compute each step's constants, and drop what is cached, if weights have changed."""
         version = version_of([blob for step in self._steps for blob in blobs_of(step.layer)])
-        if version == self._version:
+        if version == self._seen:
             return
         self._sizes.clear()
         self._constants = []
@@ -108,7 +111,7 @@ class FoldedChain(nn.Module):
         for step in self._steps:
             before, c = _constants(step, c)
             self._constants.append((before, c))
-        self._version = version
+        self._seen = version
 
     def _sized(self, height: int, width: int) -> _Sized:
         key = (height, width)
@@ -156,7 +159,7 @@ class FoldedChain(nn.Module):
         if sweeps[0] is None or sweeps[1] is None:
             return step.layer(x + before).sub_(after)
         margins = []
-        for sweep, axis in zip(sweeps, (sized.rows, sized.columns), strict=True):
+        for sweep, axis in ((sweeps[0], sized.rows), (sweeps[1], sized.columns)):
             start, stop = reads(sweep, axis[i + 1])
             margins.append((axis[i].lo - start, stop - axis[i].hi))
         if isinstance(step.layer, Pooling):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcnproto.layers.base import Layer
-from fcnproto.layers.convolution import Convolution
+from fcnproto.layers.convolution import Convolution, Deconvolution
 
 _Derived = TypeVar("_Derived")
 
@@ -106,20 +106,13 @@ class FastConvolution(nn.Module):
         return rows.view(x.shape[0], *size, -1).permute(0, 3, 1, 2)
 
 
-class Relu(nn.Module):
-    """ReLU without slope that overwrites its input, for values that nothing else reads."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.relu_()
-
-
 class CroppedDeconvolution(nn.Module):
     """A 2-D Deconvolution followed by a Crop along its spatial axes: only what is kept is computed.
 
     Where the weights are one kernel on the diagonal (fixed bilinear upsampling), as a per-channel one.
     """
 
-    def __init__(self, layer: Layer, offsets: Sequence[int]) -> None:
+    def __init__(self, layer: Deconvolution, offsets: Sequence[int]) -> None:
         super().__init__()
         self._layer = [layer]
         self.offsets = tuple(offsets)
@@ -137,7 +130,7 @@ class CroppedDeconvolution(nn.Module):
         for axis in range(2):
             lo, n = self.offsets[axis], reference.shape[2 + axis]
             if lo + n > full[axis]:
-                raise layer.fail(f"its top of {full[axis]} positions is cropped to {n} from {lo}")
+                layer.fail(f"its top of {full[axis]} positions is cropped to {n} from {lo}")
             extent, stride, pad = window.extent[axis], window.stride[axis], window.pad[axis]
             begin = max(0, -(-(lo + pad - extent + 1) // stride))  # the first and last inputs that reach the crop
             end = min(x.shape[2 + axis], (lo + n - 1 + pad) // stride + 1)
@@ -146,11 +139,10 @@ class CroppedDeconvolution(nn.Module):
             size.append(n)
         part = x[:, :, first[0][0] : first[0][1], first[1][0] : first[1][1]].contiguous()
         y = F.conv_transpose2d(part, weight, layer.optional_blob(1), window.stride, 0, 0, groups, window.dilation)
-        y = F.pad(y, [v for a in (1, 0) for v in (-start[a], start[a] + size[a] - y.shape[2 + a])])
-        return y
+        return F.pad(y, [v for a in (1, 0) for v in (-start[a], start[a] + size[a] - y.shape[2 + a])])
 
 
-def _diagonal(layer: Layer) -> Tensor | None:
+def _diagonal(layer: Deconvolution) -> Tensor | None:
     """The (C, 1, h, w) kernels of a full Deconvolution whose other weights are all zero; None if they aren't."""
     weight = layer.blob(0).detach()
     if layer.groups != 1 or weight.shape[0] != weight.shape[1]:

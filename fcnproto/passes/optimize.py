@@ -16,7 +16,7 @@ from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net
 from fcnproto.passes.folding import POINTWISE, FoldedChain, Step
-from fcnproto.passes.kernels import CroppedDeconvolution, FastConvolution, Relu
+from fcnproto.passes.kernels import CroppedDeconvolution, FastConvolution
 from fcnproto.plan import Plan
 from fcnproto.schema import caffe_pb2
 
@@ -106,7 +106,7 @@ class _Rewriter:
         for node in list(self.trace.graph.nodes):
             layer = self.layer(node)
             if isinstance(layer, Dropout) and not layer.training:
-                self.replace(node, node.args[0])
+                self.replace(node, _source(node))
 
     def fused_relu(self, node: fx.Node) -> fx.Node | None:
         """The plain ReLU that alone reads a node, None if there is none."""
@@ -147,21 +147,17 @@ class _Rewriter:
 
     def _replace_chain(self, steps: list[Step], nodes: list[fx.Node]) -> None:
         inside = set(nodes)
-        taps = [
-            i
-            for i, node in enumerate(nodes)
-            if i == len(nodes) - 1 or any(user not in inside and not self._is_fused(user, inside) for user in node.users)
+        outside = [
+            [user for user in node.users if user not in inside and not self._is_fused(user, inside)] for node in nodes
         ]
-        start = nodes[0].args[0] if steps[0].relu else None
-        first = start if start is not None else nodes[0]
-        chain = FoldedChain(steps, taps)
-        call = self.put(first, chain, [first.args[0]])
-        with self.trace.graph.inserting_before(first):
-            values = {i: self.trace.graph.call_function(operator.getitem, (call, k)) for k, i in enumerate(taps)}
-        for i, value in values.items():
-            for user in list(nodes[i].users):
-                if user not in inside and not self._is_fused(user, inside):
-                    user.replace_input_with(nodes[i], value)
+        taps = [i for i, users in enumerate(outside) if users]
+        first = _source(nodes[0]) if steps[0].relu else nodes[0]
+        call = self.put(first, FoldedChain(steps, taps), [_source(first)])
+        for k, i in enumerate(taps):
+            with self.trace.graph.inserting_before(first):
+                value = self.trace.graph.call_function(operator.getitem, (call, k))
+            for user in outside[i]:
+                user.replace_input_with(nodes[i], value)
         self.trace.graph.eliminate_dead_code()
 
     def _is_fused(self, user: fx.Node, inside: set[fx.Node]) -> bool:
@@ -175,7 +171,7 @@ class _Rewriter:
             layer = self.layer(node)
             if isinstance(layer, Convolution) and _is_plain(layer):
                 relu = self.fused_relu(node)
-                fast = self.put(node, FastConvolution(layer, relu is not None), [node.args[0]])
+                fast = self.put(node, FastConvolution(layer, relu is not None), [_source(node)])
                 if relu is not None:
                     self.replace(relu, fast)
                     self.trace.graph.erase_node(node)
@@ -186,9 +182,9 @@ class _Rewriter:
         """Deconvolutions read by one Crop alone compute no more than what it keeps."""
         for node in list(self.trace.graph.nodes):
             crop = self.layer(node)
-            if not isinstance(crop, Crop) or not isinstance(node.args[0], fx.Node):
+            if not isinstance(crop, Crop):
                 continue
-            source = node.args[0]
+            source = _source(node)
             layer = self.layer(source)
             if not isinstance(layer, Deconvolution) or len(source.users) != 1 or not _is_plain(layer):
                 continue
@@ -196,9 +192,16 @@ class _Rewriter:
                 continue
             offsets = list(crop.config.offset) or [0]
             offsets = offsets * 2 if len(offsets) == 1 else offsets
-            fast = self.put(node, CroppedDeconvolution(layer, offsets), [source.args[0], node.args[1]])
+            fast = self.put(node, CroppedDeconvolution(layer, offsets), [_source(source), _source(node, 1)])
             self.replace(node, fast)
             self.trace.graph.erase_node(source)
+
+
+def _source(node: fx.Node, index: int = 0) -> fx.Node:
+    """The node that a layer's bottom `index` comes from."""
+    source = node.args[index]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def _is_plain(layer: Convolution | Deconvolution) -> bool:
@@ -229,9 +232,10 @@ def _has_window(layer: Layer | None) -> bool:
 def _continues(layer: Layer | None) -> bool:
     if layer is None or layer.type not in POINTWISE:
         return _has_window(layer) or (isinstance(layer, Convolution) and _is_plain(layer))
+    if layer.type == "BatchNorm":
+        return not layer.config.HasField("use_global_stats") or bool(layer.config.use_global_stats)
     if layer.type == "LRN":
         return bool(layer.config.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS)
     if layer.type in ("Scale", "Bias"):
         return len(layer.param.bottom) == 1 and layer.config.axis in (1, -3) and layer.config.num_axes == 1
     return True
-
