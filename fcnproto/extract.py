@@ -21,7 +21,7 @@ def loadable(
     Removed are the Split layers that Caffe inserts (their readers and loss weights go back to the blob), the phase that
     every layer inherited from the net (a layer that differs from most keeps its own), include and exclude rules, which
     have done their work, and blobs. Inputs that nothing writes (old files don't keep them) become an Input layer with
-    the shapes given.
+    the shapes given. So do the tops of a data layer if the shape of one is given: the layer itself goes.
 
     Returns the net and the names of the inputs whose shape nobody knows. UsageError for a shape of another blob.
     """
@@ -72,24 +72,24 @@ def _is_inserted(layer: caffe_pb2.LayerParameter) -> bool:
 
 
 def _add_inputs(net: caffe_pb2.NetParameter, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    written: set[str] = set()
-    missing: list[str] = []
-    for layer in net.layer:
-        missing += [bottom for bottom in layer.bottom if bottom not in written and bottom not in missing]
+    """Replace layers without bottoms that write a blob in `shapes`, and complete what is read but not written."""
+    replaced = [layer for layer in net.layer if not layer.bottom and any(top in shapes for top in layer.top)]
+    layers = [layer for layer in net.layer if not any(layer is gone for gone in replaced)]
+    inputs = [top for layer in replaced for top in layer.top]
+    written = set(inputs)
+    for layer in layers:
+        inputs += [bottom for bottom in layer.bottom if bottom not in written and bottom not in inputs]
         written.update(layer.top)
-    shapeless = [layer for layer in net.layer if layer.type == "Input" and not layer.input_param.shape]
-    open_tops = [top for layer in shapeless for top in layer.top]
-    strange = [name for name in shapes if name not in missing and name not in open_tops]
+    strange = [name for name in shapes if name not in inputs]
     if strange:
-        raise UsageError(f"{strange[0]!r} is no input without a shape; those are {', '.join([*missing, *open_tops])}")
-    for layer in shapeless:
-        if all(top in shapes for top in layer.top):
-            layer.input_param.shape.extend(caffe_pb2.BlobShape(dim=shapes[top]) for top in layer.top)
-    if missing:
-        first = caffe_pb2.LayerParameter(name="input", type="Input", top=missing)
-        if all(name in shapes for name in missing):
-            first.input_param.shape.extend(caffe_pb2.BlobShape(dim=shapes[name]) for name in missing)
-        layers = caffe_pb2.NetParameter(layer=[first, *net.layer])
-        net.ClearField("layer")
-        net.MergeFrom(layers)
-    return [name for name in [*missing, *open_tops] if name not in shapes]
+        raise UsageError(f"{strange[0]!r} is no input of this net{f'; inputs are {inputs}' if inputs else ''}")
+    new = caffe_pb2.NetParameter()
+    for name in inputs:
+        layer = new.layer.add(name=name, type="Input", top=[name])
+        if name in shapes:
+            layer.input_param.shape.add(dim=shapes[name])
+    new.layer.extend(layers)
+    net.ClearField("layer")
+    net.MergeFrom(new)
+    shapeless = [layer for layer in net.layer if layer.type == "Input" and not layer.input_param.shape]
+    return [top for layer in shapeless for top in layer.top]

@@ -226,7 +226,7 @@ def read_mean(path: PathLike) -> Array:
         raise DataError(f"{file}: a mean consists of finite numbers")
     while mean.ndim > 3 and mean.shape[0] == 1:
         mean = mean[0]
-    if mean.ndim == 3 and mean.shape[0] in (1, 3, 4):
+    if mean.ndim == 3 and mean.shape[0] in (1, 3):
         return mean.astype(np.float32)
     if mean.ndim == 1 and mean.size:
         return mean.astype(np.float64)

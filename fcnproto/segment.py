@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fcnproto.errors import DataError, Error, GraphError, UsageError
+from fcnproto.errors import DataError, Error, GraphError, LayerError, UsageError
 from fcnproto.files import atomic_write
 from fcnproto.graph import Blob
 from fcnproto.images import Preprocessing, find_images, limit_side, read_depth, read_image, resize, to_blob
@@ -147,7 +147,7 @@ class Segmenter:
             values[name] = torch.from_numpy(blob)[None].to(self.net.device, self.net.dtype)
         try:
             outputs = run_with(self.net, values, self.blobs)
-        except (RuntimeError, MemoryError) as error:
+        except (LayerError, RuntimeError, MemoryError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             if is_out_of_memory(error):
                 raise DataError(f"{width}x{height} pixels are too many for the memory ({reason})") from error

@@ -16,7 +16,11 @@ from fcnproto.cli import _options, _output
     "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Prototxt to write.  [default: stdout]"
 )
 @click.option(
-    "--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of an input that the file doesn't keep."
+    "--shape",
+    "shapes",
+    metavar="BLOB=N,C,H,W",
+    multiple=True,
+    help="Make BLOB an input of this shape instead of reading it from a data layer (or nowhere).",
 )
 @click.option("--raw", is_flag=True, help="Leave Split layers, phases and rules in it, as they are stored.")
 def command(weights: Path, output: Path | None, shapes: Sequence[str], raw: bool) -> None:

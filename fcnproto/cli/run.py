@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 @_preprocessing.preprocessing_options
 @click.option("--crop", metavar="HxW", callback=_options.size, help="Cut the middle out of the (scaled) image.")
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
+@click.option(
+    "--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of a data layer's top, for setting up."
+)
 @_options.device_option
 @_options.state_options
 def command(
@@ -45,6 +48,7 @@ def command(
     top_k: int | None,
     labels: Path | None,
     phase: str,
+    shapes: Sequence[str],
     device: str | None,
     level: int,
     stages: Sequence[str],
@@ -75,6 +79,7 @@ def command(
         stages=stages,
         allow_python=allow_python,
         device=_options.device(device),
+        shapes=_options.shapes(shapes),
     )
     with torch.no_grad():
         outputs = _run(net, model, weights, images, arrays, blobs, settings)
