@@ -37,10 +37,11 @@ def lookup(type_name: str, layer_name: str = "") -> type[Layer]:
     try:
         return _LAYERS[type_name]
     except KeyError:
-        near = difflib.get_close_matches(type_name, _LAYERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        likely = difflib.get_close_matches(type_name, _LAYERS, n=1, cutoff=0.7)
+        nearest = likely or difflib.get_close_matches(type_name, _LAYERS, n=1, cutoff=0)
+        hint = f"did you mean {nearest[0]!r}?" if likely else f"the nearest known type is {nearest[0]!r};"
         raise UnsupportedLayerError(
-            f"layer {layer_name!r}: unknown layer type {type_name!r}; {hint}"
+            f"layer {layer_name!r}: unknown layer type {type_name!r}; {hint} "
             f"add a type of your own with fcnproto.register_layer({type_name!r}), see docs/custom-layers.md"
         ) from None
 
