@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fcnproto.errors import FcnprotoWarning
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -97,16 +98,18 @@ _REDUCTIONS: dict[int, Callable[[Tensor], Tensor]] = {
 class Reduction(Layer):
     """Caffe's Reduction: SUM, ASUM, SUMSQ or MEAN over all axes from `axis` (default 0) on, times `coeff`.
 
-    The top keeps the axes before; reducing from axis 0 gives a scalar.
+    The top keeps the axes before; reducing from axis 0 gives a scalar (as of losses, float32 for half types too).
     """
 
     config_field = "reduction_param"
 
     def forward(self, x: Tensor) -> Tensor:
         axis = self.axis(self.config.axis, x.shape) if x.dim() else 0
-        rows = x.reshape(*x.shape[:axis], math.prod(x.shape[axis:]))
+        rows = at_least_float32(x).reshape(*x.shape[:axis], math.prod(x.shape[axis:]))
         reduced = _REDUCTIONS[self.config.operation](rows)
-        return reduced if self.config.coeff == 1 else reduced * self.config.coeff
+        if self.config.coeff != 1:
+            reduced = reduced * self.config.coeff
+        return reduced.to(x.dtype) if axis else reduced
 
 
 @register("ArgMax")
@@ -146,8 +149,8 @@ class ArgMax(Layer):
         else:
             place = mirrored.sort(stable=True, dim=-1, descending=True).indices[..., :count]
         index = size - 1 - place
-        precise = x.is_floating_point() and x.dtype.itemsize >= 4  # half precision can't hold larger indices
-        return index.to(x.dtype if precise else torch.float32), x.gather(-1, index)
+        # Half precision can't hold larger indices.
+        return index.to(computing_type(x) if x.is_floating_point() else torch.float32), x.gather(-1, index)
 
 
 class _Broadcast(Layer):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -95,14 +96,14 @@ def average_pool(x: Tensor, windows: Windows) -> Tensor:
     size = x.shape[2:]
     if windows.suits_torch(size):
         return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
-    padded = F.pad(x, windows.margins(size))
+    padded = F.pad(at_least_float32(x), windows.margins(size))
     sums = F.avg_pool2d(padded, windows.kernel, windows.stride, divisor_override=1)
     extents = []
     for i in (0, 1):
         start = torch.arange(sums.shape[2 + i], device=x.device) * windows.stride[i] - windows.pad[i]
         end = (start + windows.kernel[i]).clamp(max=size[i] + windows.pad[i])
         extents.append((end - start).clamp(min=1))
-    return sums / (extents[0].unsqueeze(1) * extents[1]).to(x.dtype)
+    return (sums / (extents[0].unsqueeze(1) * extents[1])).to(x.dtype)
 
 
 def stochastic_pool(x: Tensor, windows: Windows, sample: bool) -> Tensor:
@@ -112,14 +113,14 @@ def stochastic_pool(x: Tensor, windows: Windows, sample: bool) -> Tensor:
     else the mean weighted in that proportion. A window of zeros gives 0.
     """
     (height, width), (step_down, step_right) = windows.kernel, windows.stride
-    padded = F.pad(x, windows.margins(x.shape[2:]))
+    padded = F.pad(at_least_float32(x), windows.margins(x.shape[2:]))
     values = padded.unfold(2, height, step_down).unfold(3, width, step_right).flatten(4)
     if not sample:
-        return (values * values).sum(-1) / (values.sum(-1) + torch.finfo(torch.float32).tiny)
+        return ((values * values).sum(-1) / (values.sum(-1) + torch.finfo(torch.float32).tiny)).to(x.dtype)
     cumulated = values.detach().cumsum(-1)
     threshold = torch.rand_like(cumulated[..., :1]) * cumulated[..., -1:]
     index = (cumulated < threshold).sum(-1, keepdim=True).clamp(max=height * width - 1)
-    return values.gather(-1, index).squeeze(-1)
+    return values.gather(-1, index).squeeze(-1).to(x.dtype)
 
 
 class _Pool(Layer):
@@ -213,7 +214,7 @@ class Pooling(_Pool):
         if mask is None or self.num_tops == 1:
             return values
         # Half precision can't hold the indices of a larger plane.
-        return values, mask.to(x.dtype if x.dtype.itemsize >= 4 else torch.float32)
+        return values, mask.to(computing_type(x))
 
 
 @register("SPP")

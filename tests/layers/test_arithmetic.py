@@ -81,6 +81,13 @@ def test_reduction(shape: list[int], place: float, coeff: float) -> None:
         np.testing.assert_allclose(y.numpy(), values * coeff, rtol=1e-12, atol=1e-13)
 
 
+def test_reduction_of_half_precision() -> None:
+    x = torch.full((2, 1000), 100.0, dtype=torch.float16)
+    assert make_layer('type: "Reduction" reduction_param { operation: SUMSQ }', x.shape)(x).item() == 2e7
+    mean = make_layer('type: "Reduction" reduction_param { operation: MEAN axis: 1 }', x.shape)(x)
+    assert mean.dtype == torch.float16 and mean.tolist() == [100, 100]
+
+
 def best(values: Sequence[float], count: int) -> list[int]:
     """Indices in descending order of (value, index)."""
     return sorted(range(len(values)), key=lambda i: (values[i], i), reverse=True)[:count]

@@ -249,6 +249,16 @@ def test_refused_shapes_and_tops() -> None:
         )
 
 
+def test_half_precision() -> None:
+    """Sums beyond the largest half are no trouble, and indices beyond 2048 stay exact."""
+    x = torch.full((1, 1, 50, 50), 100.0, dtype=torch.float16)
+    average = make_layer('type: "Pooling" pooling_param { pool: AVE kernel_size: 40 stride: 30 pad: 30 }', x.shape)(x)
+    assert average.dtype == torch.float16 and torch.isfinite(average).all() and average.max() > 25
+    x[0, 0, 49, 48] = 101
+    mask = make_layer('type: "Pooling" pooling_param { global_pooling: true }', x.shape, tops=2)(x)[1]
+    assert mask.item() == 49 * 50 + 48
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("settings_text", ["kernel_size: 2 stride: 2", "kernel_size: 3 stride: 2 pad: 2"])
