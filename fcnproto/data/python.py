@@ -60,6 +60,8 @@ class Python(Layer):
         cls.type = cls.type or "Python"
         self.__class__ = cls  # type: ignore[assignment]
         cls.__init__(self, self.param, self.num_tops)
+        if self.config_field != "python_param":
+            self.also_reads = (*cls.also_reads, "python_param")  # type: ignore[misc]
         for name, value in kept.items():
             setattr(self, name, value)
 

@@ -6,6 +6,7 @@ Read in the order of the keys' bytes ("10" before "9"), wrapping around at the e
 from __future__ import annotations
 
 import os
+import weakref
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -78,20 +79,38 @@ def import_plyvel(path: str) -> Any:
     return plyvel
 
 
-class _LMDB(Records):
+class _Environment:
+    """An LMDB open for reading, shared by all that read it: a process may open each only once."""
+
     def __init__(self, path: str) -> None:
-        super().__init__(path)
         lmdb = import_lmdb()
         if not os.path.exists(path):
             raise DataError(f"{path}: no such database")
         try:
-            self._environment = lmdb.open(
+            self.lmdb = lmdb.open(
                 path, readonly=True, lock=False, create=False, readahead=False, subdir=os.path.isdir(path)
             )
-            self._transaction = self._environment.begin(buffers=False)
-            self._cursor = self._transaction.cursor()
         except lmdb.Error as error:
             raise DataError(f"{path}: not a readable LMDB ({error})") from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "lmdb"):
+            self.lmdb.close()
+
+
+_environments: weakref.WeakValueDictionary[str, _Environment] = weakref.WeakValueDictionary()
+
+
+class _LMDB(Records):
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        key = os.path.realpath(path)
+        environment = _environments.get(key)
+        if environment is None:
+            environment = _environments[key] = _Environment(path)
+        self._environment: _Environment | None = environment
+        self._transaction = environment.lmdb.begin(buffers=False)
+        self._cursor = self._transaction.cursor()
 
     def seek(self, key: bytes | None) -> Record:
         found = self._cursor.first() if key is None else self._cursor.set_range(key) or self._cursor.first()
@@ -105,12 +124,13 @@ class _LMDB(Records):
         return self._cursor.item()
 
     def count(self) -> int:
-        return int(self._environment.stat()["entries"])
+        assert self._environment is not None
+        return int(self._environment.lmdb.stat()["entries"])
 
     def close(self) -> None:
         self._cursor.close()
         self._transaction.abort()
-        self._environment.close()
+        self._environment = None
 
 
 class _LevelDB(Records):
