@@ -167,6 +167,8 @@ class HDF5Output(Layer):
     directory.
     """
 
+    differences = "further forward passes append rows (Caffe aborts on the second)."
+
     config_field = "hdf5_output_param"
     bottoms = (2, 2)
     tops = (0, 0)

@@ -33,6 +33,8 @@ class AbsVal(Layer):
 class BNLL(Layer):
     """Caffe's BNLL (binomial normal log likelihood): log(1 + e^x), computed without overflow."""
 
+    differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
+
     # Above this the result is x itself in every float type; Caffe's gradient stops e^x at the same value.
     LINEAR_FROM = 50.0
 
@@ -43,6 +45,8 @@ class BNLL(Layer):
 @register("Clip")
 class Clip(Layer):
     """Caffe's Clip: min(max(x, `min`), `max`). The gradient passes where `min` <= x <= `max`, both included."""
+
+    differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
 
     config_field = "clip_param"
 
@@ -89,6 +93,8 @@ class Exp(Layer):
 class Log(Layer):
     """Caffe's Log: log_base(shift + scale * x); base -1 stands for e."""
 
+    differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
+
     config_field = "log_param"
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -109,6 +115,11 @@ class Power(Layer):
     Where power * scale is 0 the result is a constant (1 for power 0, else shift ^ power) with gradient 0. At
     shift + scale * x = 0 the gradient is the true one, where Caffe's own formula for shift 0 divides 0 by 0.
     """
+
+    differences = (
+        "in place, the gradient is the true one (Caffe reads the overwritten input); at 0 with a power below "
+        "1 it is not NaN."
+    )
 
     config_field = "power_param"
 
@@ -152,6 +163,11 @@ class PReLU(Layer):
 @register("ReLU")
 class ReLU(Layer):
     """Caffe's ReLU: max(x, 0) + negative_slope * min(x, 0). At x = 0 the gradient is the negative slope."""
+
+    differences = (
+        "in place with a negative slope below 0, the gradient is the true one (Caffe takes the output's sign "
+        "for the input's)."
+    )
 
     config_field = "relu_param"
 
@@ -208,12 +224,18 @@ class Dropout(Layer):
     In TEST it hands its input on. The random numbers are torch's.
     """
 
+    differences = "`dropout_ratio` outside of [0, 1) is an error (Caffe checks it in debug builds only)."
+
     config_field = "dropout_param"
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         ratio = self.config.dropout_ratio
         if not 0 <= ratio < 1:
             self.fail(f"dropout_ratio {ratio:g} must be at least 0 and below 1")
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        # Said here because torch loads its whole compiler, a second's work, for dropout of a meta tensor.
+        return [tuple(shapes[0])]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.dropout_ratio) if self.training else x

@@ -48,6 +48,10 @@ class Eltwise(Layer):
     Without `stable_prod_grad` PROD's gradient is y / x as in Caffe, NaN where x is 0.
     """
 
+    differences = (
+        "computed on copies, so that a top may have a bottom's name (Caffe destroys the bottom without complaint)."
+    )
+
     config_field = "eltwise_param"
     bottoms = (2, None)
 

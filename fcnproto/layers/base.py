@@ -50,6 +50,8 @@ class Layer(nn.Module):
     """A source of data (no bottoms): bypassed when one of its tops is given as an input of the call."""
     in_place: ClassVar[bool] = True
     """Whether Caffe accepts a top with the name of the bottom (AbsVal, Flatten, Reshape and Split refuse it)."""
+    differences: ClassVar[str] = ""
+    """Where the type departs from Caffe on purpose, one sentence or more, for docs/layers.md."""
     force_backward_refuses: ClassVar[tuple[int, ...]] = ()
     """The bottoms that never get a gradient in Caffe, such as the labels of a loss."""
 

@@ -51,6 +51,8 @@ class Embed(Layer):
     The top is the bottom's shape, then (outputs,). The indices get no gradient.
     """
 
+    differences = "indices out of range are an error on the CPU; Caffe reads past the blob."
+
     config_field = "embed_param"
 
     def setup(self, shapes: Sequence[Shape]) -> None:

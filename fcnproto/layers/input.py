@@ -89,6 +89,11 @@ class DummyData(SourceLayer):
 class Parameter(Layer):
     """Caffe's Parameter: a learnable blob as a top; zero unless loaded. Gradients add up as for any parameter."""
 
+    differences = (
+        "gradients of several backward passes add up as for any parameter (Caffe overwrites them, which "
+        "breaks `iter_size`)."
+    )
+
     config_field = "parameter_param"
     bottoms = (0, 0)
 

@@ -90,6 +90,11 @@ class SoftmaxWithLoss(LossLayer):
     without a gradient. A label out of range is an error on the CPU; on a GPU it makes the loss NaN.
     """
 
+    differences = (
+        "the second top (probabilities) works, without a gradient of its own; Caffe aborts. Labels out of "
+        "range are an error on the CPU and NaN on CUDA; Caffe reads past the blob."
+    )
+
     config_field = "softmax_param"
     also_reads = ("loss_param",)
     tops = (1, 2)
@@ -115,6 +120,8 @@ class MultinomialLogisticLoss(LossLayer):
 
     Bottoms: probabilities (N, ...), numbered through in an item, and one label per item.
     """
+
+    differences = "labels out of range are an error on the CPU and NaN on CUDA; Caffe reads past the blob."
 
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         check_items(self, probabilities, labels)
@@ -169,6 +176,8 @@ class HingeLoss(LossLayer):
 
     Bottoms: scores (N, ...), numbered through in an item, and one label per item.
     """
+
+    differences = "more than one label per item is an error; Caffe reads the first ones without complaint."
 
     config_field = "hinge_loss_param"
 
@@ -247,6 +256,8 @@ class InfogainLoss(LossLayer):
     SoftmaxWithLoss, but the old field `normalize` is refused, as in Caffe. The gradient is the softmax's, also where
     the logarithm's argument was raised. The second top has the probabilities, without a gradient.
     """
+
+    differences = "labels out of range are an error on the CPU and NaN on CUDA; Caffe reads past the blob."
 
     config_field = "infogain_loss_param"
     also_reads = ("loss_param",)

@@ -23,6 +23,8 @@ class Accuracy(Layer):
     range is an error on the CPU and makes the result NaN on a GPU.
     """
 
+    differences = "labels out of range are an error on the CPU; Caffe reads past the blob."
+
     config_field = "accuracy_param"
     bottoms = (2, 2)
     tops = (1, 2)

@@ -159,6 +159,11 @@ class Pooling(_Pool):
     mean (Caffe sends it to the index sampled last).
     """
 
+    differences = (
+        "NaN in a window makes the maximum NaN (Caffe skips it and hides the trouble). STOCHASTIC works on "
+        "the CPU too (Caffe aborts)."
+    )
+
     config_field = "pooling_param"
     tops = (1, 2)
 

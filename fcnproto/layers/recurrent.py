@@ -114,6 +114,11 @@ class LSTM(RecurrentLayer):
     weight_hc (4H, H). The product with x is one for all steps.
     """
 
+    differences = (
+        "any number of time steps from call to call (Caffe aborts when it changes); with `cont` other than 0 "
+        "and 1 the gradient is the true one."
+    )
+
     bottoms = (2, 5)
     tops = (1, 3)
     states = ("hidden", "cell")
@@ -143,6 +148,8 @@ class RNN(RecurrentLayer):
     Blobs for `num_output` H: weight_xh (H, I), bias_h (H), with a static input weight_xh_static (H, S), weight_hh
     (H, H), weight_ho (H, H) and bias_o (H). The products with x and for the outputs are one for all steps.
     """
+
+    differences = "any number of time steps from call to call (Caffe aborts when it changes)."
 
     bottoms = (2, 4)
     tops = (1, 2)

@@ -1,0 +1,17 @@
+"""Pages that are made from the code are current."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_table_of_layers_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("make_layers", DOCS / "make_layers.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (DOCS / "layers.md").read_text() == module.document(), "docs/layers.md is out of date: run `make docs`"
