@@ -85,7 +85,7 @@ def upgrade_net(net: caffe_pb2.NetParameter, file: str | None = None) -> bool:
     if was_v0:
         _warn(file, "the net is in Caffe's V0 format (layers { layer { ... } }), which is deprecated")
         compatible = upgrade_v0_net(net, file)
-    if upgrade_data_transformation(net):
+    if _upgrade_data_transformation(net):
         _warn(
             file, "scale, mean_file, crop_size and mirror of data layers are deprecated; they belong in transform_param"
         )
@@ -96,7 +96,7 @@ def upgrade_net(net: caffe_pb2.NetParameter, file: str | None = None) -> bool:
     if net.input:
         _warn(file, "the net's input fields are deprecated; an Input layer says the same")
         _upgrade_input(net, file)
-    if upgrade_batch_norm(net):
+    if _upgrade_batch_norm(net):
         _warn(file, "param entries of BatchNorm layers are deprecated; their lr_mult and decay_mult are always 0")
     return compatible
 
@@ -117,7 +117,7 @@ def needs_upgrade(net: caffe_pb2.NetParameter) -> bool:
     return bool(net.layers or net.input or any(_is_old_batch_norm(layer) for layer in net.layer))
 
 
-def upgrade_data_transformation(net: caffe_pb2.NetParameter) -> bool:
+def _upgrade_data_transformation(net: caffe_pb2.NetParameter) -> bool:
     """Caffe's second step: V1 data layers only; in current ones such fields stay, and Caffe ignores them."""
     changed = False
     for layer in net.layers:
@@ -137,11 +137,11 @@ def _upgrade_v1_net(net: caffe_pb2.NetParameter, file: str | None) -> None:
     if net.layer:
         raise PrototxtError("the net has both layer and layers (deprecated) entries; keep one kind", file)
     for old in net.layers:
-        upgrade_v1_layer(old, net.layer.add())
+        _upgrade_v1_layer(old, net.layer.add())
     net.ClearField("layers")
 
 
-def upgrade_v1_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.LayerParameter) -> None:
+def _upgrade_v1_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.LayerParameter) -> None:
     """Fills a current layer from one in the V1 format."""
     same = fields_of(new.DESCRIPTOR).by_name
     for descriptor, value in old.ListFields():
@@ -199,7 +199,7 @@ def _is_old_batch_norm(layer: caffe_pb2.LayerParameter) -> bool:
     return layer.type == "BatchNorm" and len(layer.param) == 3
 
 
-def upgrade_batch_norm(net: caffe_pb2.NetParameter) -> bool:
+def _upgrade_batch_norm(net: caffe_pb2.NetParameter) -> bool:
     """Caffe's last step. True if a rate was changed from what it was or defaults to."""
     changed = False
     for layer in net.layer:

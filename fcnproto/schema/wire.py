@@ -48,10 +48,9 @@ class Window:
     def read(self, start: int, end: int) -> bytes:
         """The file's bytes from `start` to `end`; the caller has checked that they are inside the file."""
         if not self._start <= start <= end <= self._start + len(self._buffer):
-            self.file.seek(start)
-            self._start, self._buffer = start, self.file.read(max(_WINDOW, end - start))
-            if len(self._buffer) < end - start:
-                raise self.error("the file became shorter while it was read")
+            buffer = bytearray(min(max(_WINDOW, end - start), self.size - start))
+            self.read_into(memoryview(buffer), start)
+            self._start, self._buffer = start, bytes(buffer)
         return self._buffer[start - self._start : end - self._start]
 
     def read_into(self, target: memoryview, start: int) -> None:
