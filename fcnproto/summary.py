@@ -138,7 +138,7 @@ def _source_shapes(
     tops = []
     for blob in node.tops:
         shape = net.source_shapes[blob.name]
-        if shape is None:
+        if shape is None or None in shape[1:2]:
             raise GraphError(
                 f"net {net.graph.name!r}: nothing tells the shape of input {blob.name!r}; "
                 f"give it (--shape {blob.name}=N,C,H,W)"

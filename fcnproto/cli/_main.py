@@ -115,7 +115,8 @@ def _report(error: BaseException, help_command: str) -> int:
     if isinstance(error, (click.UsageError, fcnproto.UsageError)):
         status, message = WRONG_USAGE, f"{_usage_message(error)} (see: {help_command})"
     elif isinstance(error, (KeyboardInterrupt, click.Abort)):
-        status, message = INTERRUPTED, "interrupted"
+        _output.note("interrupted")
+        return INTERRUPTED
     elif isinstance(error, BrokenPipeError):
         # The reader of our output has gone; what is still buffered must not raise the same error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,136 @@
+"""`fcnproto segment`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_nets import COLOURS, colour_net, stripes
+
+from fcnproto.cli._main import main
+
+
+def labels_in(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> list[str]:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    return [str(path) for path in colour_net(folder)]
+
+
+def test_files_and_folders(tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    truth = stripes(tmp_path / "in" / "a.png")
+    stripes(tmp_path / "b.png", 4, 3)
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in COLOURS))
+    places = [str(tmp_path / "in"), str(tmp_path / "b.png")]
+    arguments = [*net, *places, "-o", str(tmp_path / "out" / "deep"), "--mean", "none"]
+    assert main(["segment", *arguments, "--classes", str(tmp_path / "names.txt")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        f"{tmp_path / 'in' / 'a.png'}: blue 33.3%, green 33.3%, red 33.3%",
+        f"{tmp_path / 'b.png'}: blue 33.3%, green 33.3%, red 33.3%",
+    ]
+    assert captured.err == ""
+    assert (labels_in(tmp_path / "out" / "deep" / "a_labels.png") == truth).all()
+    assert sorted(path.name for path in (tmp_path / "out" / "deep").iterdir()) == [
+        "a_labels.png",
+        "a_overlay.png",
+        "b_labels.png",
+        "b_overlay.png",
+    ]
+
+
+def test_overlay_has_the_size_of_the_image_without_legend(tmp_path: Path, net: list[str]) -> None:
+    stripes(tmp_path / "a.png", 30, 60)
+    out = tmp_path / "out"
+    assert main(["segment", *net, str(tmp_path / "a.png"), "-o", str(out)]) == 0
+    with Image.open(out / "a_overlay.png") as image:
+        assert image.width > 60
+        assert image.height >= 30
+    assert main(["segment", *net, str(tmp_path / "a.png"), "-o", str(out), "--no-legend"]) == 0
+    with Image.open(out / "a_overlay.png") as image:
+        assert image.size == (60, 30)
+
+
+def test_says_what_it_assumes(tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    stripes(tmp_path / "a.png")
+    assert main(["segment", *net, str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]) == 0
+    assert "input 'data': assumed BGR, mean 104.007 116.669 122.679, scale 1" in capsys.readouterr().err
+
+
+def test_one_bad_image(tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    stripes(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    stripes(tmp_path / "c.png")
+    images = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png", "d.png")]
+    assert main(["segment", *net, *images, "-o", str(tmp_path / "out"), "--mean", "0"]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert captured.err.splitlines() == [
+        f"fcnproto: error: {tmp_path / 'b.png'}: the file is empty",
+        f"fcnproto: error: {tmp_path / 'd.png'}: no such file",
+        "fcnproto: 2 of 4 images failed",
+    ]
+    assert (tmp_path / "out" / "c_labels.png").exists()
+
+
+def test_preprocessing_options(tmp_path: Path, net: list[str]) -> None:
+    Image.new("RGB", (4, 4), (100, 90, 80)).save(tmp_path / "a.png")  # red is strongest
+    np.save(tmp_path / "mean.npy", np.array([0.0, 0.0, 99.0]))
+
+    def label(*options: str) -> int:
+        assert main(["segment", *net, str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), *options]) == 0
+        return int(labels_in(tmp_path / "out" / "a_labels.png")[0, 0])
+
+    assert label("--mean", "none") == 2
+    assert label("--mean", "none", "--channels", "rgb") == 0
+    assert label("--mean", "0,0,20") == 1
+    assert label("--mean", f"data={tmp_path / 'mean.npy'}") == 1
+    assert label("--mean", "none", "--scale", "-1") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mean", "1,2"], "--mean 1,2: has 2 channels, input 'data' has 3"),
+        (["--scale", "big"], "--scale big: not a number"),
+        (["--channels", "cmyk"], "--channels cmyk: expected one of bgr"),
+        (["--resize", "5x5x5"], "--resize '5x5x5': expected HEIGHTxWIDTH"),
+        (["--input", "hha"], "--input hha: expected BLOB=VALUE"),
+        (["--input", "hha=."], "'hha' is no image input; these are 'data'"),
+    ],
+)
+def test_wrong_options(
+    tmp_path: Path, net: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stripes(tmp_path / "a.png")
+    assert main(["segment", *net, str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_resize_to_the_nets_size(tmp_path: Path, net: list[str]) -> None:
+    truth = stripes(tmp_path / "a.png", 60, 90)
+    out = str(tmp_path / "out")
+    assert main(["segment", *net, str(tmp_path / "a.png"), "-o", out, "--mean", "0", "--resize", "net"]) == 0
+    assert (labels_in(tmp_path / "out" / "a_labels.png") == truth).mean() > 0.8
+
+
+def test_probabilities(tmp_path: Path, net: list[str]) -> None:
+    stripes(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert main(["segment", *net, str(tmp_path / "a.png"), "-o", str(out), "--probs", "--scale", "0.01"]) == 0
+    with np.load(out / "a_probs.npz") as file:
+        probabilities = file["probs"]
+    scores = np.zeros((3, 6, 9))
+    for label, image_channel in enumerate((2, 1, 0)):
+        scores[label] = np.asarray(Image.open(tmp_path / "a.png"))[:, :, image_channel]
+    scores = np.exp((scores - np.array([104.00699, 116.66877, 122.67892])[:, None, None]) * 0.01)
+    np.testing.assert_allclose(probabilities, scores / scores.sum(axis=0), rtol=1e-5)
