@@ -135,8 +135,8 @@ class HDF5Data(SourceLayer):
                 raise DataError(f"{path}: the datasets need equally many rows, at least 1; there are {sizes}")
             try:
                 return [np.asarray(dataset[()], dtype=np.float32) for dataset in datasets]
-            except OSError as error:
-                raise DataError(f"{path}: damaged ({error})") from error
+            except (OSError, ValueError, MemoryError) as error:
+                raise DataError(f"{path}: can't be read ({error or type(error).__name__})") from error
 
 
 def _open(path: str) -> h5py.File:
@@ -154,6 +154,8 @@ def _dataset(file: h5py.File, path: str, name: str) -> h5py.Dataset:
         raise DataError(
             f"{path}: dataset {name!r} is {dataset.dtype} of shape {dataset.shape}, expected rows of numbers"
         )
+    if dataset.size and not dataset.id.get_storage_size():
+        raise DataError(f"{path}: dataset {name!r} says shape {dataset.shape}, but no values are stored")
     return dataset
 
 

@@ -223,4 +223,4 @@ def blobprotovector_str_to_arraylist(str: bytes) -> list[np.ndarray]:
 
 def datum_to_array(datum: caffe_pb2.Datum | bytes) -> np.ndarray:
     """The item in a Datum (or its bytes): (channels, height, width), uint8 or float32. Raises `DataError`."""
-    return datum_array(parse_datum(datum, "datum") if isinstance(datum, bytes) else datum)
+    return datum_array(parse_datum(datum, "datum") if isinstance(datum, bytes) else datum).copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from fcnproto.data.python_layer import (
     registered_python_layer,
 )
 from fcnproto.data.python_modules import import_python_module
+from fcnproto.errors import FcnprotoWarning
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
@@ -68,6 +70,9 @@ class Python(Layer):
     # Loading.
 
     def setup(self, shapes: Sequence[Shape]) -> None:
+        if self.config.HasField("share_in_parallel"):
+            text = f"layer {self.name!r} (Python): share_in_parallel has no effect; each process has its own layer"
+            warnings.warn(text, FcnprotoWarning, stacklevel=2)
         cls = self._find_class()
         if issubclass(cls, Layer):
             self._become(cls)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from fcnproto.errors import DataError
@@ -79,37 +80,40 @@ def import_plyvel(path: str) -> Any:
     return plyvel
 
 
-class _Environment:
-    """An LMDB open for reading, shared by all that read it: a process may open each only once."""
+class _Open:
+    """A database open for reading, shared by all that read it: a process may open each only once."""
 
-    def __init__(self, path: str) -> None:
-        lmdb = import_lmdb()
-        if not os.path.exists(path):
-            raise DataError(f"{path}: no such database")
-        try:
-            self.lmdb = lmdb.open(
-                path, readonly=True, lock=False, create=False, readahead=False, subdir=os.path.isdir(path)
-            )
-        except lmdb.Error as error:
-            raise DataError(f"{path}: not a readable LMDB ({error})") from error
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
 
     def __del__(self) -> None:
-        if hasattr(self, "lmdb"):
-            self.lmdb.close()
+        self.handle.close()
 
 
-_environments: weakref.WeakValueDictionary[str, _Environment] = weakref.WeakValueDictionary()
+_open: weakref.WeakValueDictionary[str, _Open] = weakref.WeakValueDictionary()
+
+
+def _shared(path: str, opener: Callable[[], Any]) -> _Open:
+    """The database at `path`, opened with `opener` unless somebody holds it open."""
+    if not os.path.exists(path):
+        raise DataError(f"{path}: no such database")
+    key = os.path.realpath(path)
+    found = _open.get(key)
+    if found is None:
+        found = _open[key] = _Open(opener())
+    return found
 
 
 class _LMDB(Records):
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        key = os.path.realpath(path)
-        environment = _environments.get(key)
-        if environment is None:
-            environment = _environments[key] = _Environment(path)
-        self._environment: _Environment | None = environment
-        self._transaction = environment.lmdb.begin(buffers=False)
+        lmdb = import_lmdb()
+        options = {"readonly": True, "lock": False, "create": False, "readahead": False, "subdir": os.path.isdir(path)}
+        try:
+            self._database: _Open | None = _shared(path, lambda: lmdb.open(path, **options))
+        except lmdb.Error as error:
+            raise DataError(f"{path}: not a readable LMDB ({error})") from error
+        self._transaction = self._database.handle.begin(buffers=False)
         self._cursor = self._transaction.cursor()
 
     def seek(self, key: bytes | None) -> Record:
@@ -124,26 +128,24 @@ class _LMDB(Records):
         return self._cursor.item()
 
     def count(self) -> int:
-        assert self._environment is not None
-        return int(self._environment.lmdb.stat()["entries"])
+        assert self._database is not None
+        return int(self._database.handle.stat()["entries"])
 
     def close(self) -> None:
         self._cursor.close()
         self._transaction.abort()
-        self._environment = None
+        self._database = None
 
 
 class _LevelDB(Records):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         plyvel = import_plyvel(path)
-        if not os.path.exists(path):
-            raise DataError(f"{path}: no such database")
         try:
-            self._database = plyvel.DB(path, create_if_missing=False)
+            self._database: _Open | None = _shared(path, lambda: plyvel.DB(path, create_if_missing=False))
         except (plyvel.Error, OSError) as error:
             raise DataError(f"{path}: not a readable LevelDB ({error})") from error
-        self._iterator = self._database.raw_iterator()
+        self._iterator = self._database.handle.raw_iterator()
 
     def seek(self, key: bytes | None) -> Record:
         if key is None:
@@ -164,9 +166,10 @@ class _LevelDB(Records):
         return self._iterator.key(), self._iterator.value()
 
     def count(self) -> int:
-        with self._database.iterator(include_value=False) as keys:
+        assert self._database is not None
+        with self._database.handle.iterator(include_value=False) as keys:
             return sum(1 for _ in keys)
 
     def close(self) -> None:
         self._iterator.close()
-        self._database.close()
+        self._database = None

@@ -118,6 +118,8 @@ def place_window(window: Window, image_size: tuple[int, int], crop: int, pad: in
     if not pad and not square:
         _check_inside(window, x1, y1, x2, y2, image_size)
         return Placement(x1, y1, x2, y2, crop, crop, 0, 0, 0)
+    if crop <= 2 * pad:
+        raise DataError(f"context_pad {pad} leaves nothing of crop_size {crop}")
     two = np.float32(2)
     factor = np.float32(crop) / np.float32(crop - 2 * pad)
     half_height, half_width = np.float32(y2 - y1 + 1) / two, np.float32(x2 - x1 + 1) / two
@@ -179,8 +181,6 @@ class WindowData(SourceLayer):
             self.fail("window_data_param needs a batch_size above 0")
         if transform.crop_size == 0:
             self.fail("transform_param needs a crop_size above 0")
-        if transform.crop_size <= 2 * config.context_pad:
-            self.fail(f"context_pad {config.context_pad} leaves nothing of crop_size {transform.crop_size}")
         if config.crop_mode not in ("warp", "square"):
             self.fail(f"crop_mode {config.crop_mode!r}; expected 'warp' or 'square'")
         if transform.HasField("mean_file") and transform.mean_value:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
+import types
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,7 +31,9 @@ def database(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def source(folder: Path, settings: str = "batch_size: 2", transform: str = "", tops: int = 2, train: bool = False):
+def source(
+    folder: Path, settings: str = "batch_size: 2", transform: str = "", tops: int = 2, train: bool = False
+) -> Any:
     names = " ".join(f'top: "t{index}"' for index in range(tops))
     return make_source(
         f'type: "Data" {names} data_param {{ source: "db" backend: LMDB {settings} }} transform_param {{ {transform} }}',
@@ -141,7 +146,7 @@ def test_lmdb_under_the_default_backend(database: Path) -> None:
 
 
 def test_leveldb_without_its_module_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "plyvel", None)
+    monkeypatch.setitem(sys.modules, "plyvel", None)
     (tmp_path / "db").mkdir()
     layer = make_source('type: "Data" top: "d" data_param { source: "db" batch_size: 1 }', tmp_path)
     assert layer.top_shapes([]) == [(1, None, None, None)]
@@ -149,8 +154,70 @@ def test_leveldb_without_its_module_says_what_to_do(tmp_path: Path, monkeypatch:
         layer()
 
 
+class Cursor:
+    """A raw iterator as plyvel's, over a sorted list."""
+
+    def __init__(self, items: list[tuple[bytes, bytes]]) -> None:
+        self.items, self.place = items, len(items)
+
+    def seek_to_first(self) -> None:
+        self.place = 0
+
+    def seek(self, key: bytes) -> None:
+        self.place = sum(known < key for known, _ in self.items)
+
+    def next(self) -> None:
+        self.place += 1
+
+    def valid(self) -> bool:
+        return self.place < len(self.items)
+
+    def key(self) -> bytes:
+        return self.items[self.place][0]
+
+    def value(self) -> bytes:
+        return self.items[self.place][1]
+
+    def close(self) -> None:
+        self.items = []
+
+
+class LevelDB:
+    """What the Data layer uses of plyvel.DB; like the real one it may be open only once."""
+
+    opened: ClassVar[set[str]] = set()
+
+    def __init__(self, path: str, create_if_missing: bool) -> None:
+        assert path not in self.opened and not create_if_missing
+        self.opened.add(path)
+        self.path = path
+        datums = [array_to_datum(item, 10 + index).SerializeToString() for index, item in enumerate(ITEMS)]
+        self.items = [(b"%03d" % index, datum) for index, datum in enumerate(datums)]
+
+    def raw_iterator(self) -> Cursor:
+        return Cursor(self.items)
+
+    def close(self) -> None:
+        self.opened.discard(self.path)
+
+
+def test_leveldb_through_its_binding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plyvel = types.ModuleType("plyvel")
+    plyvel.DB, plyvel.Error = LevelDB, OSError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "plyvel", plyvel)
+    (tmp_path / "db").mkdir()
+    text = 'type: "Data" top: "d" top: "l" data_param { source: "db" batch_size: 3 }'
+    layer = make_source(text, tmp_path)
+    assert layer.top_shapes([]) == [(3, 3, 6, 8), (3,)]
+    labels = np.concatenate([label for _, label in batches(layer, 3)])
+    np.testing.assert_array_equal(labels - 10, np.arange(9) % 5)
+    assert_resumes(lambda: make_source(text, tmp_path))
+    layer.close()
+    assert not LevelDB.opened
+
+
 def test_missing_lmdb_module_says_what_to_do(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
+    monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(DataError, match=r"pip install 'fcnproto\[lmdb\]'"):
         source(database)()
 

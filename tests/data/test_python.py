@@ -213,6 +213,16 @@ def test_double_precision_nets(folder: Path) -> None:
     torch.testing.assert_close(y, 3 * x, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.gpu
+def test_layers_on_a_gpu_run_on_copies(folder: Path) -> None:
+    net = load(folder, "Affine", "3", device="cuda")
+    x = torch.ones(2, 3, device="cuda", requires_grad=True)
+    y = net(x=x)["y"]
+    y.sum().backward()
+    assert y.is_cuda and (y == 3).all() and (x.grad == 3).all()
+    assert net.params["py"][0].grad.tolist() == [2, 2, 2]
+
+
 def test_nothing_is_imported_without_opt_in(folder: Path) -> None:
     (folder / "user_layers.py").write_text("raise SystemExit('imported')")
     with pytest.raises(LayerError, match=r"user_layers\.Affine is not a registered Python layer; .*allow_python=True"):

@@ -157,7 +157,7 @@ def test_settings(folder: Path) -> None:
         source(folder, transform="")
     with pytest.raises(LayerError, match="crop_mode 'round'"):
         source(folder, 'batch_size: 1 crop_mode: "round"')
-    with pytest.raises(LayerError, match="leaves nothing"):
-        source(folder, "batch_size: 1 context_pad: 4")
+    with pytest.raises(DataError, match="context_pad 4 leaves nothing of crop_size 8"):
+        source(folder, "batch_size: 1 context_pad: 4")()
     with pytest.warns(FcnprotoWarning, match=r"transform_param\.scale has no effect"):
         source(folder, transform="crop_size: 8 scale: 2")
