@@ -34,6 +34,10 @@ class Data(SourceLayer):
     LMDB is read as such even where the prototxt says LEVELDB (the default), with a warning.
     """
 
+    differences = (
+        "encoded images are decoded by Pillow, not OpenCV (the tests compare the two). An LMDB is read as such, with a "
+        "warning, where the prototxt says LEVELDB. `prefetch` makes no difference: nothing is read ahead."
+    )
     config_field = "data_param"
     also_reads = ("transform_param",)
     tops = (1, 2)

@@ -28,6 +28,10 @@ class HDF5Data(SourceLayer):
     is held in memory.
     """
 
+    differences = (
+        "files whose rows differ in shape are an error (Caffe reads wrong values). Shuffling uses the seeded generator "
+        "(Caffe the C library's, which no seed reaches)."
+    )
     config_field = "hdf5_data_param"
     also_reads = ("transform_param",)  # refused in setup
     position_fields = ("file", "row", "offset", "file_seed", "row_seed")

@@ -58,6 +58,11 @@ class ImageData(SourceLayer):
     Several workers deal the lines out among them; shuffled, each goes through all in an order of its own.
     """
 
+    differences = (
+        "images are decoded by Pillow, not OpenCV (the tests compare the two; resizing is equal bit by bit). A line "
+        "without a label is an error (Caffe takes a number out of the path). Several workers deal the lines out among "
+        "them unless `shuffle` gives each an order of its own (in Caffe all read the same)."
+    )
     config_field = "image_data_param"
     also_reads = ("transform_param",)
     tops = (2, 2)

@@ -20,6 +20,7 @@ class MemoryData(SourceLayer):
     `set_input_arrays` hands the arrays over. The label top has shape (batch, 1, 1, 1), as in Caffe after a forward.
     """
 
+    differences = "batches are copies of the rows handed over (Caffe shares the memory)."
     config_field = "memory_data_param"
     also_reads = ("transform_param",)
     tops = (2, 2)

@@ -44,6 +44,11 @@ class Python(Layer):
     as an autograd function; where the class is a `fcnproto.Layer`, this layer becomes an instance of it.
     """
 
+    differences = (
+        "modules are imported only with `allow_python`. Bottoms and tops are float32 CPU copies, so that a layer can't "
+        "change its inputs. The published FCN data layers are built in. In several processes each has its own layer "
+        "(Caffe's command line refuses them)."
+    )
     config_field = "python_param"
     bottoms = (0, None)
     tops = (0, None)

@@ -163,6 +163,11 @@ class WindowData(SourceLayer):
     window belongs to the image that it is listed under, whatever index the file gives that image.
     """
 
+    differences = (
+        "images are decoded by Pillow, not OpenCV. A window belongs to the image that it is listed under, whatever "
+        "index the file gives it (Caffe reads past its list). A `crop_mode` other than warp and square is an error "
+        "(Caffe warps), and so is an image that can't be read (Caffe leaves the rest of the batch empty)."
+    )
     config_field = "window_data_param"
     also_reads = ("transform_param",)
     tops = (2, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import sys
 import types
 import warnings
@@ -328,6 +329,17 @@ def test_registered_classes_need_no_opt_in(folder: Path) -> None:
         torch.testing.assert_close(y, x * x)
         (gradient,) = torch.autograd.grad(y.sum(), x)
         torch.testing.assert_close(gradient, 2 * x.detach())
+
+
+def test_the_example_of_the_guide(folder: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "data-layers.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "PythonLayer" in block)
+    exec(compile(example, "data-layers.md", "exec"), {})
+    net = load(folder, "Scale", "2.5", module="my_layers", allow_python=False)
+    x = torch.ones(2, 3, requires_grad=True)
+    y = net(x=x)["y"]
+    y.sum().backward()
+    assert (y == 2.5).all() and (x.grad == 2.5).all() and net.params["py"][0].grad.tolist() == [6]
 
 
 def test_an_imported_class_may_be_a_layer(folder: Path) -> None:
