@@ -151,9 +151,12 @@ def definition(net: Net) -> caffe_pb2.NetParameter:
     return result
 
 
-def save_weights(net: Net, path: Path, *, diffs: bool = False) -> None:
-    """Write a net's weights in the format of the path's suffix; `diffs` adds the gradients (Caffe: snapshot_diff)."""
-    name = path.name
+def save_weights(net: Net, path: Path, *, diffs: bool = False, format_of: Path | None = None) -> None:
+    """Write a net's weights in the format of the path's suffix; `diffs` adds the gradients (Caffe: snapshot_diff).
+
+    `format_of` is another path whose suffix says the format, for files that are to be renamed to it.
+    """
+    name = (format_of or path).name
     if name.endswith(".safetensors"):
         _save_safetensors(net, path)
         return

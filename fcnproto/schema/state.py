@@ -123,18 +123,25 @@ def _checked(state: StateFile) -> StateFile:
     return state
 
 
-def write_state(path: PathLike, iteration: int, learned_net: str, current_step: int, history: Sequence[Any]) -> None:
+def write_state(
+    path: PathLike,
+    iteration: int,
+    learned_net: str,
+    current_step: int,
+    history: Sequence[Any],
+    hdf5: bool | None = None,
+) -> None:
     """Writes a state file, whole or not at all: HDF5 where its name ends in `.h5` (so Caffe reads it), else binary.
 
-    `history` are arrays in the order of Caffe's solvers."""
+    `history` are arrays in the order of Caffe's solvers. `hdf5` says the kind where the name doesn't (yet)."""
     net = os.fsencode(learned_net)
-    if os.fspath(path).endswith(".h5"):
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as hdf5:
-            hdf5.create_dataset("iter", data=np.array([iteration], np.int32))
+    if os.fspath(path).endswith(".h5") if hdf5 is None else hdf5:
+        with atomic_path(path) as temporary, h5py.File(temporary, "w") as target:
+            target.create_dataset("iter", data=np.array([iteration], np.int32))
             # Fixed length, with room for the closing zero that C wants.
-            hdf5.create_dataset("learned_net", data=np.array(net, f"S{len(net) + 1}"))
-            hdf5.create_dataset("current_step", data=np.array([current_step], np.int32))
-            group = hdf5.create_group("history")
+            target.create_dataset("learned_net", data=np.array(net, f"S{len(net) + 1}"))
+            target.create_dataset("current_step", data=np.array([current_step], np.int32))
+            group = target.create_group("history")
             for index, value in enumerate(history):
                 write_dataset(group, str(index), value)
         return

@@ -25,6 +25,11 @@ class Curves:
     smoothed: list[float] = field(default_factory=list)
     tests: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
+    def span(self) -> tuple[int, int]:
+        """The first iteration and the last one, or the iteration of the last test."""
+        tested = [points[-1][0] for points in self.tests.values()]
+        return self.iterations[0], max(self.iterations[0] + 1, self.iterations[-1], *tested)
+
     def is_logarithmic(self) -> bool:
         """Whether the losses, all positive, range over more than two decades."""
         finite = [loss for loss in self.losses if math.isfinite(loss)]
@@ -77,7 +82,7 @@ def draw_chart(curves: Curves, title: str) -> Image.Image:
     values = [_height(loss, logarithmic) for loss in curves.losses if math.isfinite(loss)] or [0.0]
     spread = max(values) - min(values) or 1.0
     low, high = min(values) - 0.05 * spread, max(values) + 0.05 * spread
-    first, last = curves.iterations[0], max(curves.iterations[-1], curves.iterations[0] + 1)
+    first, last = curves.span()
 
     def place(iteration: float, height: float) -> tuple[float, float]:
         x = box[0] + (iteration - first) / (last - first) * (box[2] - box[0])

@@ -5,6 +5,7 @@ Changes no result. Works by hooks, so it sees layers as they run (a compiled net
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,10 +43,12 @@ def traced(net: Net, say: Callable[[str], None], active: bool = True) -> Iterato
 
     handles = [layer.register_forward_hook(forward) for layer in net.layers]
     if net.training and torch.is_grad_enabled():
-        # Layers that compute without a gradient would only make torch warn about the hook.
         handles += [layer.register_full_backward_hook(backward) for layer in net.layers if not layer.is_data]
     try:
-        yield lambda: _log_gradients(net, gradients, say)
+        with warnings.catch_warnings():
+            # Layers next to the data have no gradient to give; torch warns that their hooks see less.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield lambda: _log_gradients(net, gradients, say)
     finally:
         for handle in handles:
             handle.remove()

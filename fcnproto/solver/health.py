@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -80,14 +80,20 @@ def largest_parameter(net: Net) -> tuple[str, str] | None:
     return None if best is None else best[1:]
 
 
-def first_broken_blob(net: Net, forward: Callable[[], Any], inputs: dict[str, Tensor]) -> tuple[str | None, str] | None:
+def first_broken_blob(
+    net: Net, forward: Callable[[], Any], inputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+) -> tuple[str | None, str] | None:
     """(layer, blob) where a forward pass first has a value that is not finite; `forward` runs the pass.
 
-    The layer is None where an input is to blame.
+    `inputs` are what the caller gave (then there is no layer to name), `batch` is what the data layers read.
     """
     for name, value in inputs.items():
-        if isinstance(value, Tensor) and not bool(value.detach().isfinite().all()):
+        if not bool(value.isfinite().all()):
             return None, f"input {name!r}"
+    readers = {blob.name: node.name for node in net.graph.nodes if node.is_data for blob in node.tops}
+    for name, value in batch.items():
+        if not bool(value.isfinite().all()):
+            return readers.get(name), f"blob {name!r}"
     found: list[tuple[str, str]] = []
 
     def look(layer: Any, arguments: Any, result: Any) -> None:

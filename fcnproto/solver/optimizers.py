@@ -37,7 +37,10 @@ class Learnable(Protocol):
 
 
 def param_groups(learnable: Iterable[Learnable]) -> list[dict[str, Any]]:
-    """Param groups by (lr_mult, decay_mult), with the parameters' places in Caffe's order under `order`."""
+    """Param groups by (lr_mult, decay_mult), with the parameters' places in Caffe's order under `order`.
+
+    A net without parameters gives one empty group, which torch's optimizers take.
+    """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for place, entry in enumerate(learnable):
         group = groups.setdefault(
@@ -46,7 +49,7 @@ def param_groups(learnable: Iterable[Learnable]) -> list[dict[str, Any]]:
         )
         group["params"].append(entry.tensor)
         group["order"].append(place)
-    return list(groups.values())
+    return list(groups.values()) or [{"params": [], "order": []}]
 
 
 class CaffeOptimizer(torch.optim.Optimizer):

@@ -69,21 +69,31 @@ def net_state(net: Net) -> dict[str, Any]:
             value = getattr(layer, name)
             if value is not None:
                 buffers[f"{layer.name}:{name}"] = _pack(value)
-    positions = [[layer.name, layer.get_position()] for layer in net.data_layers()]  # type: ignore[operator]
+    positions = [[layer.name, layer.get_position()] for layer in _positioned(net)]
     return {"positions": positions, "buffers": buffers}
+
+
+def _positioned(net: Net) -> list[Any]:
+    """The layers that read or write files as they go."""
+    return [layer for layer in net.layers if hasattr(layer, "get_position") and layer.type != "Input"]
 
 
 def set_net_state(net: Net, state: dict[str, Any]) -> None:
     """Set what `net_state` gave for a net of the same layers. Raises ValueError where they are others."""
-    layers = net.data_layers()
+    layers = _positioned(net)
     if [name for name, _ in state["positions"]] != [layer.name for layer in layers]:
         raise ValueError("the data layers are others")
     for layer, (_, position) in zip(layers, state["positions"], strict=True):
-        layer.set_position(position)  # type: ignore[operator]
+        layer.set_position(position)
     for layer in net.layers:
         for name in layer._non_persistent_buffers_set:
             packed = state["buffers"].get(f"{layer.name}:{name}")
             setattr(layer, name, None if packed is None else _unpack(packed).to(net.device))
+
+
+def path_beside(state: Path) -> Path:
+    """The file that belongs to a solver state: `x_iter_5.resume.json` for `x_iter_5.solverstate` (and `.h5`)."""
+    return state.with_name(state.name.removesuffix(".h5").removesuffix(".solverstate") + SUFFIX)
 
 
 def write(path: Path, iteration: int, workers: Sequence[dict[str, Any]]) -> None:

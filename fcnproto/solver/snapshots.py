@@ -27,7 +27,7 @@ from fcnproto.schema.state import StateFile, open_state, write_state
 from fcnproto.solver import resume
 from fcnproto.transfer import save_weights
 
-_PARTIAL, _PENDING = ".partial-", ".pending"
+_PENDING = ".pending"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Names:
     @property
     def resume(self) -> Path:
         """The file with what Caffe forgets."""
-        return self.state.with_name(self.state.name + resume.SUFFIX)
+        return resume.path_beside(self.state)
 
 
 def names(prefix: str, iteration: int, hdf5: bool) -> Names:
@@ -62,10 +62,11 @@ def write(
     """Write a snapshot; `workers` are the resume states by rank, `diffs` adds gradients (Caffe: snapshot_diff)."""
     clean(files)
     finals = (files.model, files.resume, files.state)
-    temporary = [path.with_name(_PARTIAL + path.name) for path in finals]
-    save_weights(net, temporary[0], diffs=diffs)
+    temporary = [_partial(path) for path in finals]
+    arrays = [_array(blob) for blob in history]
+    save_weights(net, temporary[0], diffs=diffs, format_of=files.model)
     resume.write(temporary[1], iteration, workers)
-    write_state(temporary[2], iteration, str(files.model), current_step, [_array(blob) for blob in history])
+    write_state(temporary[2], iteration, str(files.model), current_step, arrays, hdf5=files.state.suffix == ".h5")
     moves = [(path.name, final.name) for path, final in zip(temporary, finals, strict=True)]
     pending = _pending(files.state)
     replaces = files.state.exists()
@@ -75,6 +76,11 @@ def write(
     _move(files.state.parent, moves)
     if replaces:
         pending.unlink()
+
+
+def _partial(path: Path) -> Path:
+    """A file's name until it is complete: hidden, and found by nobody who looks for the suffix of a state or model."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def _array(blob: Tensor) -> np.ndarray[Any, Any]:
@@ -122,7 +128,7 @@ def clean(files: Names) -> None:
     """Remove what a killed process left half written of this snapshot."""
     complete(files.state)
     for path in (files.model, files.resume, files.state):
-        partial = glob.escape(_PARTIAL + path.name)
+        partial = glob.escape(_partial(path).name)
         for left in (*path.parent.glob(partial), *path.parent.glob(f".{partial}.*.tmp")):
             left.unlink(missing_ok=True)
 

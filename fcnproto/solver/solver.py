@@ -258,7 +258,8 @@ class Solver:
             return
         origin: tuple[str | None, str] | None = health.broken_parameter(self.net)
         if origin is None:
-            origin = health.first_broken_blob(self.net, lambda: self.engine.replay(inputs), self.engine.batch)
+            batch = self.engine.batch
+            origin = health.first_broken_blob(self.net, lambda: self.engine.replay(inputs), inputs, batch)
         if origin is None:
             origin = health.largest_parameter(self.net)
         layer, blob = origin or (None, None)
@@ -303,7 +304,7 @@ class Solver:
             self.net.copy_from(model)
             self.iter, self._rate = state.iter, None
             self.policy.current_step = state.current_step
-        side = Path(path).with_name(Path(path).name + resume.SUFFIX)
+        side = resume.path_beside(Path(path))
         worker = resume.read(side, self.iter, distributed.rank(), distributed.world_size())
         if worker is not None:
             self._set_resume_state(worker)

@@ -188,7 +188,7 @@ def test_side_file_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     case.folder = Path(".")
     solver = prepared(case)
     solver.step(2)
-    path = solver.snapshot()
-    content = json.loads(Path(path + ".resume.json").read_text())
+    solver.snapshot()
+    content = json.loads(Path("snap_iter_2.resume.json").read_text())
     assert content["iteration"] == 2
     assert content["workers"][0]["net"]["positions"] == [["src", {"row": 6}]]
