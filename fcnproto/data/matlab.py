@@ -41,7 +41,7 @@ def _load_classic(path: str, name: str, field: str | None) -> np.ndarray:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise DataError(f"{path}: reading MATLAB files needs scipy (pip install scipy)") from None
+        raise DataError(f"{path}: reading MATLAB files needs scipy (pip install 'fcnproto[scipy]')") from None
     value = loadmat(path, variable_names=[name])[name]
     if field is not None:
         if value.dtype.names is None or field not in value.dtype.names or value.size != 1:

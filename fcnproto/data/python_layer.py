@@ -178,4 +178,5 @@ def plain_attributes(instance: object) -> dict[str, Any]:
     """The attributes of an instance that are numbers, text, truth values or None."""
     own = {"param_str", "phase", "base_dir"}
     plain = (int, float, str, bool, type(None))
-    return {name: value for name, value in vars(instance).items() if name not in own and isinstance(value, plain)}
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in vars(instance).items()}
+    return {name: value for name, value in values.items() if name not in own and isinstance(value, plain)}

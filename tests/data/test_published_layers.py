@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,13 @@ def test_bad_settings(param_str: str, tops: int, message: str) -> None:
             f'type: "Python" {names} python_param {{ module: "voc_layers" layer: "SBDDSegDataLayer" '
             f'param_str: "{param_str}" }}'
         )
+
+
+def test_without_scipy_the_error_says_what_to_do(sbdd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    layer = source(sbdd, "voc_layers", "SBDDSegDataLayer", 2, sbdd_dir="sbdd", split="val", mean=MEAN)
+    with pytest.raises(DataError, match=r"pip install 'fcnproto\[scipy\]'"):
+        layer()
 
 
 def test_unknown_options_are_named() -> None:

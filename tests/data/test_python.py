@@ -73,7 +73,7 @@ class InPlaceDouble(caffe.Layer):
 
 class Grow(caffe.Layer):
     def setup(self, bottom, top):
-        self.idx = 0
+        self.idx = np.int64(0)
 
     def reshape(self, bottom, top):
         top[0].reshape(1, self.idx + 1)
