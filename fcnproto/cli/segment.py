@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--probs", is_flag=True, help="Write the probabilities too: .npz, 4 bytes for each pixel and class.")
 @click.option("--no-legend", is_flag=True, help="Leave the legend out of the overlays.")
 @click.option("-r", "--recursive", is_flag=True, help="Look for images in subfolders too.")
+@click.option("--no-optimize", is_flag=True, help="Compute every layer as it stands: slower, the same to rounding.")
 @click.option(
     "--classes", metavar="FILE", type=click.Path(path_type=Path), help="Class names, one a line, label 0 first."
 )
@@ -45,6 +46,7 @@ def command(
     classes: Path | None,
     recursive: bool,
     no_legend: bool,
+    no_optimize: bool,
     inputs: Sequence[str],
     device: str | None,
     level: int,
@@ -74,7 +76,7 @@ def command(
         device=_options.device(device),
     )
     segmenter = Segmenter(
-        net,
+        net if no_optimize else fcnproto.optimize(net),
         blobs=settings["blobs"],
         classes=None if classes is None else read_class_names(classes),
         record=zoo_record(model, weights),

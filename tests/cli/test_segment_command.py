@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_nets import COLOURS, colour_net, stripes
+from tiny_nets import COLOURS, colour_net, small_fcn, stripes
 
 from fcnproto.cli._main import main
 
@@ -134,3 +134,14 @@ def test_probabilities(tmp_path: Path, net: list[str]) -> None:
         scores[label] = np.asarray(Image.open(tmp_path / "a.png"))[:, :, image_channel]
     scores = np.exp((scores - np.array([104.00699, 116.66877, 122.67892])[:, None, None]) * 0.01)
     np.testing.assert_allclose(probabilities, scores / scores.sum(axis=0), rtol=1e-5)
+
+
+def test_without_optimising(tmp_path: Path) -> None:
+    net = [str(path) for path in small_fcn(tmp_path)]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for options in ([], ["--no-optimize"]):
+        out = str(tmp_path / f"out{len(options)}")
+        assert main(["segment", *net, str(tmp_path / "a.png"), "-o", out, "--probs", *options]) == 0
+    fast, plain = (np.load(tmp_path / f"out{number}" / "a_probs.npz")["probs"] for number in (0, 1))
+    np.testing.assert_allclose(fast, plain, atol=1e-5)
