@@ -84,4 +84,6 @@ def progress(what: str) -> Progress:
         console=stderr(),
         transient=True,
         disable=not stderr().is_terminal,
+        # Lines of results go above the bar where both share a terminal, and to their own file where they don't.
+        redirect_stdout=sys.stdout.isatty(),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +148,19 @@ def test_without_optimising(tmp_path: Path) -> None:
         assert main(["segment", *net, str(tmp_path / "a.png"), "-o", out, "--probs", *options]) == 0
     fast, plain = (np.load(tmp_path / f"out{number}" / "a_probs.npz")["probs"] for number in (0, 1))
     np.testing.assert_allclose(fast, plain, atol=1e-5)
+
+
+def test_results_are_not_drawn_into_the_progress_bar(tmp_path: Path, net: list[str]) -> None:
+    """With the bar on a terminal the lines of results still go to stdout, wherever that leads."""
+    pty = pytest.importorskip("pty", reason="there are no pseudo-terminals here")
+    stripes(tmp_path / "a.png")
+    reader, terminal = pty.openpty()
+    arguments = ["segment", *net, str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "fcnproto", *arguments], stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    shown = os.read(reader, 100_000).decode()
+    os.close(reader)
+    assert done.returncode == 0
+    assert "a.png: class" in done.stdout.decode()
+    assert "segmenting" in shown
+    assert "a.png: class" not in shown
