@@ -38,7 +38,7 @@ _LAZY = {
     "optimize": "fcnproto.passes",
     "register_layer": "fcnproto.layers.registry",
 }
-_MODULES = ("data", "graph", "layers", "netspec", "passes", "precision", "schema", "score", "segment", "solver", "zoo")
+_MODULES = ("data", "graph", "layers", "netspec", "passes", "precision", "schema", "score", "segment", "solver", "surgery", "zoo")
 
 __all__ = [
     "DataError",

@@ -20,6 +20,9 @@ from typing import Any
 
 from fcnproto.netspec import NetSpec, Top, crop
 from fcnproto.netspec import layers as L
+from fcnproto.schema import caffe_pb2
+
+from . import googlenet
 
 Classes = int | Mapping[str, int]
 
@@ -99,6 +102,28 @@ def fcn_alexnet(net: NetSpec, classes: int = 21, widths: Sequence[int] = CAFFENE
     top = caffenet(net, net.data, widths, dropout=task.label in net)
     _add_scores(net, top, task, kernel=63)
     return _with_loss(net, task, normalize=True)
+
+
+def fcn_googlenet(net: NetSpec, classes: int = 21, slimness: int = 1) -> NetSpec:
+    """FCN-32s on GoogLeNet: its last inception module is scored instead of averaged.
+
+    No later layer eats into the map, so the padding of 3 that it was trained with suffices and no position is without
+    image.
+    """
+    (task,) = tasks(classes)
+    top = googlenet.features(net, net.data, slimness=slimness)
+    _add_scores(net, top, task, kernel=63)
+    return _with_loss(net, task)
+
+
+def fixed_features(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
+    """The net with only its scoring layers learning: the "fixed" row of the CVPR paper's table 2."""
+    for layer in net.layer:
+        if layer.type == "Convolution" and not layer.name.startswith("score"):
+            del layer.param[:]
+            for _ in range(2):
+                layer.param.add(lr_mult=0, decay_mult=0)
+    return net
 
 
 def vgg16(

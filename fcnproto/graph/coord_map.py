@@ -1,7 +1,8 @@
 """Coordinate maps: where a position of one blob lies in another, and the Crop that aligns the two.
 
 A map says `position in to = scale * position in from + shift` per spatial axis, for positions at the centres of
-receptive fields. The rules and the refusals are those of pycaffe's coordinate maps, computed exactly in fractions.
+receptive fields. The rules and the refusals are those of pycaffe's coordinate maps, computed exactly in fractions;
+beyond it, maps pass through a Concat of channels, so that nets of inception modules have one.
 Works on everything that knows its producing layer: the builder's tops, the blobs of a `Graph`, and, through
 `link`, the plain layer list of an upgraded NetParameter. Says nothing about sizes: whether a crop fits depends on the
 image.
@@ -82,7 +83,7 @@ def layer_map(param: caffe_pb2.LayerParameter) -> CoordMap | None:
 
     Raises `GraphError` for a window given by `*_h`/`*_w` fields, or without `kernel_size`.
     """
-    if param.type in _POINTWISE:
+    if param.type in _POINTWISE or (param.type == "Concat" and param.concat_param.axis == 1):
         return CoordMap()
     if param.type == "Crop":
         offset = tuple(Fraction(-value) for value in param.crop_param.offset) or (Fraction(0),)

@@ -1,0 +1,268 @@
+"""Make nets and weights out of others: transplant, fuse, convolutionalise, change classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcnproto.cli import _options, _output
+from fcnproto.errors import UsageError
+
+if TYPE_CHECKING:
+    from fcnproto.net import Net
+    from fcnproto.schema import caffe_pb2
+    from fcnproto.surgery import Report
+
+_path = click.Path(path_type=Path)
+_model = click.argument("model", type=_path)
+_output_weights = click.option(
+    "-o", "--output", required=True, type=_path, help="Weights to write (.caffemodel, .caffemodel.h5)."
+)
+_start = click.option(
+    "--weights", type=_path, help="Values that the net has before; without, those of its fillers (zeros if none)."
+)
+_no_interpolation = click.option(
+    "--no-interpolation", is_flag=True, help='Leave layers called "up..." as they are instead of making them bilinear.'
+)
+
+
+@click.group("surgery")
+def command() -> None:
+    """Make nets and weights out of others, as the FCN papers did. Every command prints what it did, layer by layer:
+    copied, coerced (into another shape), made, changed, kept (nothing came for it) or dropped (from the source)."""
+
+
+@command.command("transplant")
+@_model
+@click.argument("source", type=_path)
+@_output_weights
+@_start
+@click.option("--suffix", default="", help="Added to the source's layer names to find the net's.")
+@click.option("--rename", "renames", metavar="OLD=NEW", multiple=True, help="A layer that the net calls differently.")
+@click.option("--leave-out", metavar="A,B", callback=_options.names, help="Layers of the source not to be copied.")
+@_no_interpolation
+def transplant_command(
+    model: Path,
+    source: Path,
+    output: Path,
+    weights: Path | None,
+    suffix: str,
+    renames: Sequence[str],
+    leave_out: Sequence[str],
+    no_interpolation: bool,
+) -> None:
+    """Copy weights from SOURCE into the net MODEL by layer name.
+
+    Inner products become the convolutions that compute the same (fc6 of VGG16). Shapes that don't fit are an error,
+    never cut or repeated. Layers of the net with "up" in their names are made to interpolate.
+    """
+    from fcnproto import surgery
+
+    net = _load(model, weights)
+    report = surgery.transplant(
+        net, source, suffix, leave_out=leave_out, renamed=_options.assignments(renames, "--rename")
+    )
+    if not no_interpolation:
+        report = surgery.with_interpolation(net, report)
+    _finish(net, output, report)
+
+
+@command.command("interpolate")
+@_model
+@click.argument("weights", type=_path, required=False)
+@_output_weights
+@click.option("--layer", "layers", metavar="NAME", multiple=True, help='By default all with "up" in their names.')
+def interpolate_command(model: Path, weights: Path | None, output: Path, layers: Sequence[str]) -> None:
+    """Make Deconvolution layers of MODEL enlarge bilinearly; the other layers have the values in WEIGHTS."""
+    from fcnproto import surgery
+
+    net = _load(model, weights)
+    report = surgery.interpolate(net, list(layers) or None)
+    if not report.steps:
+        raise UsageError(f'{model}: no Deconvolution layer has "up" in its name; name one with --layer')
+    _finish(net, output, report)
+
+
+@command.command("expand-score")
+@_model
+@click.argument("source", type=_path)
+@click.argument("layer")
+@_output_weights
+@_start
+@click.option("--from", "source_layer", metavar="LAYER", help="The layer of SOURCE, where its name differs.")
+@click.option(
+    "--class", "classes", metavar="NEW=OLD", multiple=True, help="Take class OLD of SOURCE for class NEW (numbers)."
+)
+def expand_command(
+    model: Path,
+    source: Path,
+    layer: str,
+    output: Path,
+    weights: Path | None,
+    source_layer: str | None,
+    classes: Sequence[str],
+) -> None:
+    """Copy the classes of a score layer in SOURCE into score LAYER of MODEL, which has others.
+
+    By default the old classes are the first ones of the new; --class says it class by class.
+    """
+    from fcnproto import surgery
+
+    net = _load(model, weights)
+    if classes:
+        report = surgery.transfer_classes(net, layer, source, _numbers(classes), source_layer)
+    else:
+        report = surgery.expand_score(net, layer, source, source_layer)
+    _finish(net, output, report)
+
+
+@command.command("early-fusion")
+@_model
+@click.argument("source", type=_path)
+@_output_weights
+@click.option("--layer", help="The net's first layer, by default the first with image weights.")
+@click.option("--from", "source_layer", metavar="LAYER", help="The source's first layer, likewise.")
+def early_command(model: Path, source: Path, output: Path, layer: str | None, source_layer: str | None) -> None:
+    """Fill MODEL, whose first layer reads more channels (colour and depth), from SOURCE, whose reads fewer.
+
+    Each further channel gets the mean over the old ones.
+    """
+    from fcnproto import surgery
+
+    net = _load(model, None)
+    _finish(net, output, surgery.early_fusion(net, source, layer, source_layer))
+
+
+@command.command("late-fusion")
+@_model
+@click.option(
+    "--stream", "streams", metavar="SUFFIX=WEIGHTS", multiple=True, required=True, help="As in --stream hha=W; repeat."
+)
+@_output_weights
+def late_command(model: Path, streams: Sequence[str], output: Path) -> None:
+    """Fill MODEL, a net of several streams, each from its own weights, whose layer names lack the stream's suffix."""
+    from fcnproto import surgery
+
+    net = _load(model, None)
+    _finish(net, output, surgery.late_fusion(net, dict(_options.assignments(streams, "--stream"))))
+
+
+@command.command("convolutionalise")
+@_model
+@click.argument("weights", type=_path, required=False)
+@click.option("-o", "--output", required=True, type=_path, help="Prototxt to write.")
+@click.option("--output-weights", type=_path, help="Weights to write.")
+@click.option("--pad", type=click.IntRange(min=0), help="Padding of the first convolution (100 in the published FCNs).")
+@click.option("--classes", type=click.IntRange(min=2), help="Replace the classifier by an FCN's head for so many.")
+@click.option("--label", is_flag=True, help="With --classes: add the label input and the loss, for training.")
+@click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of an input, if not in MODEL.")
+def convolutionalise_command(
+    model: Path,
+    weights: Path | None,
+    output: Path,
+    output_weights: Path | None,
+    pad: int | None,
+    classes: int | None,
+    label: bool,
+    shapes: Sequence[str],
+) -> None:
+    """Make the classification net MODEL give a map of scores for images of any size.
+
+    Inner products become convolutions; the average pooling before them, flattenings, auxiliary classifiers and losses
+    are dropped. With --classes the result is a coarse FCN (32s for most nets): score, interpolation, crop.
+    """
+    from fcnproto import surgery
+    from fcnproto.schema.text import read_net
+
+    _check_weights(weights, output_weights)
+    if label and classes is None:
+        raise UsageError("--label needs --classes")
+    net, report = surgery.convolutionalise(
+        read_net(model), pad=pad, classifier=classes is None, shapes=_options.shapes(shapes)
+    )
+    if classes is not None:
+        net, head = surgery.add_scores(net, classes, label=label)
+        report += head
+    _write_both(net, weights, output, output_weights, report, ())
+
+
+@command.command("set-classes")
+@_model
+@click.argument("weights", type=_path, required=False)
+@click.option(
+    "--classes", metavar="[BLOB=]N", multiple=True, required=True, help="Number of classes; repeat for tasks."
+)
+@click.option("-o", "--output", required=True, type=_path, help="Prototxt to write.")
+@click.option("--output-weights", type=_path, help="Weights to write; score layers of another size begin at zero.")
+def classes_command(
+    model: Path, weights: Path | None, classes: Sequence[str], output: Path, output_weights: Path | None
+) -> None:
+    """Give the net MODEL another number of classes; weights of all other layers stay."""
+    from fcnproto import surgery
+    from fcnproto.schema.text import read_net
+
+    _check_weights(weights, output_weights)
+    wanted: int | dict[str, int]
+    if len(classes) == 1 and classes[0].isdecimal():
+        wanted = int(classes[0])
+    else:
+        texts = _options.assignments(classes, "--classes")
+        if not all(text.isdecimal() for text in texts.values()):
+            raise UsageError("--classes: expected a number, or BLOB=NUMBER for each score blob")
+        wanted = {name: int(text) for name, text in texts.items()}
+    net, report = surgery.set_classes(read_net(model), wanted)
+    _write_both(net, weights, output, output_weights, report, report.layers("changed"))
+
+
+def _load(model: Path, weights: Path | None) -> Net:
+    import fcnproto
+
+    return fcnproto.load(model, weights)
+
+
+def _numbers(texts: Sequence[str]) -> dict[int, int]:
+    pairs = _options.assignments(texts, "--class")
+    if not all(text.isdecimal() for pair in pairs.items() for text in pair):
+        raise UsageError("--class: expected NEW=OLD, two numbers of classes")
+    return {int(new): int(old) for new, old in pairs.items()}
+
+
+def _check_weights(weights: Path | None, output_weights: Path | None) -> None:
+    if (weights is None) != (output_weights is None):
+        raise UsageError("WEIGHTS and --output-weights go together")
+
+
+def _write_both(
+    net: caffe_pb2.NetParameter,
+    weights: Path | None,
+    output: Path,
+    output_weights: Path | None,
+    report: Report,
+    leave_out: Sequence[str],
+) -> None:
+    """Write a definition, and its weights out of those of the net that it was made from."""
+    import fcnproto
+    from fcnproto import surgery
+    from fcnproto.schema.text import write_message
+
+    made = None
+    if weights is not None and output_weights is not None:
+        made = fcnproto.load(net)
+        with surgery.opened(weights) as layers:
+            stored = {layer.name for layer in layers}
+        report += surgery.transplant(made, weights, leave_out=[name for name in leave_out if name in stored])
+        report = surgery.with_interpolation(made, report)
+    write_message(output, net)
+    if made is not None and output_weights is not None:
+        made.save(output_weights)
+    for line in report.lines():
+        _output.print_line(line)
+
+
+def _finish(net: Net, output: Path, report: Report) -> None:
+    net.save(output)
+    for line in report.lines():
+        _output.print_line(line)

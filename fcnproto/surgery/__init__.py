@@ -1,0 +1,41 @@
+"""Surgery: making nets and weights out of others, as the FCN papers did. Every operation reports what it did.
+
+On weights: `transplant`, `interpolate`, `expand_score`, `transfer_classes`, `widen_input`, `early_fusion`,
+`late_fusion`. On definitions: `convolutionalise`, `add_scores`, `set_classes`.
+"""
+
+from __future__ import annotations
+
+from fcnproto.surgery.nets import add_scores, convolutionalise, set_classes
+from fcnproto.surgery.report import Report, Step
+from fcnproto.surgery.sources import Source, opened
+from fcnproto.surgery.weights import (
+    bilinear_filter,
+    early_fusion,
+    expand_score,
+    interpolate,
+    late_fusion,
+    transfer_classes,
+    transplant,
+    widen_input,
+    with_interpolation,
+)
+
+__all__ = [
+    "Report",
+    "Source",
+    "Step",
+    "add_scores",
+    "bilinear_filter",
+    "convolutionalise",
+    "early_fusion",
+    "expand_score",
+    "interpolate",
+    "late_fusion",
+    "opened",
+    "set_classes",
+    "transfer_classes",
+    "transplant",
+    "widen_input",
+    "with_interpolation",
+]
