@@ -21,8 +21,9 @@ from torch import Tensor
 from fcnproto.errors import SolverError
 
 Tensors = list[Tensor]
-#: Elements per bucket: on a CPU what fits the second-level cache, on a GPU what keeps temporaries within 256 MiB.
-BUCKET_CPU, BUCKET_GPU = 1 << 18, 1 << 26
+#: Elements per bucket. On a CPU small enough for its caches, yet few enough operations that handing each to all threads
+#: doesn't show on a busy machine; on a GPU temporaries stay within 256 MiB.
+BUCKET_CPU, BUCKET_GPU = 1 << 21, 1 << 26
 
 
 class Learnable(Protocol):
