@@ -100,6 +100,10 @@ class PublishedLayer(SourceLayer):
         """The path of the split's list of ids."""
         return os.path.join(self.folder(self.folders[0]), f"{self.options['split']}.txt")
 
+    def path(self, kind: str, id: str) -> str:
+        """The path of the file that a top of this kind comes from."""
+        raise NotImplementedError
+
     def load(self, kind: str, id: str) -> np.ndarray:
         """What a top of this kind holds for an image: an array (channels, height, width)."""
         raise NotImplementedError
@@ -113,7 +117,8 @@ class PublishedLayer(SourceLayer):
         except DataError as error:
             self.data_error(str(error))
 
-    def _open(self) -> list[str]:
+    def read_ids(self) -> list[str]:
+        """The ids of the split, read at the first call."""
         if self.ids is None:
             path = self.split_file()
             try:
@@ -135,7 +140,7 @@ class PublishedLayer(SourceLayer):
         return self.sampler.randint(0, count - 1)
 
     def forward(self) -> tuple[Tensor, ...]:
-        ids = self._open()
+        ids = self.read_ids()
         rank, workers = self.share()
         if self.index is None:
             self.index = self._draw(len(ids)) if self._draws() else rank
@@ -198,12 +203,15 @@ class SBDDSegDataLayer(PublishedLayer):
     folders = ("sbdd_dir",)
     required = ("split", "mean")
 
-    def load(self, kind: str, id: str) -> np.ndarray:
+    def path(self, kind: str, id: str) -> str:
         folder = self.folder("sbdd_dir")
+        return os.path.join(folder, *(("img", f"{id}.jpg") if kind == "color" else ("cls", f"{id}.mat")))
+
+    def load(self, kind: str, id: str) -> np.ndarray:
+        path = self.path(kind, id)
         if kind == "color":
-            return load_color(os.path.join(folder, "img", f"{id}.jpg"), self.options["mean"])
-        label = load_variable(os.path.join(folder, "cls", f"{id}.mat"), "GTcls", "Segmentation")
-        return label.astype(np.uint8)[None]
+            return load_color(path, self.options["mean"])
+        return load_variable(path, "GTcls", "Segmentation").astype(np.uint8)[None]
 
 
 @register_python_layer("voc_layers", "VOCSegDataLayer")
@@ -217,11 +225,13 @@ class VOCSegDataLayer(PublishedLayer):
         folder = self.folder("voc_dir")
         return os.path.join(folder, "ImageSets", "Segmentation", f"{self.options['split']}.txt")
 
+    def path(self, kind: str, id: str) -> str:
+        name = ("JPEGImages", f"{id}.jpg") if kind == "color" else ("SegmentationClass", f"{id}.png")
+        return os.path.join(self.folder("voc_dir"), *name)
+
     def load(self, kind: str, id: str) -> np.ndarray:
-        folder = self.folder("voc_dir")
-        if kind == "color":
-            return load_color(os.path.join(folder, "JPEGImages", f"{id}.jpg"), self.options["mean"])
-        return load_palette(os.path.join(folder, "SegmentationClass", f"{id}.png"))
+        path = self.path(kind, id)
+        return load_color(path, self.options["mean"]) if kind == "color" else load_palette(path)
 
 
 @register_python_layer("pascalcontext_layers", "PASCALContextSegDataLayer")
@@ -247,10 +257,15 @@ class PASCALContextSegDataLayer(PublishedLayer):
     def split_file(self) -> str:
         return os.path.join(self._voc(), "ImageSets", "Main", f"{self.options['split']}.txt")
 
-    def load(self, kind: str, id: str) -> np.ndarray:
+    def path(self, kind: str, id: str) -> str:
         if kind == "color":
-            return load_color(os.path.join(self._voc(), "JPEGImages", f"{id}.jpg"), self.options.get("mean", self.mean))
-        path = os.path.join(self.folder("context_dir"), "trainval", f"{id}.mat")
+            return os.path.join(self._voc(), "JPEGImages", f"{id}.jpg")
+        return os.path.join(self.folder("context_dir"), "trainval", f"{id}.mat")
+
+    def load(self, kind: str, id: str) -> np.ndarray:
+        path = self.path(kind, id)
+        if kind == "color":
+            return load_color(path, self.options.get("mean", self.mean))
         label = load_variable(path, "LabelMap").astype(np.int64)
         if self.classes is None:
             self.classes = self._class_table(self.folder("context_dir"))
@@ -291,13 +306,16 @@ class SIFTFlowSegDataLayer(PublishedLayer):
     mean: ClassVar[tuple[float, ...]] = (114.578, 115.294, 108.353)
     scenes: ClassVar[str] = "spatial_envelope_256x256_static_8outdoorcategories"
 
+    def path(self, kind: str, id: str) -> str:
+        folder = {"color": "Images", "semantic": "SemanticLabels", "geometric": "GeoLabels"}[kind]
+        suffix = "jpg" if kind == "color" else "mat"
+        return os.path.join(self.folder("siftflow_dir"), folder, self.scenes, f"{id}.{suffix}")
+
     def load(self, kind: str, id: str) -> np.ndarray:
-        folder = self.folder("siftflow_dir")
+        path = self.path(kind, id)
         if kind == "color":
-            path = os.path.join(folder, "Images", self.scenes, f"{id}.jpg")
             return load_color(path, self.options.get("mean", self.mean))
-        labels = "SemanticLabels" if kind == "semantic" else "GeoLabels"
-        label = load_variable(os.path.join(folder, labels, self.scenes, f"{id}.mat"), "S")
+        label = load_variable(path, "S")
         if kind == "geometric":
             label = np.where(label == -1, 0, label)
         return _minus_one(label)
@@ -320,12 +338,16 @@ class NYUDSegDataLayer(PublishedLayer):
             self.fail(f"param_str: 'tops' is {tops!r}, expected a list of {', '.join(known)}")
         return list(tops)
 
-    def load(self, kind: str, id: str) -> np.ndarray:
+    def path(self, kind: str, id: str) -> str:
         folder = self.folder("nyud_dir")
         if kind == "label":
-            path = os.path.join(folder, "segmentation", f"img_{id}.mat")
+            return os.path.join(folder, "segmentation", f"img_{id}.mat")
+        return os.path.join(folder, "data", {"color": "images"}.get(kind, kind), f"img_{id}.png")
+
+    def load(self, kind: str, id: str) -> np.ndarray:
+        path = self.path(kind, id)
+        if kind == "label":
             return _minus_one(load_variable(path, "segmentation"))
-        path = os.path.join(folder, "data", {"color": "images"}.get(kind, kind), f"img_{id}.png")
         if kind == "color":
             return load_color(path, self.options.get("mean", self.mean))
         if kind == "hha":
