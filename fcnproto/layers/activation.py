@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.base import Elementwise, Shape
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
 
 @register("AbsVal")
-class AbsVal(Layer):
+class AbsVal(Elementwise):
     """Caffe's AbsVal: |x|, with gradient 0 at 0. Caffe refuses it in place."""
 
     in_place = False
@@ -30,7 +30,7 @@ class AbsVal(Layer):
 
 
 @register("BNLL")
-class BNLL(Layer):
+class BNLL(Elementwise):
     """Caffe's BNLL (binomial normal log likelihood): log(1 + e^x), computed without overflow."""
 
     differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
@@ -43,7 +43,7 @@ class BNLL(Layer):
 
 
 @register("Clip")
-class Clip(Layer):
+class Clip(Elementwise):
     """Caffe's Clip: min(max(x, `min`), `max`). The gradient passes where `min` <= x <= `max`, both included."""
 
     differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
@@ -60,7 +60,7 @@ class Clip(Layer):
 
 
 @register("ELU")
-class ELU(Layer):
+class ELU(Elementwise):
     """Caffe's ELU: x above 0, else alpha * (e^x - 1)."""
 
     config_field = "elu_param"
@@ -70,7 +70,7 @@ class ELU(Layer):
 
 
 @register("Exp")
-class Exp(Layer):
+class Exp(Elementwise):
     """Caffe's Exp: base ^ (shift + scale * x); base -1 stands for e."""
 
     config_field = "exp_param"
@@ -90,7 +90,7 @@ class Exp(Layer):
 
 
 @register("Log")
-class Log(Layer):
+class Log(Elementwise):
     """Caffe's Log: log_base(shift + scale * x); base -1 stands for e."""
 
     differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
@@ -109,7 +109,7 @@ class Log(Layer):
 
 
 @register("Power")
-class Power(Layer):
+class Power(Elementwise):
     """Caffe's Power: (shift + scale * x) ^ power.
 
     Where power * scale is 0 the result is a constant (1 for power 0, else shift ^ power) with gradient 0. At
@@ -138,7 +138,7 @@ class Power(Layer):
 
 
 @register("PReLU")
-class PReLU(Layer):
+class PReLU(Elementwise):
     """Caffe's PReLU: x above 0, else a * x, with one learned slope a per channel (axis 1).
 
     Blob "weight": (C,), or without axes where `channel_shared`; 0.25 unless a filler is given. At x = 0 the gradient
@@ -161,7 +161,7 @@ class PReLU(Layer):
 
 
 @register("ReLU")
-class ReLU(Layer):
+class ReLU(Elementwise):
     """Caffe's ReLU: max(x, 0) + negative_slope * min(x, 0). At x = 0 the gradient is the negative slope."""
 
     differences = (
@@ -177,7 +177,7 @@ class ReLU(Layer):
 
 
 @register("Sigmoid")
-class Sigmoid(Layer):
+class Sigmoid(Elementwise):
     """Caffe's Sigmoid: 1 / (1 + e^-x)."""
 
     config_field = "sigmoid_param"
@@ -187,7 +187,7 @@ class Sigmoid(Layer):
 
 
 @register("Swish")
-class Swish(Layer):
+class Swish(Elementwise):
     """Caffe's Swish: x * sigmoid(beta * x)."""
 
     config_field = "swish_param"
@@ -198,7 +198,7 @@ class Swish(Layer):
 
 
 @register("TanH")
-class TanH(Layer):
+class TanH(Elementwise):
     """Caffe's TanH: tanh(x)."""
 
     config_field = "tanh_param"
@@ -208,7 +208,7 @@ class TanH(Layer):
 
 
 @register("Threshold")
-class Threshold(Layer):
+class Threshold(Elementwise):
     """Caffe's Threshold: 1 where x > threshold, else 0. It has no gradient."""
 
     config_field = "threshold_param"
@@ -218,7 +218,7 @@ class Threshold(Layer):
 
 
 @register("Dropout")
-class Dropout(Layer):
+class Dropout(Elementwise):
     """Caffe's Dropout: in TRAIN each element is 0 with probability `dropout_ratio`, else x / (1 - dropout_ratio).
 
     In TEST it hands its input on. The random numbers are torch's.
@@ -232,10 +232,6 @@ class Dropout(Layer):
         ratio = self.config.dropout_ratio
         if not 0 <= ratio < 1:
             self.fail(f"dropout_ratio {ratio:g} must be at least 0 and below 1")
-
-    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        # Said here because torch loads its whole compiler, a second's work, for dropout of a meta tensor.
-        return [tuple(shapes[0])]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.dropout_ratio) if self.training else x

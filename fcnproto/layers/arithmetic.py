@@ -65,9 +65,13 @@ class Eltwise(Layer):
             warnings.warn(f"layer {self.name!r} (Eltwise): coeff has no effect on MAX", FcnprotoWarning, stacklevel=2)
         self.coefficients = list(config.coeff) or [1.0] * len(shapes)
 
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        if any(tuple(shape) != tuple(shapes[0]) for shape in shapes):
+            self.fail(f"bottoms must have one shape, got {', '.join(str(tuple(shape)) for shape in shapes)}")
+        return [tuple(shapes[0])]
+
     def forward(self, *bottoms: Tensor) -> Tensor:
-        if any(bottom.shape != bottoms[0].shape for bottom in bottoms):
-            self.fail(f"bottoms must have one shape, got {', '.join(str(tuple(b.shape)) for b in bottoms)}")
+        self.top_shapes([bottom.shape for bottom in bottoms])
         if self.config.operation == caffe_pb2.EltwiseParameter.SUM:
             return self._sum(bottoms)
         if self.config.operation == caffe_pb2.EltwiseParameter.MAX:

@@ -152,3 +152,14 @@ class Layer(nn.Module):
     def extra_repr(self) -> str:
         shapes = ", ".join(f"{n}={s}" for n, s in zip(self.blob_names, self.blob_shapes, strict=True))
         return f"{self.name!r}, {self.type}" + (f", {shapes}" if shapes else "")
+
+
+class Elementwise(Layer):
+    """A layer with one bottom, whose top has the same shape.
+
+    Saying so spares loading the shape run on the meta device, for which torch imports its whole compiler (a second
+    and 80 MB) at the first ReLU.
+    """
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> Sequence[Any] | None:
+        return [tuple(shapes[0])]

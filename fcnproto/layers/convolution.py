@@ -186,23 +186,31 @@ class _Weighted(_Convolutional):
 
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         for bottom in bottoms:
-            self.check_bottom(bottom.shape)
             if bottom.shape != bottoms[0].shape:
                 self.fail(f"bottoms must have one shape, got {tuple(bottoms[0].shape)} and {tuple(bottom.shape)}")
         weight, bias = self.blob(0), self.optional_blob(1)
         tops = tuple(self.slide(bottom, weight, bias) for bottom in bottoms)
         return tops if self.num_tops > 1 else tops[0]
 
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        # The sizes that `slide` checks; a run on the meta device would make torch import its whole compiler.
+        return [self._top_shape(shape) for shape in shapes]
+
+    def _top_shape(self, shape: Shape) -> Shape:
+        self.check_bottom(shape)
+        size = self.top_size(shape[self.channel_axis + 1 :])
+        self.check_size(size, shape)
+        return (*shape[: self.channel_axis], self.outputs, *size)
+
     def slide(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """One top from one bottom; an output size of 0 gives an empty tensor."""
-        batch, size = x.shape[: self.channel_axis], self.top_size(x.shape[self.channel_axis + 1 :])
-        self.check_size(size, x.shape)
-        if 0 in size:
-            return x.new_zeros(*batch, self.outputs, *size)
+        shape = self._top_shape(x.shape)
+        if 0 in shape[self.channel_axis + 1 :]:
+            return x.new_zeros(shape)
         if self.channel_axis == 1:
             return self.compute(x, weight, bias)
-        y = self.compute(x.reshape(math.prod(batch), *x.shape[self.channel_axis :]), weight, bias)
-        return y.reshape(*batch, self.outputs, *size)
+        y = self.compute(x.reshape(math.prod(shape[: self.channel_axis]), *x.shape[self.channel_axis :]), weight, bias)
+        return y.reshape(shape)
 
     def weight_shape(self) -> Shape:
         """The shape of the weight blob."""

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.base import Elementwise, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
 
 @register("LRN")
-class LRN(Layer):
+class LRN(Elementwise):
     """Caffe's local response normalisation of a 4-axis bottom (N, C, H, W), with n = `local_size` (odd).
 
     ACROSS_CHANNELS: x * (k + alpha / n * s)^-beta with s the sum of squares over the n channels around. WITHIN_CHANNEL:
@@ -93,7 +93,7 @@ def _inverse_power(x: Tensor, beta: float) -> Tensor:
 
 
 @register("BatchNorm")
-class BatchNorm(Layer):
+class BatchNorm(Elementwise):
     """Caffe's BatchNorm: (x - mean) / sqrt(variance + eps) per channel (axis 1); a Scale layer usually follows.
 
     Blobs, all buffers: "mean" (C,) and "variance" (C,), which are sums, and "scale_factor" (1,), by which both are
@@ -204,7 +204,7 @@ class _NormaliseMeanVariance(torch.autograd.Function):
 
 
 @register("Softmax")
-class Softmax(Layer):
+class Softmax(Elementwise):
     """Caffe's Softmax over `axis` (1 unless given)."""
 
     config_field = "softmax_param"

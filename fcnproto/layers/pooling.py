@@ -131,15 +131,20 @@ class _Pool(Layer):
         if len(shape) != 4:
             self.fail(f"pools (N, C, H, W) bottoms only, got shape {tuple(shape)}")
 
-    def pool(self, x: Tensor, method: int, windows: Windows, with_mask: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The pooled values and, for a maximum `with_mask`, the indices. An output size of 0 gives an empty tensor."""
-        self.check_bottom(x.shape)
-        size = windows.output(x.shape[2:])
+    def size(self, shape: Sequence[int], windows: Windows) -> Pair:
+        """The output (height, width) for a bottom of `shape`, checked."""
+        self.check_bottom(shape)
+        size = windows.output(shape[2:])
         if min(size) < 0:
             self.fail(
-                f"output size {size} for a bottom of shape {tuple(x.shape)} with kernel {windows.kernel}, stride "
+                f"output size {size} for a bottom of shape {tuple(shape)} with kernel {windows.kernel}, stride "
                 f"{windows.stride}, pad {windows.pad}; give a larger input or a smaller kernel"
             )
+        return size
+
+    def pool(self, x: Tensor, method: int, windows: Windows, with_mask: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The pooled values and, for a maximum `with_mask`, the indices. An output size of 0 gives an empty tensor."""
+        size = self.size(x.shape, windows)
         if 0 in size:
             empty = x.new_zeros(*x.shape[:2], *size)
             return empty, empty
@@ -212,10 +217,18 @@ class Pooling(_Pool):
         value = getattr(config, name) if config.HasField(name) else default
         return value, value
 
+    def windows_of(self, shape: Sequence[int]) -> Windows:
+        """The windows for a bottom of `shape`: global pooling takes the whole plane."""
+        self.check_bottom(shape)
+        return Windows((shape[2], shape[3])) if self.kernel is None else self.windows
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        # The size that `pool` checks; a run on the meta device would make torch import its whole compiler.
+        shape = shapes[0]
+        return [(*shape[:2], *self.size(shape, self.windows_of(shape)))] * self.num_tops
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        self.check_bottom(x.shape)
-        windows = Windows((x.shape[2], x.shape[3])) if self.kernel is None else self.windows
-        values, mask = self.pool(x, self.method, windows, with_mask=self.num_tops == 2)
+        values, mask = self.pool(x, self.method, self.windows_of(x.shape), with_mask=self.num_tops == 2)
         if mask is None or self.num_tops == 1:
             return values
         # Half precision can't hold the indices of a larger plane.

@@ -1,5 +1,5 @@
 """Rewrites of a net that keep its outputs: pad folding, channels-last convolutions, cropped deconvolutions."""
 
-from fcnproto.passes.optimize import OptimizedNet, optimize
+from fcnproto.passes.rewriting import OptimizedNet, optimize
 
 __all__ = ["OptimizedNet", "optimize"]

@@ -99,19 +99,21 @@ class FoldedChain(nn.Module):
         return tuple(wanted[i] for i in self.taps)
 
     def _refresh(self) -> None:
-        """Compute each step's constants, and drop what is cached, if weights have changed."""
+        """Drop what was derived from weights that have changed."""
         version = version_of([blob for step in self._steps for blob in blobs_of(step.layer)])
         if version == self._seen:
             return
         self._sizes.clear()
         self._constants = []
+        self._seen = version
+
+    def _need_constants(self, depth: int) -> None:
+        """Make the constants of the first `depth` steps."""
         first = self._steps[0].layer
         assert isinstance(first, Convolution)
-        c = first.blob(0).new_zeros(1, first.channels, 1, 1)
-        for step in self._steps:
-            before, c = _constants(step, c)
-            self._constants.append((before, c))
-        self._seen = version
+        while len(self._constants) < depth:
+            c = self._constants[-1][1] if self._constants else first.blob(0).new_zeros(1, first.channels, 1, 1)
+            self._constants.append(_constants(self._steps[len(self._constants)], c))
 
     def _sized(self, height: int, width: int) -> _Sized:
         key = (height, width)
@@ -128,6 +130,7 @@ class FoldedChain(nn.Module):
         depth = min(len(spans(sweeps[0], height)), len(spans(sweeps[1], width))) - 1
         while depth and not isinstance(self._steps[depth - 1].layer, Pooling):
             depth -= 1  # end where the blob is small
+        self._need_constants(depth)
         rows, columns = spans(sweeps[0][:depth], height), spans(sweeps[1][:depth], width)
         wanted = [i for i in self.taps if i < depth] + ([depth - 1] if depth else [])
         if not depth:
@@ -184,10 +187,10 @@ def _constants(step: Step, c: Tensor) -> tuple[Tensor, Tensor]:
         return c, c
     if not isinstance(layer, Convolution):
         return c, layer(c)
-    total = layer.blob(0).detach().double().sum((2, 3), keepdim=True)
+    total = layer.blob(0).detach().sum((2, 3), keepdim=True, dtype=torch.float64)
     bias = layer.optional_blob(1)
-    value = F.conv2d(c.double(), total, None if bias is None else bias.detach().double(), groups=layer.groups)
-    value = value.to(c.dtype)
+    bias = None if bias is None else bias.detach().double()
+    value = F.conv2d(c.double(), total, bias, groups=layer.groups).to(c.dtype)
     return value, value.relu() if step.relu else value
 
 

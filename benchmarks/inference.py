@@ -1,0 +1,262 @@
+"""Inference: ours plain and optimised against hand-written PyTorch and OpenCV's dnn, ratios by median in one run.
+
+    python -m benchmarks.inference [--rounds 5] [--threads 2] [--nets voc-fcn8s,...] [--compiled] [--markdown FILE]
+
+Each subject runs in a process of its own (so that its peak memory is its own); the processes take turns, one image
+each, so that a noisy machine disturbs all alike. Weights are seeded; every subject's answer is compared with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.memory import peak
+
+CASES: dict[str, tuple[str, tuple[int, int]]] = {
+    "voc-fcn8s 500x334": ("voc-fcn8s", (334, 500)),
+    "voc-fcn8s 256x256": ("voc-fcn8s", (256, 256)),
+    "voc-fcn32s 500x334": ("voc-fcn32s", (334, 500)),
+    "voc-fcn-alexnet 500x334": ("voc-fcn-alexnet", (334, 500)),
+    "siftflow-fcn8s 256x256": ("siftflow-fcn8s", (256, 256)),
+    "nyud-fcn32s-color-d 640x480": ("nyud-fcn32s-color-d", (480, 640)),
+}
+SUBJECTS = ("hand-written", "compiled", "opencv", "plain", "optimized")
+Answer = list[np.ndarray[Any, Any]]
+
+
+@dataclass
+class Result:
+    """What one subject did: seconds of every round, peak memory in bytes, largest deviation from ours."""
+
+    seconds: list[float] = field(default_factory=list)
+    memory: int = 0
+    deviation: float = 0.0
+
+
+def seeded_weights(net: Any, seed: int = 1) -> None:
+    """He-scaled normal weights, small biases, bilinear upsampling: signals keep their size through the net."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for layer in net.layers:
+            for k, tensor in enumerate(net.params.get(layer.name, ())):
+                if layer.type == "Deconvolution":
+                    size = tensor.shape[-1]
+                    factor = (size + 1) // 2
+                    line = 1 - np.abs(np.arange(size) - (factor - 1 if size % 2 else factor - 0.5)) / factor
+                    tensor.zero_()
+                    tensor[range(tensor.shape[0]), range(tensor.shape[0])] = torch.from_numpy(
+                        np.outer(line, line)
+                    ).float()
+                elif layer.type == "Convolution":
+                    scale = 0.1 if k else (2 / np.prod(tensor.shape[1:])) ** 0.5
+                    values = rng.standard_normal(tuple(tensor.shape), np.float32) * np.float32(scale)
+                    tensor.copy_(torch.from_numpy(values))
+
+
+def images(name: str, size: tuple[int, int]) -> dict[str, np.ndarray[Any, Any]]:
+    """Seeded inputs by blob name."""
+    rng = np.random.default_rng(0)
+    blobs = {"color": 3, "depth": 1} if name.endswith("color-d") else {"data": 3}
+    return {blob: rng.standard_normal((1, n, *size), np.float32) * 60 for blob, n in blobs.items()}
+
+
+def ours(folder: Path, name: str, optimized: bool) -> Callable[[dict[str, Any]], Answer]:
+    """A net of the package."""
+    import torch
+
+    import fcnproto
+
+    net = fcnproto.load(fcnproto.zoo.path(name, "deploy"), folder / f"{name}.caffemodel")
+    if optimized:
+        net = fcnproto.optimize(net)
+
+    def run(inputs: dict[str, Any]) -> Answer:
+        with torch.no_grad():
+            return [y.numpy() for y in net({key: torch.from_numpy(x) for key, x in inputs.items()}).values()]
+
+    return run
+
+
+def hand_written(folder: Path, name: str, compiled: bool) -> Callable[[dict[str, Any]], Answer]:
+    """The same net as one writes it by hand."""
+    import torch
+
+    import fcnproto
+    from benchmarks import peers
+
+    stages = {"32s": 1, "16s": 2}.get(next((s for s in ("32s", "16s") if s in name), ""), 3)
+    heads = {"voc": [21], "siftflow": [3, 33], "nyud": [40]}[name.split("-")[0]]
+    module: torch.nn.Module = (
+        peers.AlexNet() if "alexnet" in name else peers.Vgg(stages, heads, 4 if "color-d" in name else 3)
+    )
+    weights = fcnproto.load(fcnproto.zoo.path(name, "deploy"), folder / f"{name}.caffemodel").params
+    peers.copy_weights(module.eval(), weights)
+    del weights
+    call: Any = torch.compile(module) if compiled else module
+
+    def run(inputs: dict[str, Any]) -> Answer:
+        with torch.no_grad():
+            return [y.numpy() for y in call(torch.cat([torch.from_numpy(x) for x in inputs.values()], 1))]
+
+    return run
+
+
+def opencv(folder: Path, name: str) -> Callable[[dict[str, Any]], Answer]:
+    """The same files in OpenCV's dnn module."""
+    import cv2
+
+    import fcnproto
+
+    net = cv2.dnn.readNetFromCaffe(str(fcnproto.zoo.path(name, "deploy")), str(folder / f"{name}.caffemodel"))
+    names = sorted(net.getUnconnectedOutLayersNames())
+
+    def run(inputs: dict[str, Any]) -> Answer:
+        for key, x in inputs.items():
+            net.setInput(x, key)
+        return list(net.forward(names))
+
+    return run
+
+
+def work(pipe: Connection, folder: Path, subject: str, name: str, size: tuple[int, int], threads: int) -> None:
+    """One subject's process: prepare, then a timed run for every message that asks for one."""
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        if subject == "opencv":
+            import cv2
+
+            cv2.setNumThreads(threads)
+            run = opencv(folder, name)
+        elif subject in ("hand-written", "compiled"):
+            run = hand_written(folder, name, subject == "compiled")
+        else:
+            run = ours(folder, name, subject == "optimized")
+        inputs = images(name, size)
+        answer = run(inputs)
+        pipe.send([np.array(y) for y in answer])
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return
+    while pipe.recv():
+        start = time.perf_counter()
+        run(inputs)
+        pipe.send((time.perf_counter() - start, peak()))
+
+
+def measure(
+    folder: Path, name: str, size: tuple[int, int], subjects: list[str], rounds: int, threads: int
+) -> dict[str, Result | str]:
+    """Every subject's result, or the reason why it has none."""
+    context = multiprocessing.get_context("spawn")
+    pipes, results, answers = {}, {}, {}
+    for subject in subjects:
+        here, there = context.Pipe()
+        process = context.Process(target=work, args=(there, folder, subject, name, size, threads), daemon=True)
+        process.start()
+        answer = here.recv()
+        if isinstance(answer, str):
+            results[subject] = answer
+        else:
+            pipes[subject], answers[subject], results[subject] = here, answer, Result()
+    for _ in range(rounds):
+        for subject, pipe in pipes.items():
+            pipe.send(True)
+            seconds, memory = pipe.recv()
+            results[subject].seconds.append(seconds)
+            results[subject].memory = max(results[subject].memory, memory)
+    reference = answers.get("plain")
+    for subject, pipe in pipes.items():
+        pipe.send(False)
+        if reference is not None:
+            results[subject].deviation = max(
+                float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(answers[subject], reference, strict=True)
+            )
+    return results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(description="inference against hand-written PyTorch and OpenCV")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--nets", default="", help="only cases whose name begins with one of these, by comma")
+    parser.add_argument(
+        "--compiled", action="store_true", help="torch.compile of the hand-written net too (slow to start)"
+    )
+    parser.add_argument("--markdown", type=Path, help="write the table to this file too")
+    options = parser.parse_args(arguments)
+    subjects = [s for s in SUBJECTS if s != "compiled" or options.compiled]
+    lines = [
+        "| net, image | subject | seconds (median) | of hand-written | peak memory, GB | deviation from plain |",
+        "|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for title, (name, size) in CASES.items():
+            if options.nets and not title.startswith(tuple(options.nets.split(","))):
+                continue
+            prepare(folder, name)
+            results = measure(folder, name, size, subjects, options.rounds, options.threads)
+            for row in rows(title, results):
+                lines.append(row)
+                print(row, flush=True)
+    if options.markdown:
+        options.markdown.write_text("\n".join(lines) + "\n")
+    return 0
+
+
+def rows(title: str, results: dict[str, Result | str]) -> list[str]:
+    """The lines of one case."""
+    base = results.get("hand-written")
+    unit = statistics.median(base.seconds) if isinstance(base, Result) else float("nan")
+    found = []
+    for subject, result in results.items():
+        if isinstance(result, str):
+            found.append(f"| {title} | {subject} | {result} | | | |")
+            continue
+        seconds = statistics.median(result.seconds)
+        found.append(
+            f"| {title} | {subject} | {seconds:.3f} | {seconds / unit:.2f} | {result.memory / 1e9:.2f} | "
+            f"{result.deviation:.1e} |"
+        )
+    return found
+
+
+def prepare(folder: Path, name: str) -> None:
+    """Write the net's seeded weights, in a process of its own to keep this one small."""
+    path = folder / f"{name}.caffemodel"
+    if not path.exists():
+        process = multiprocessing.get_context("spawn").Process(target=_write, args=(path, name))
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"could not write the weights of {name}")
+
+
+def _write(path: Path, name: str) -> None:
+    import fcnproto
+
+    net = fcnproto.load(fcnproto.zoo.path(name, "deploy"))
+    seeded_weights(net)
+    net.save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
