@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import golden_cases
@@ -46,7 +47,8 @@ def _backward(case: Case, net: Any, inputs: dict[str, torch.Tensor], out: Any) -
 
 
 @pytest.mark.parametrize("name", [name for name in golden_cases.names("layers") if name != "dropout_train_contract"])
-def test_layer_case(name: str) -> None:
+def test_layer_case(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # HDF5Output writes there
     case = golden_cases.load("layers", name)
     tolerance = LOOSER.get(name, TOLERANCE)
     net, inputs, out = _run(case)
