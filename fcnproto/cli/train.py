@@ -81,6 +81,8 @@ def command(
     from fcnproto.solver.signals import SignalRequests
 
     param = read_solver(solver_file)
+    if wanted is None and param.solver_mode == param.CPU:
+        wanted = "cpu"
     _adjust(param, level, stages, weights, state)
     options = Options(precision, channels_last, compiles)
     signals = SignalRequests(Request(sigint_effect), Request(sighup_effect))

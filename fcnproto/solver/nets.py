@@ -139,11 +139,12 @@ def share_weights(source: Net, target: Net) -> None:
 
 
 def snapshot_prefix(param: caffe_pb2.SolverParameter, solver_file: Path | None) -> str:
-    """The prefix of snapshots, in a folder that can be written to.
+    """The prefix of snapshots, in a folder that can be written to, or made.
 
     Caffe's rule: as given; without one the solver file's path less its extension; where it is a folder, the solver
     file's stem in it. A relative one counts from the working directory, else (if its folder is there) from the
-    solver's. Raises `SolverError` where it has no folder, as Caffe does when a run that writes snapshots starts.
+    solver's. Caffe stops where the folder is missing; here the first snapshot makes it.
+    Raises `SolverError` where there is no prefix or its folder can't be written to.
     """
     prefix = param.snapshot_prefix
     if not prefix:
@@ -153,12 +154,12 @@ def snapshot_prefix(param: caffe_pb2.SolverParameter, solver_file: Path | None) 
     candidates = [prefix]
     if solver_file is not None and not os.path.isabs(prefix):
         candidates.append(str(solver_file.resolve().parent / prefix))
-    for candidate in candidates:
-        if os.path.isdir(candidate) and solver_file is not None:
-            candidate = os.path.join(candidate, solver_file.stem)
-        folder = os.path.dirname(candidate) or "."
-        if os.path.isdir(folder):
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise SolverError(f"snapshot_prefix {prefix!r}: the folder {folder} can't be written to")
-            return candidate
-    raise SolverError(f"snapshot_prefix {prefix!r}: there is no folder {os.path.dirname(prefix)!r}; make it first")
+    chosen = next((path for path in candidates if os.path.isdir(os.path.dirname(path) or ".")), prefix)
+    if os.path.isdir(chosen) and solver_file is not None:
+        chosen = os.path.join(chosen, solver_file.stem)
+    folder = Path(chosen).parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise SolverError(f"snapshot_prefix {prefix!r}: {folder} is no folder that can be written to")
+    return chosen

@@ -60,6 +60,7 @@ def write(
     diffs: bool = False,
 ) -> None:
     """Write a snapshot; `workers` are the resume states by rank, `diffs` adds gradients (Caffe: snapshot_diff)."""
+    files.state.parent.mkdir(parents=True, exist_ok=True)
     clean(files)
     finals = (files.model, files.resume, files.state)
     temporary = [_partial(path) for path in finals]

@@ -247,8 +247,12 @@ def test_snapshot_diff_and_prefix_rules(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "into").mkdir()
     other = Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/into"))
     assert other.snapshot() == str(tmp_path / "into" / "solver_iter_0.solverstate")
-    with pytest.raises(fcnproto.SolverError, match="there is no folder"):
-        Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/nowhere/snap", snapshot=5))
+    made = Solver(toy.write(tmp_path, snapshot_prefix="new/folder/snap", snapshot=5))
+    monkeypatch.chdir(tmp_path / "into")
+    assert made.snapshot() == "new/folder/snap_iter_0.solverstate"
+    assert (tmp_path / "into" / "new" / "folder" / "snap_iter_0.caffemodel").exists()
+    with pytest.raises(fcnproto.SolverError, match=r"solver\.prototxt is no folder that can be written to"):
+        Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/solver.prototxt/snap", snapshot=5))
 
 
 def test_requests_stop_and_snapshot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
