@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 
 from fcnproto.errors import SolverError
+from fcnproto.solver import buckets
 
 Tensors = list[Tensor]
-#: Elements per bucket. On a CPU small enough for its caches, yet few enough operations that handing each to all threads
-#: doesn't show on a busy machine; on a GPU temporaries stay within 256 MiB.
-BUCKET_CPU, BUCKET_GPU = 1 << 21, 1 << 26
 
 
 class Learnable(Protocol):
@@ -119,12 +117,12 @@ class CaffeOptimizer(torch.optim.Optimizer):
         Those that no step has touched yet are zeros without memory of their own: read them, don't write to them.
         """
         ordered = self._ordered()
+        nothing: dict[str, Tensor] = {}
+        states = [self.state.get(tensor, nothing) for tensor in ordered]
         return [
-            self.state[tensor].get(name, tensor.detach().new_zeros(()).expand(tensor.shape))
-            if tensor in self.state
-            else tensor.detach().new_zeros(()).expand(tensor.shape)
+            state[name] if name in state else tensor.detach().new_zeros(()).expand(tensor.shape)
             for name in self.histories
-            for tensor in ordered
+            for state, tensor in zip(states, ordered, strict=True)
         ]
 
     def load_history(self, blobs: Sequence[Any], read: Callable[[Any, Tensor], object] | None = None) -> None:
@@ -231,8 +229,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
             grad = tensor.new_zeros(()).expand(tensor.shape) if tensor.grad is None else tensor.grad
             kinds.setdefault(kind, []).append([tensor, grad, *(state[name] for name in self.histories)])
         for (device, *_), rows in kinds.items():
-            limit = BUCKET_CPU if device.type == "cpu" else BUCKET_GPU
-            for bucket in _pack(rows, limit):
+            for bucket in buckets.pack(rows, device):
                 weights, grads, *states = (list(column) for column in zip(*bucket, strict=True))
                 yield weights, grads, states
 
@@ -245,33 +242,6 @@ class CaffeOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Change `states` and `weights` in place; `grads` may be the parameters' own and must stay as they are."""
         raise NotImplementedError
-
-
-def _pack(rows: list[list[Tensor]], limit: int) -> Iterator[list[list[Tensor]]]:
-    """Rows of like tensors in buckets of about `limit` elements, bigger rows cut where they lie alike in memory."""
-    bucket: list[list[Tensor]] = []
-    size = 0
-    for row in rows:
-        for piece in _cut(row, limit):
-            if bucket and size + piece[0].numel() > limit:
-                yield bucket
-                bucket, size = [], 0
-            bucket.append(piece)
-            size += piece[0].numel()
-    if bucket:
-        yield bucket
-
-
-def _cut(row: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
-    """The row itself, or flat pieces of at most `limit` elements where all its tensors are dense in one layout."""
-    first = row[0]
-    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    alike = all(tensor.stride() in (first.stride(), (0,) * first.dim()) for tensor in row)
-    if first.numel() <= limit or not dense or not alike:
-        yield row
-        return
-    flat = [tensor.as_strided((first.numel(),), (1 if any(tensor.stride()) else 0,)) for tensor in row]
-    yield from (list(pieces) for pieces in zip(*(tensor.split(limit) for tensor in flat), strict=True))
 
 
 class SGD(CaffeOptimizer):

@@ -113,14 +113,19 @@ def read(path: Path, iteration: int, rank: int, workers: int) -> dict[str, Any] 
     else:
         reason = _misfit(content, iteration, workers)
     if reason:
-        warnings.warn(
-            f"{path} can't be used ({reason}); random numbers and data positions start afresh, as in Caffe",
-            FcnprotoWarning,
-            stacklevel=3,
-        )
+        warn_useless(path, reason)
         return None
     state: dict[str, Any] = content["workers"][rank]
     return state
+
+
+def warn_useless(path: Path, reason: str) -> None:
+    """Warn that a resume file is there but of no use."""
+    warnings.warn(
+        f"{path} can't be used ({reason}); random numbers and data positions start afresh, as in Caffe",
+        FcnprotoWarning,
+        stacklevel=4,
+    )
 
 
 def _misfit(content: Any, iteration: int, workers: int) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcnproto.errors import DataError
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_solver
@@ -307,7 +308,10 @@ class Solver:
         side = resume.path_beside(Path(path))
         worker = resume.read(side, self.iter, distributed.rank(), distributed.world_size())
         if worker is not None:
-            self._set_resume_state(worker)
+            try:
+                self._set_resume_state(worker)
+            except (DataError, IndexError, KeyError, TypeError, ValueError) as error:
+                resume.warn_useless(side, str(error))
         self.last_snapshot = str(path)
 
     def _resume_state(self) -> dict[str, Any]:
@@ -323,7 +327,8 @@ class Solver:
         resume.set_net_state(self.net, state["net"])
         for net, stored in zip(self.test_nets, state["test_nets"], strict=False):
             resume.set_net_state(net, stored)
-        self._window, self._keep_window = LossWindow(**state["window"]), True
+        if state["window"]["size"] == self.param.average_loss:
+            self._window, self._keep_window = LossWindow(**state["window"]), True
         if state["scaler"]:
             self.engine.scaler.load_state_dict(state["scaler"])
         resume.set_random_states(state["random"], self.net.device)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fcnproto.errors import SolverError
-from fcnproto.solver import optimizers
+from fcnproto.solver import buckets, optimizers
 
 Array = np.ndarray
 SETTINGS: dict[str, dict[str, float]] = {
@@ -114,7 +114,7 @@ def test_update_follows_the_formulas(kind: str, clip: float, regularization: str
 def test_pieces_change_nothing(kind: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for limit in (7, 1 << 20):
-        monkeypatch.setattr(optimizers, "BUCKET_CPU", limit)
+        monkeypatch.setattr(buckets, "SIZE_CPU", limit)
         torch.manual_seed(1)
         big = torch.randn(5, 3, 4, 4).to(memory_format=layout).requires_grad_()
         missing, small = torch.randn(40, requires_grad=True), torch.randn(3, requires_grad=True)

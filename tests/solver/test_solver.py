@@ -235,6 +235,19 @@ def test_useless_side_file_is_a_warning(tmp_path: Path) -> None:
             Solver(tmp_path / "solver.prototxt").restore(state)
 
 
+def test_resuming_on_other_data_is_a_warning(tmp_path: Path) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(1)
+    state = solver.snapshot()
+    net = tmp_path / "net.prototxt"
+    net.write_text(net.read_text().replace('name: "src"', 'name: "elsewhere"'))
+    other = Solver(tmp_path / "solver.prototxt")
+    with pytest.warns(fcnproto.FcnprotoWarning, match="the data layers are others"):
+        other.restore(state)
+    other.step(1)
+    assert other.iter == 2
+
+
 def test_snapshot_diff_and_prefix_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = toy.write(tmp_path, snapshot_diff=True, snapshot_prefix="")
     solver = Solver(path)
