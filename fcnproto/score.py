@@ -7,7 +7,7 @@ module neither runs nets nor reads files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,11 @@ from fcnproto.errors import UsageError
 
 @dataclass(frozen=True)
 class Metrics:
-    """The four published metrics, each in [0, 1] (NaN where no pixel counts), and IU by class.
+    """The four published metrics, each in [0, 1] (NaN where no pixel counts), and IU and accuracy by class.
 
-    `class_iu[i]` is NaN for a class that is neither in the truth nor predicted; `mean_accuracy` averages the classes
-    that the truth holds, `mean_iu` those that the truth or the prediction holds.
+    `class_iu[i]` is NaN for a class that is neither in the truth nor predicted, `class_accuracy[i]` for one that is not
+    in the truth; `mean_accuracy` averages the classes that the truth holds, `mean_iu` those that the truth or the
+    prediction holds.
     """
 
     pixel_accuracy: float
@@ -28,6 +29,7 @@ class Metrics:
     mean_iu: float
     frequency_weighted_iu: float
     class_iu: tuple[float, ...]
+    class_accuracy: tuple[float, ...]
 
     def named(self) -> Iterator[tuple[str, float]]:
         """The four metrics under the names that the command line and the zoo use."""
@@ -42,24 +44,39 @@ class Metrics:
             yield f"{name} {value:.4f}"
 
 
-def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
+def confusion_matrix(
+    truth: np.ndarray, prediction: np.ndarray, classes: int, ignore_label: int | None = None
+) -> np.ndarray:
     """Pixel counts, int64 (classes, classes): rows truth, columns prediction.
 
-    `truth` and `prediction` are integer arrays of one shape. Pixels with a truth outside [0, classes) are skipped.
+    `truth` and `prediction` are integer arrays of one shape. Pixels with a truth outside [0, classes) are skipped, and
+    those with the truth `ignore_label`.
     Raises `UsageError` for unlike shapes, or a prediction outside [0, classes) where the truth counts.
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
     if truth.shape != prediction.shape:
         raise UsageError(f"truth has shape {truth.shape}, prediction {prediction.shape}; they must be alike")
     counts = (truth >= 0) & (truth < classes)
+    if ignore_label is not None:
+        counts &= truth != ignore_label
     rows, columns = truth[counts].astype(np.int64), prediction[counts].astype(np.int64)
     if columns.size and (columns.min() < 0 or columns.max() >= classes):
         raise UsageError(f"the prediction has class {columns.min()} to {columns.max()}, expected 0 to {classes - 1}")
     return np.bincount(classes * rows + columns, minlength=classes * classes).reshape(classes, classes)
 
 
-def metrics(confusion: np.ndarray) -> Metrics:
-    """The metrics of a confusion matrix (rows truth, columns prediction), which may be a sum over images."""
+def absent(confusion: np.ndarray) -> tuple[int, ...]:
+    """The classes that the truth of a confusion matrix doesn't hold."""
+    return tuple(int(index) for index in np.flatnonzero(np.asarray(confusion).sum(axis=1) == 0))
+
+
+def metrics(confusion: np.ndarray, leave_out: Collection[int] = ()) -> Metrics:
+    """The metrics of a confusion matrix (rows truth, columns prediction), which may be a sum over images.
+
+    `leave_out` are classes without a part in the means of classes. A pixel that is wrongly given such a class still is
+    an error for its true class. The published SIFT Flow scores leave out the classes that its test split lacks (see
+    `absent`), which would count with an IU of 0 as soon as one pixel is taken for them.
+    """
     matrix = np.asarray(confusion, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise UsageError(f"a confusion matrix is square, not of shape {matrix.shape}")
@@ -67,14 +84,19 @@ def metrics(confusion: np.ndarray) -> Metrics:
     total = truth.sum()
     if total == 0:
         nan = float("nan")
-        return Metrics(nan, nan, nan, nan, (nan,) * len(hits))
+        return Metrics(nan, nan, nan, nan, (nan,) * len(hits), (nan,) * len(hits))
     with np.errstate(invalid="ignore"):
         accuracy, iu = hits / truth, hits / (truth + predicted - hits)
     present = truth > 0
+    counted = np.ones(len(hits), dtype=bool)
+    counted[list(leave_out)] = False
+    if not (present & counted).any():
+        raise UsageError("no class is left to score: all that the truth holds are left out")
     return Metrics(
         pixel_accuracy=float(hits.sum() / total),
-        mean_accuracy=float(np.nanmean(accuracy)),
-        mean_iu=float(np.nanmean(iu)),
+        mean_accuracy=float(np.nanmean(accuracy[counted])),
+        mean_iu=float(np.nanmean(iu[counted])),
         frequency_weighted_iu=float((truth[present] / total * iu[present]).sum()),
         class_iu=tuple(float(value) for value in iu),
+        class_accuracy=tuple(float(value) for value in accuracy),
     )

@@ -1,0 +1,297 @@
+"""Score segmentations: folders of label maps, or a net on a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fcnproto.cli import _options, _output
+from fcnproto.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fcnproto.net import Net
+    from fcnproto.scoring import Scored
+    from fcnproto.zoo import ModelInfo
+
+_path = click.Path(path_type=Path)
+_DATA_SETS = ("voc", "sbd", "nyud", "siftflow", "context")
+
+
+def _result_options(function: _options.Function) -> _options.Function:
+    for option in (
+        click.option("--picture", type=_path, metavar="FILE", help="Write the confusion matrix as a PNG."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, the confusion matrix included."),
+        click.option("--leave-out", metavar="A,B", callback=_options.names, help="Classes left out of the means."),
+        click.option("--leave-out-absent", is_flag=True, help="Leave classes that the truth lacks out of the means."),
+        click.option("--ignore-label", type=int, default=255, show_default=True, help="Label that does not count."),
+        click.option("--colours", type=_path, metavar="FILE", help="Table of colours for colour-coded masks."),
+        click.option("--classes", type=_path, metavar="FILE", help="Class names, one a line, label 0 first."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group("score")
+def command() -> None:
+    """Score segmentations: pixel accuracy, mean accuracy, mean IU, frequency weighted IU, IU by class."""
+
+
+@command.command("folders")
+@click.argument("predictions", type=_path)
+@click.argument("truth", type=_path)
+@_result_options
+def folders_command(predictions: Path, truth: Path, classes: Path | None, **settings: Any) -> None:
+    """Score the label images in PREDICTIONS against those in TRUTH.
+
+    The prediction for cat.png is cat.png or cat_labels.png. Pixels are labels (palette and grey images), or colours
+    that stand for them (--colours).
+    """
+    from fcnproto.scoring import score_folders
+
+    table, names = _classes(classes, settings["colours"])
+    if names is None:
+        raise UsageError("say the classes with --classes (one name a line) or --colours")
+    with _progress() as told:
+        scored = score_folders(
+            predictions,
+            truth,
+            names,
+            ignore_label=settings["ignore_label"],
+            colours=table,
+            leave_out=_numbers(settings["leave_out"], names),
+            told=told,
+        )
+    _show([scored], settings, None)
+
+
+@command.command("net")
+@click.argument("model", type=_path)
+@click.argument("weights", type=_path)
+@click.option("--images", type=_path, help="Folder of images; with --masks.")
+@click.option("--masks", type=_path, help="Folder of masks with the images' names.")
+@click.option(
+    "--data", "data_set", type=click.Choice(_DATA_SETS), help="A published data set; with --root and --split."
+)
+@click.option("--root", type=_path, help="The data set's folder.")
+@click.option("--split", help="The split to score, such as seg11valid, val or test.")
+@click.option("--voc", type=_path, help="For --data context: the folder that holds VOC2010.")
+@click.option("--year", type=int, default=2012, show_default=True, help="For --data voc.")
+@click.option("--iterations", type=click.IntRange(min=1), help="Forward passes on the net's own data layers.")
+@_result_options
+@_options.device_option
+@_options.state_options
+def net_command(
+    model: Path,
+    weights: Path,
+    classes: Path | None,
+    device: str | None,
+    level: int,
+    stages: Sequence[str],
+    allow_python: bool,
+    **settings: Any,
+) -> None:
+    """Score the net MODEL with its WEIGHTS on images with masks, on a published data set, or on its own data layers.
+
+    Without --images and --data the net's data layers say what is scored: a published val.prototxt its whole split once,
+    others --iterations batches. Where the net is a published one, the published figures are printed beside.
+    """
+    import fcnproto
+    from fcnproto.recognise import zoo_record
+    from fcnproto.scoring import score_net
+
+    net = fcnproto.load(
+        model, weights, level=level, stages=stages, allow_python=allow_python, device=_options.device(device)
+    )
+    record = zoo_record(model, weights)
+    table, names = _classes(classes, settings["colours"])
+    items, count = _items(net, record, table, names, settings)
+    outputs = _outputs(net, record, names)
+    named = next(iter(outputs.values()))[1] if outputs else ()
+    with _progress() as told:
+        scored = score_net(
+            net,
+            items,
+            outputs,
+            count=count,
+            ignore_label=settings["ignore_label"],
+            leave_out=_numbers(settings["leave_out"], named),
+            told=told,
+        )
+    _show(scored, settings, record)
+
+
+def _classes(classes: Path | None, colours: Path | None) -> tuple[dict[Any, int] | None, tuple[str, ...] | None]:
+    """The table of colours and the class names, as far as given."""
+    from fcnproto.data.masks import read_colours
+    from fcnproto.recognise import read_class_names
+
+    table, names = (None, None) if colours is None else read_colours(colours)
+    return table, read_class_names(classes) if classes is not None else names
+
+
+def _numbers(texts: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The labels of classes given by name or number."""
+    found = []
+    for text in texts:
+        if text in names:
+            found.append(list(names).index(text))
+        elif text.isdecimal() and (not names or int(text) < len(names)):
+            found.append(int(text))
+        else:
+            raise UsageError(f"--leave-out {text}: no such class")
+    return found
+
+
+def _outputs(
+    net: Net, record: ModelInfo | None, names: tuple[str, ...] | None
+) -> dict[str, tuple[str, Sequence[str]]] | None:
+    """Score blobs with their labels and class names; None where the net itself says them."""
+    from fcnproto.scoring import judged_blobs
+    from fcnproto.segment import score_blobs
+
+    if record is not None and all(output.blob in net.graph.blobs for output in record.outputs):
+        return {output.blob: (output.label, names or output.classes) for output in record.outputs}
+    if names is None:
+        return None
+    pairs = judged_blobs(net) or {score_blobs(net)[0]: "label"}
+    return {blob: (label, names) for blob, label in list(pairs.items())[:1]}
+
+
+def _items(
+    net: Net, record: ModelInfo | None, table: Any, names: tuple[str, ...] | None, settings: Mapping[str, Any]
+) -> tuple[Iterable[Mapping[str, Tensor]], int]:
+    """What to score, and how many there are."""
+    from fcnproto.data import datasets
+    from fcnproto.recognise import preprocessing_of
+    from fcnproto.scoring import own_batches, own_length
+
+    if settings["images"] is not None or settings["masks"] is not None:
+        if settings["images"] is None or settings["masks"] is None or settings["data_set"] is not None:
+            raise UsageError("--images and --masks go together, and without --data")
+        known = names or (record.classes if record is not None else None)
+        if known is None:
+            raise UsageError("say the classes with --classes (one name a line) or --colours")
+        folder = datasets.ImageFolder(settings["images"], settings["masks"], len(known), colours=table)
+        folder.preprocessing = preprocessing_of(net, "data", record)
+        return (folder[index] for index in range(len(folder))), len(folder)
+    if settings["data_set"] is not None:
+        found = _published(record, settings)
+        return _renamed(found), len(found)
+    count = settings["iterations"] or own_length(net)
+    if count is None:
+        raise UsageError("say what to score: --images and --masks, --data, or --iterations for the net's data layers")
+    return own_batches(net, count), count
+
+
+def _published(record: ModelInfo | None, settings: Mapping[str, Any]) -> Any:
+    from fcnproto.data import datasets
+
+    name, root, split = settings["data_set"], settings["root"], settings["split"]
+    if root is None or split is None:
+        raise UsageError("--data needs --root and --split")
+    if name == "voc":
+        return datasets.VOC(root, split, settings["year"])
+    if name == "sbd":
+        return datasets.SBD(root, split)
+    if name == "siftflow":
+        return datasets.SIFTFlow(root, split)
+    if name == "context":
+        if settings["voc"] is None:
+            raise UsageError("--data context needs --voc, the folder that holds VOC2010")
+        return datasets.PASCALContext(root, settings["voc"], split)
+    kinds = {"image": "color", "hha": "hha", "depth": "depth"}
+    tops = [kinds[entry.kind] for entry in record.inputs] if record is not None else ["color"]
+    return datasets.NYUD(root, split, [*tops, "label"])
+
+
+def _renamed(items: Any) -> Iterator[dict[str, Tensor]]:
+    """The items under the net's names of its inputs: nets on one NYUDv2 image call it data."""
+    for index in range(len(items)):
+        item = dict(items[index])
+        if "data" not in item and len(item) == 2:
+            item["data"] = item.pop(next(key for key in item if key != "label"))
+        yield item
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    with _output.progress("scoring") as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _show(results: Sequence[Scored], settings: Mapping[str, Any], record: ModelInfo | None) -> None:
+    """Print the results and write the picture."""
+    from fcnproto.score import absent
+
+    if settings["leave_out_absent"]:
+        results = [dataclasses.replace(one, leave_out=_joined(one.leave_out, absent(one.confusion))) for one in results]
+    if settings["as_json"]:
+        published = [] if record is None else [dataclasses.asdict(score) for score in record.scores]
+        _output.print_json({"results": [scored.as_dict() for scored in results], "published": published})
+    else:
+        for scored in results:
+            _print_tables(scored, len(results) > 1)
+        if record is not None:
+            _print_published(results[0], record)
+    if settings["picture"] is not None:
+        _write_pictures(results, settings["picture"])
+
+
+def _joined(first: Collection[int], second: Collection[int]) -> tuple[int, ...]:
+    return tuple(sorted({*first, *second}))
+
+
+def _print_tables(scored: Scored, several: bool) -> None:
+    found = scored.metrics
+    if several:
+        _output.print_line(f"{scored.blob}:")
+    rows = []
+    for index, name in enumerate(scored.names):
+        figures = [f"{100 * value:.1f}" for value in (found.class_iu[index], found.class_accuracy[index])]
+        note = "left out" if index in scored.leave_out else ""
+        rows.append(
+            [name, *("" if text == "nan" else text for text in figures), f"{scored.confusion[index].sum()}", note]
+        )
+    columns = ["class", "IU", "accuracy", "pixels", ""]
+    _output.print_table(columns, rows, numeric=columns[1:4])
+    _output.print_line()
+    for line in found.lines():
+        _output.print_line(line)
+    if scored.loss is not None:
+        _output.print_line(f"loss {scored.loss:.6g}")
+    _output.print_line(f"images {scored.images}")
+
+
+def _print_published(scored: Scored, record: ModelInfo) -> None:
+    """The figures that are published for this net, beside ours, in percent."""
+    from fcnproto.papers import scores_of
+
+    ours = {name: 100 * value for name, value in scored.metrics.named()}
+    rows = []
+    for score in record.scores:
+        for name, value in score.metrics.items():
+            mine = f"{ours[name]:.1f}" if name in ours else ""
+            rows.append([name, mine, f"{value:.1f}", score.data, score.source])
+    for figure in scores_of(record.name):
+        rows.append(["mean IU", f"{ours['mean IU']:.1f}", f"{figure.mean_iu:.1f}", figure.data, figure.source])
+    if rows:
+        _output.print_line()
+        columns = ["metric", "here", "published", "on", "source"]
+        _output.print_table(columns, rows, numeric=columns[1:3])
+
+
+def _write_pictures(results: Sequence[Scored], path: Path) -> None:
+    from fcnproto.demo import save_picture
+    from fcnproto.scoring import confusion_picture
+
+    for index, scored in enumerate(results):
+        target = path if index == 0 else path.with_name(f"{path.stem}_{scored.blob}{path.suffix}")
+        save_picture(target, confusion_picture(scored))
