@@ -13,6 +13,8 @@ from fcnproto.cli import _options, _output, _preprocessing
 if TYPE_CHECKING:
     from fcnproto.segment import Result
 
+_CLASSES_SHOWN = 8
+
 
 @click.command("segment")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -112,9 +114,16 @@ def _print(results: Iterable[Result]) -> int:
                 failed += 1
                 _output.error(result.error)
             for found in result.segmentations:
-                shares = ", ".join(f"{name} {share:.1%}" for name, share in found.shares().items())
+                shares = _most(found.shares())
                 head = f"{found.blob}: " if len(result.segmentations) > 1 else ""
                 _output.print_line(f"{result.source}: {head}{shares}")
     if failed:
         _output.note(f"{failed} of {total} images failed")
     return 1 if failed else 0
+
+
+def _most(shares: dict[str, float]) -> str:
+    """The classes with the largest shares, and how many others there are."""
+    shown = [f"{name} {share:.1%}" for name, share in list(shares.items())[:_CLASSES_SHOWN]]
+    more = len(shares) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
