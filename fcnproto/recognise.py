@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ import numpy as np
 from fcnproto import zoo
 from fcnproto.data.paths import resolve
 from fcnproto.data.published import NYUDSegDataLayer, PublishedLayer
-from fcnproto.errors import DataError
+from fcnproto.errors import DataError, FcnprotoWarning
 from fcnproto.images import Kind, Preprocessing, read_mean
 from fcnproto.layers.base import Layer
 from fcnproto.net import Net
@@ -81,6 +82,13 @@ def _of_transform(net: Net, layer: Layer, blob: str) -> Preprocessing | None:
     mean = np.array(list(transform.mean_value)) if transform.mean_value else None
     if transform.mean_file:
         mean = read_mean(resolve(transform.mean_file, layer.base_dir, f"mean file of layer {layer.name!r}"))
+    if transform.crop_size:
+        warnings.warn(
+            f"layer {layer.name!r}: its crop_size {transform.crop_size} is not applied to images that are given; "
+            "they count as a whole",
+            FcnprotoWarning,
+            stacklevel=3,
+        )
     one_channel = transform.force_gray or _channels(net, blob) == 1
     return Preprocessing("grey" if one_channel else "bgr", mean, transform.scale, f"from layer {layer.name!r}")
 

@@ -270,9 +270,10 @@ def _segment_all(
     with_legend: bool,
 ) -> Iterator[Result]:
     kept = {os.path.realpath(path) for path, _ in files}
+    partners = {blob: _Partners(place) for blob, place in further.items()}
     for index, (path, name) in enumerate(files):
         try:
-            paths = {main: path} | {blob: _partner(place, path) for blob, place in further.items()}
+            paths = {main: path} | {blob: found.of(path) for blob, found in partners.items()}
             images = segmenter.read(paths)
             segmentations = segmenter(images)
             written = _write(segmenter, images[main], segmentations, folder / name, with_legend, kept)
@@ -300,15 +301,24 @@ def _sources(segmenter: Segmenter, inputs: Mapping[str, PathLike]) -> tuple[str,
     return open_inputs[0], {name: Path(place) for name, place in inputs.items()}
 
 
-def _partner(place: Path, path: Path) -> Path:
-    """The file in the folder `place` with the stem of `path`; `place` itself if it is a file."""
-    if not place.is_dir():
-        return place
-    same = [file for file, _ in find_images([place]) if file.stem == path.stem]
-    if len(same) != 1:
-        what = "no image" if not same else f"{len(same)} images"
-        raise DataError(f"{path}: {what} called {path.stem!r} in {place}")
-    return same[0]
+class _Partners:
+    """The images of a further input: those of a folder by their stems, or one file for every image."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.by_stem: dict[str, list[Path]] = {}
+        for file, _ in find_images([place]):
+            self.by_stem.setdefault(file.stem, []).append(file)
+
+    def of(self, path: Path) -> Path:
+        """The image that goes with `path`. Raises `DataError` where there is none or more than one."""
+        if not self.place.is_dir():
+            return self.place
+        same = self.by_stem.get(path.stem, [])
+        if len(same) != 1:
+            what = f"{len(same)} images" if same else "no image"
+            raise DataError(f"{path}: {what} called {path.stem!r} in {self.place}")
+        return same[0]
 
 
 def _check_folder(folder: Path, given: Sequence[PathLike]) -> None:

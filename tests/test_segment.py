@@ -174,7 +174,7 @@ class TestInputs:
         source = """
         layer { name: "image" type: "ImageData" top: "data" top: "number"
           image_data_param { source: "missing.txt" batch_size: 1 }
-          transform_param { mean_value: 1 mean_value: 2 mean_value: 3 scale: 0.5 } }
+          transform_param { mean_value: 1 mean_value: 2 mean_value: 3 scale: 0.5 crop_size: 4 } }
         layer { name: "truth" type: "ImageData" top: "label" top: "n2" image_data_param { source: "no.txt" batch_size: 1 } }
         """
         extra = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "score" bottom: "label" }'
@@ -185,7 +185,8 @@ class TestInputs:
             model, tmp_path / "colours.caffemodel", shapes={"data": (1, 3, 6, 9), "label": (1, 1, 6, 9)}
         )
         truth = stripes(tmp_path / "cat.png")
-        segmenter = Segmenter(net)
+        with pytest.warns(fcnproto.FcnprotoWarning, match="crop_size 4 is not applied"):
+            segmenter = Segmenter(net)
         assert str(segmenter.preprocessing["data"]) == "BGR, mean 1 2 3, scale 0.5 (from layer 'image')"
         (found,) = segmenter(Image.open(tmp_path / "cat.png"))
         assert (found.labels == truth).all()

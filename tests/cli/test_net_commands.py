@@ -124,6 +124,16 @@ class TestRun:
         assert main(["run", str(model), str(weights)]) == 2
         assert "the net needs 'data': give --image or --input" in capsys.readouterr().err
 
+    def test_data_layers_read_where_nothing_is_given(self, tmp_path: Path) -> None:
+        model = tmp_path / "m.prototxt"
+        model.write_text("""
+        layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: 2 dim: 3 }
+          data_filler { type: "constant" value: 4 } } }
+        layer { name: "p" type: "Power" bottom: "d" top: "p" power_param { scale: 0.5 } }
+        """)
+        assert main(["run", str(model), "-o", str(tmp_path / "o.npz")]) == 0
+        assert (arrays_in(tmp_path / "o.npz")["p"] == np.full((2, 3), 2)).all()
+
     def test_blobs_with_any_name(self, tmp_path: Path) -> None:
         extra = 'layer { name: "a/b" type: "ReLU" bottom: "score" top: "a/b" }'
         extra += 'layer { name: "file" type: "Power" bottom: "a/b" top: "file" }'
