@@ -3,7 +3,7 @@
 Far from the image a blob holds, in every channel, one constant c, or an edge pattern that depends on the weights and
 the size alone. The chain carries x - c on the reached rectangle, whose true surroundings are then zeros, and puts the
 rest back from a border map where a blob is wanted in full. Preconditions are proven by `intervals` for each size; where
-they end, the remaining layers run in full. Inference only.
+they end, the remaining layers run in full.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution
@@ -58,16 +60,35 @@ class Step:
 
 
 @dataclass(frozen=True)
-class _Sized:
-    """All that depends on the image's size: spans of every blob by axis, and the border maps of the wanted ones."""
+class _Layout:
+    """What depends on the image's size alone: spans of every blob by axis, the steps whose blobs are wanted in full,
+    and the size of the canvas for the border maps."""
 
     rows: list[Span]
     columns: list[Span]
+    wanted: tuple[int, ...]
+    canvas: tuple[int, int]
+
+    @property
+    def depth(self) -> int:
+        """How many steps run on their interval alone."""
+        return len(self.rows) - 1
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What depends on the weights too: for each step the constants before and after it, and the border maps."""
+
+    constants: list[tuple[Tensor, Tensor]]
     borders: dict[int, Tensor]
 
 
 class FoldedChain(nn.Module):
-    """A chain of steps from one blob, giving the blobs after the steps in `taps` in full."""
+    """A chain of steps from one blob, giving the blobs after the steps in `taps` in full.
+
+    With gradients enabled, constants and border maps are made anew at each call, within autograd, so that the
+    gradients are those of the plain layers. Without, they are kept for the latest few sizes until weights change.
+    """
 
     def __init__(self, steps: Sequence[Step], taps: Sequence[int]) -> None:
         super().__init__()
@@ -77,106 +98,125 @@ class FoldedChain(nn.Module):
             FastConvolution(step.layer, step.relu) if isinstance(step.layer, Convolution) else None for step in steps
         ]
         self._seen: tuple[object, ...] | None = None
-        self._constants: list[tuple[Tensor, Tensor]] = []
-        self._sizes: OrderedDict[tuple[int, int], _Sized] = OrderedDict()
+        self._sizes: OrderedDict[tuple[int, int], tuple[_Layout, _Surroundings]] = OrderedDict()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        self._refresh()
-        sized = self._sized(image.shape[2], image.shape[3])
-        depth = len(sized.rows) - 1
+        height, width = image.shape[2:]
+        if torch.is_grad_enabled():
+            layout = self._layout(height, width)
+            around = self._surroundings(layout, (height, width))
+        else:
+            layout, around = self._kept(height, width)
         wanted: dict[int, Tensor] = {}
         x = image
-        for i in range(depth):
-            x = self._folded_step(i, x, sized)
-            if i in sized.borders:
-                wanted[i] = self._paste(i, x, sized)
-        if depth:
-            x = wanted.pop(depth - 1) if depth - 1 not in self.taps else wanted[depth - 1]
-        for i in range(depth, len(self._steps)):
+        for i in range(layout.depth):
+            x = self._folded_step(i, x, layout, around)
+            if i in layout.wanted:
+                wanted[i] = self._paste(i, x, layout, around)
+        x = wanted[layout.depth - 1] if layout.depth else image
+        for i in range(layout.depth, len(self._steps)):
             x = self._plain_step(i, x)
             if i in self.taps:
                 wanted[i] = x
         return tuple(wanted[i] for i in self.taps)
 
-    def _refresh(self) -> None:
-        """Drop what was derived from weights that have changed."""
+    def _kept(self, height: int, width: int) -> tuple[_Layout, _Surroundings]:
+        """Layout and surroundings for a size, made anew if weights have changed."""
         version = version_of([blob for step in self._steps for blob in blobs_of(step.layer)])
-        if version == self._seen:
-            return
-        self._sizes.clear()
-        self._constants = []
-        self._seen = version
-
-    def _need_constants(self, depth: int) -> None:
-        """Make the constants of the first `depth` steps."""
-        first = self._steps[0].layer
-        assert isinstance(first, Convolution)
-        while len(self._constants) < depth:
-            c = self._constants[-1][1] if self._constants else first.blob(0).new_zeros(1, first.channels, 1, 1)
-            self._constants.append(_constants(self._steps[len(self._constants)], c))
-
-    def _sized(self, height: int, width: int) -> _Sized:
+        if version != self._seen:
+            self._sizes.clear()
+            self._seen = version
         key = (height, width)
-        found = self._sizes.get(key)
-        if found is None:
-            found = self._sizes[key] = self._prepare(height, width)
+        if key not in self._sizes:
+            layout = self._layout(height, width)
+            self._sizes[key] = (layout, self._surroundings(layout, key))
             while len(self._sizes) > _SIZES_KEPT:
                 self._sizes.popitem(last=False)
         self._sizes.move_to_end(key)
-        return found
+        return self._sizes[key]
 
-    def _prepare(self, height: int, width: int) -> _Sized:
-        sweeps = [[step.sweeps[axis] for step in self._steps] for axis in range(2)]
+    def _sweeps(self, axis: int) -> list[Sweep | None]:
+        return [step.sweeps[axis] for step in self._steps]
+
+    def _layout(self, height: int, width: int) -> _Layout:
+        sweeps = self._sweeps(0), self._sweeps(1)
         depth = min(len(spans(sweeps[0], height)), len(spans(sweeps[1], width))) - 1
         while depth and not isinstance(self._steps[depth - 1].layer, Pooling):
             depth -= 1  # end where the blob is small
-        self._need_constants(depth)
         rows, columns = spans(sweeps[0][:depth], height), spans(sweeps[1][:depth], width)
-        wanted = [i for i in self.taps if i < depth] + ([depth - 1] if depth else [])
-        if not depth:
-            return _Sized(rows, columns, {})
+        wanted = {i for i in self.taps if i < depth} | ({depth - 1} if depth else set())
         small = (canvas(sweeps[0], height, depth), canvas(sweeps[1], width, depth))
+        return _Layout(rows, columns, tuple(sorted(wanted)), small)
+
+    def _surroundings(self, layout: _Layout, size: tuple[int, int]) -> _Surroundings:
         first = self._steps[0].layer
         assert isinstance(first, Convolution)
-        x = first.blob(0).new_zeros(1, first.channels, *small)
+        constants: list[tuple[Tensor, Tensor]] = []
+        c = first.blob(0).new_zeros(1, first.channels, 1, 1)
+        for step in self._steps[: layout.depth]:
+            before, c = _constants(step, c)
+            constants.append((before, c))
         borders: dict[int, Tensor] = {}
-        for i in range(depth):
-            x = self._plain_step(i, x)
-            if i in wanted:
-                index = [
-                    torch.tensor(expansion(sweeps[axis], small[axis], full, i + 1), device=x.device)
-                    for axis, full in enumerate((height, width))
-                ]
-                full_map = x.index_select(2, index[0]).index_select(3, index[1])
-                borders[i] = full_map.contiguous(memory_format=torch.channels_last)
-        return _Sized(rows, columns, borders)
+        x = constants[0][1].expand(-1, -1, *layout.canvas) if layout.depth else c
+        for i in range(layout.depth):
+            x = self._plain_step(i, x) if i else x
+            if i in layout.wanted:
+                borders[i] = self._expand(x, layout, size, i)
+        return _Surroundings(constants, borders)
+
+    def _expand(self, x: Tensor, layout: _Layout, size: tuple[int, int], i: int) -> Tensor:
+        """The border map of the blob after step `i` for an image of `size`, from what the canvas became."""
+        for axis in range(2):
+            index = expansion(self._sweeps(axis), layout.canvas[axis], size[axis], i + 1)
+            x = x.index_select(2 + axis, torch.tensor(index, device=x.device))
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _plain_step(self, i: int, x: Tensor) -> Tensor:
         fast = self._fast[i]
-        return self._steps[i].layer(x) if fast is None else fast(x)
+        result: Tensor = self._steps[i].layer(x) if fast is None else fast(x)
+        return result
 
-    def _folded_step(self, i: int, x: Tensor, sized: _Sized) -> Tensor:
+    def _folded_step(self, i: int, x: Tensor, layout: _Layout, around: _Surroundings) -> Tensor:
         """From x - c on the interval before step i to the same after it."""
-        step, (before, after) = self._steps[i], self._constants[i]
+        step, (before, after) = self._steps[i], around.constants[i]
         sweeps = step.sweeps
         if sweeps[0] is None or sweeps[1] is None:
-            return step.layer(x + before).sub_(after)
+            changed: Tensor = step.layer(x + before) - after
+            return changed
         margins = []
-        for sweep, axis in ((sweeps[0], sized.rows), (sweeps[1], sized.columns)):
+        for sweep, axis in ((sweeps[0], layout.rows), (sweeps[1], layout.columns)):
             start, stop = reads(sweep, axis[i + 1])
             margins.append((axis[i].lo - start, stop - axis[i].hi))
         if isinstance(step.layer, Pooling):
-            return _max_pool(_pad(x, margins), step.layer)
+            return F.max_pool2d(_pad(x, margins), step.layer.windows.kernel, step.layer.windows.stride)
         fast = self._fast[i]
         assert fast is not None
-        return _convolve(fast, x, margins, before, after, (sized.rows[i + 1].size, sized.columns[i + 1].size))
+        return _convolve(fast, x, margins, before, after, (layout.rows[i + 1].size, layout.columns[i + 1].size))
 
-    def _paste(self, i: int, x: Tensor, sized: _Sized) -> Tensor:
-        border = sized.borders[i]
+    def _paste(self, i: int, x: Tensor, layout: _Layout, around: _Surroundings) -> Tensor:
+        border = around.borders[i]
         full = border.repeat(x.shape[0], 1, 1, 1) if x.shape[0] > 1 else border.clone()
-        rows, columns = sized.rows[i + 1], sized.columns[i + 1]
-        full[:, :, rows.lo : rows.hi, columns.lo : columns.hi] = x + self._constants[i][1]
+        rows, columns = layout.rows[i + 1], layout.columns[i + 1]
+        full[:, :, rows.lo : rows.hi, columns.lo : columns.hi] = x + around.constants[i][1]
         return full
+
+
+class _RaiseTo(torch.autograd.Function):
+    """max(x, -c) per channel, with the gradient of the ReLU that it stands for: none where x is at -c or below."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, c: Tensor) -> Tensor:
+        y = torch.maximum(x, -c)
+        ctx.save_for_backward(y, c)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        y, c = ctx.saved_tensors
+        active = y > -c
+        passed = gradient * active
+        return passed, (passed - gradient).sum((0, 2, 3), keepdim=True)
 
 
 def _constants(step: Step, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,9 +227,9 @@ def _constants(step: Step, c: Tensor) -> tuple[Tensor, Tensor]:
         return c, c
     if not isinstance(layer, Convolution):
         return c, layer(c)
-    total = layer.blob(0).detach().sum((2, 3), keepdim=True, dtype=torch.float64)
+    total = layer.blob(0).sum((2, 3), keepdim=True, dtype=torch.float64)
     bias = layer.optional_blob(1)
-    bias = None if bias is None else bias.detach().double()
+    bias = None if bias is None else bias.double()
     value = F.conv2d(c.double(), total, bias, groups=layer.groups).to(c.dtype)
     return value, value.relu() if step.relu else value
 
@@ -210,14 +250,15 @@ def _convolve(
     y = fast.convolve(x, (before - after).flatten(), pad)
     skip = [p - lo for p, (lo, _) in zip(pad, margins, strict=True)]
     y = y[:, :, skip[0] : skip[0] + size[0], skip[1] : skip[1] + size[1]]
-    return torch.maximum(y, -after, out=y) if fast.relu else y
+    if not fast.relu:
+        return y
+    if torch.is_grad_enabled():
+        raised: Tensor = _RaiseTo.apply(y, after)
+        return raised
+    return torch.maximum(y, -after, out=y)
 
 
 def _pad(x: Tensor, margins: Sequence[tuple[int, int]]) -> Tensor:
     if not any(value for pair in margins for value in pair):
         return x
     return F.pad(x, [value for pair in reversed(margins) for value in pair])
-
-
-def _max_pool(x: Tensor, layer: Pooling) -> Tensor:
-    return F.max_pool2d(x, layer.windows.kernel, layer.windows.stride)

@@ -105,33 +105,53 @@ def _widen(sweeps: Sequence[Sweep | None], result: list[Span]) -> list[Span]:
 
 
 def canvas(sweeps: Sequence[Sweep | None], n: int, depth: int) -> int:
-    """The length of a small all-zero image that shows every edge pattern of the first `depth` layers.
+    """The length of a small blob that shows every edge pattern of the first `depth` layers of an image of length n.
 
-    It is congruent to n modulo the total stride, so that rounding at the far edge is the same, and long enough that
-    a constant position is left between the edges of every blob.
+    It stands for the first layer's output on an all-zero image, which is constant, since that layer's padding
+    continues the zeros. It is congruent to the real length modulo the total stride of the layers after it, so that
+    rounding at the far edge is the same, and long enough to leave a constant position between all edges.
     """
+    start, rest = _first_length(sweeps, n), sweeps[1:depth]
     period = 1
-    for sweep in sweeps[:depth]:
+    for sweep in rest:
         period *= 1 if sweep is None else sweep.stride
-    size = (n - 1) % period + 1
-    while size < n and not all(span.left + span.right < span.n for span in _edges(sweeps[:depth], size)):
+    size = (start - 1) % period + 1
+    while size < start and not _leaves_room(rest, size):
         size += period
     return size
 
 
-def _edges(sweeps: Sequence[Sweep | None], n: int) -> list[Span]:
-    result = [Span(n, 0, n)]
-    for i, sweep in enumerate(sweeps):
-        result.append(result[-1] if sweep is None else step(sweep, result[-1], first=i == 0))
-    return result[1:]
-
-
 def expansion(sweeps: Sequence[Sweep | None], small: int, n: int, depth: int) -> list[int]:
     """For every position of the blob after `depth` layers of an image of length n, the one to copy from the canvas."""
-    little = _edges(sweeps[:depth], small)[-1]
-    full = _edges(sweeps[:depth], n)[-1].n
+    rest = sweeps[1:depth]
+    little = _edges(rest, small)[-1]
+    full = _edges(rest, _first_length(sweeps, n))[-1].n
     constant = little.left
     return [
         i if i <= constant else constant if i < full - (little.n - 1 - constant) else i - (full - little.n)
         for i in range(full)
     ]
+
+
+def _first_length(sweeps: Sequence[Sweep | None], n: int) -> int:
+    return n if sweeps[0] is None else sweeps[0].length(n)
+
+
+def _leaves_room(sweeps: Sequence[Sweep | None], n: int) -> bool:
+    if any(n < 1 for n in _lengths(sweeps, n)):
+        return False
+    return all(span.left + span.right < span.n for span in _edges(sweeps, n))
+
+
+def _lengths(sweeps: Sequence[Sweep | None], n: int) -> list[int]:
+    result = [n]
+    for sweep in sweeps:
+        result.append(result[-1] if sweep is None else sweep.length(result[-1]))
+    return result
+
+
+def _edges(sweeps: Sequence[Sweep | None], n: int) -> list[Span]:
+    result = [Span(n, 0, n)]
+    for sweep in sweeps:
+        result.append(result[-1] if sweep is None else step(sweep, result[-1], first=False))
+    return result

@@ -1,4 +1,4 @@
-"""Inference forms of single layers: the same numbers as the plain layer, computed faster. No gradients.
+"""Faster forms of single layers: the same numbers as the plain layer's, gradients included.
 
 Each holds its layer by reference, so weights are shared with the net it came from; what is derived from weights is
 kept with their version and made anew when they change.
@@ -81,13 +81,18 @@ class FastConvolution(nn.Module):
             y = self._product(x, bias, size)
         else:
             y = self.convolve(x, bias, layer.window.pad)
-        return y.relu_() if self.relu else y
+        if not self.relu:
+            return y
+        return y.relu() if y.requires_grad else y.relu_()
 
     def convolve(self, x: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
         """The layer's convolution with another bias and padding."""
         window = self.layer.window
         x = x.contiguous(memory_format=torch.channels_last)
-        return F.conv2d(x, self._weight(), bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
+        weight = self._weight()
+        if torch.is_grad_enabled():
+            weight = self.layer.blob(0).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
 
     def _is_product(self, x: Tensor, size: Sequence[int]) -> bool:
         kernel = self.layer.window.kernel
@@ -121,8 +126,8 @@ class CroppedDeconvolution(nn.Module):
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:
         layer = self._layer[0]
         window = layer.window
-        weight, groups = layer.blob(0).detach(), layer.groups
-        diagonal = self._diagonal()
+        weight, groups = layer.blob(0), layer.groups
+        diagonal = None if weight.requires_grad and torch.is_grad_enabled() else self._diagonal()
         if diagonal is not None:
             weight, groups = diagonal, x.shape[1]
         full = window.widened(x.shape[2:])

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import torch.nn
 from torch import fx
 
 from fcnproto.layers.activation import Dropout, ReLU
@@ -22,17 +22,15 @@ from fcnproto.schema import caffe_pb2
 
 
 class OptimizedNet(Net):
-    """A net whose calls without gradients run a rewritten plan; with gradients, or while training, the plain one.
+    """A net whose calls run a rewritten plan. Parameters are those of the net it was made from.
 
-    Parameters are those of the net it was made from. Values derived from them are made anew when they change.
+    Values derived from them are made anew when they change.
     """
 
-    _fast_plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan]
+    _fast_plans: dict[tuple[object, ...], Plan]
 
     def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
-        if torch.is_grad_enabled() or self.training:
-            return super()._find_plan(inputs, blobs)
-        key = (inputs, blobs)
+        key = (inputs, blobs, tuple(layer.training for layer in self.layers))
         if key not in self._fast_plans:
             self._fast_plans[key] = rewrite(self.plan(inputs, blobs))
         return self._fast_plans[key]
@@ -46,10 +44,10 @@ class OptimizedNet(Net):
 
 
 def optimize(net: Net) -> OptimizedNet:
-    """A net that takes the same calls and gives the same outputs (to rounding, 1e-5) faster, without gradients.
+    """A net that takes the same calls and gives the same outputs (to rounding, 1e-5) faster, in either phase.
 
     `net` stays as it is; the two share their parameters, and a change of weights through either is seen by both.
-    The rewriting applies to calls under `torch.no_grad()` in the TEST phase; other calls run as in `net`.
+    Gradients are those of the plain net. Fastest under `torch.no_grad()`, where border maps are kept from call to call.
     """
     fast = OptimizedNet.__new__(OptimizedNet)
     state = net.__getstate__()
@@ -59,7 +57,7 @@ def optimize(net: Net) -> OptimizedNet:
 
 
 def rewrite(plan: Plan) -> Plan:
-    """A plan with the same inputs and outputs, rewritten for inference: Dropout removed, padding folded away,
+    """A plan with the same inputs and outputs, rewritten: Dropout of the TEST phase removed, padding folded away,
     channels-last convolutions with their ReLU, deconvolutions computed inside their crop only."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(plan.module.graph, {}))
@@ -232,8 +230,10 @@ def _has_window(layer: Layer | None) -> bool:
 def _continues(layer: Layer | None) -> bool:
     if layer is None or layer.type not in POINTWISE:
         return _has_window(layer) or (isinstance(layer, Convolution) and _is_plain(layer))
+    if layer.type == "Dropout":
+        return not layer.training
     if layer.type == "BatchNorm":
-        return not layer.config.HasField("use_global_stats") or bool(layer.config.use_global_stats)
+        return bool(layer.config.use_global_stats) if layer.config.HasField("use_global_stats") else not layer.training
     if layer.type == "LRN":
         return bool(layer.config.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS)
     if layer.type in ("Scale", "Bias"):
