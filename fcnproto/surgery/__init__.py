@@ -1,11 +1,14 @@
 """Surgery: making nets and weights out of others, as the FCN papers did. Every operation reports what it did.
 
+Dense scores without interpolation: `shift_and_stitch`, `rarefy`.
+
 On weights: `transplant`, `interpolate`, `expand_score`, `transfer_classes`, `widen_input`, `early_fusion`,
 `late_fusion`. On definitions: `convolutionalise`, `add_scores`, `set_classes`.
 """
 
 from __future__ import annotations
 
+from fcnproto.surgery.dense import Dense, rarefy, shift_and_stitch
 from fcnproto.surgery.nets import add_scores, convolutionalise, set_classes
 from fcnproto.surgery.report import Report, Step
 from fcnproto.surgery.sources import Source, opened
@@ -22,6 +25,7 @@ from fcnproto.surgery.weights import (
 )
 
 __all__ = [
+    "Dense",
     "Report",
     "Source",
     "Step",
@@ -33,7 +37,9 @@ __all__ = [
     "interpolate",
     "late_fusion",
     "opened",
+    "rarefy",
     "set_classes",
+    "shift_and_stitch",
     "transfer_classes",
     "transplant",
     "widen_input",
