@@ -23,7 +23,7 @@ class Model:
 
     `build` is a function of `fcn`; `train` and `test` are the file's name and the spec with the data layer; `inputs`
     are the image blobs with their preprocessing; `classes` are the class names by label blob; `solver` holds what
-    differs from net to net.
+    differs from net to net; `finish` changes the nets that learn once they are built.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Model:
     initial_weights: tuple[str, ...]
     weights: str | None = None
     scores: list[dict[str, Any]] = field(default_factory=list)
+    finish: Callable[[caffe_pb2.NetParameter], caffe_pb2.NetParameter] = lambda net: net
 
     @property
     def counts(self) -> fcn.Classes:
@@ -50,7 +51,8 @@ class Model:
         """The train, test and deploy nets by file name (without suffix). To be called once per Model."""
         shapes = {blob: (1, len(facts["mean"]), *self.size) for blob, facts in self.inputs.items()}
         specs = dict([self.train, self.test]) | {"deploy": sources.inputs(shapes)}
-        return {name: self.build(spec, self.counts).to_proto() for name, spec in specs.items()}
+        nets = {name: self.build(spec, self.counts).to_proto() for name, spec in specs.items()}
+        return {name: net if name == "deploy" else self.finish(net) for name, net in nets.items()}
 
     def solver_message(self) -> caffe_pb2.SolverParameter:
         """The solver as published: plain SGD at a fixed rate; it has a test net but never runs it by itself."""

@@ -113,7 +113,7 @@ def fcn_googlenet(net: NetSpec, classes: int = 21, slimness: int = 1) -> NetSpec
     (task,) = tasks(classes)
     top = googlenet.features(net, net.data, slimness=slimness)
     _add_scores(net, top, task, kernel=63)
-    return _with_loss(net, task)
+    return _with_loss(net, task, normalize=True)
 
 
 def fixed_features(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from fcnproto.schema.text import format_message
 
-from . import mini
-from .catalog import models
+from . import beyond, catalog, mini
 
 HERE = Path(__file__).parent
 HEADER = "# Written by models/write.py; change the definitions there, not this file.\n"
@@ -17,7 +16,7 @@ HEADER = "# Written by models/write.py; change the definitions there, not this f
 def files() -> dict[str, str]:
     """The text of every file to be written, by its path relative to this folder."""
     texts = {}
-    for model in models():
+    for model in [*catalog.models(), *beyond.models()]:
         for kind, message in {**model.nets(), "solver": model.solver_message()}.items():
             texts[f"{model.name}/{kind}.prototxt"] = HEADER + format_message(message)
         texts[f"{model.name}/model.json"] = json.dumps(model.record(), indent=1) + "\n"

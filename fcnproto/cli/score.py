@@ -280,7 +280,10 @@ def _print_published(scored: Scored, record: ModelInfo) -> None:
         for name, value in score.metrics.items():
             mine = f"{ours[name]:.1f}" if name in ours else ""
             rows.append([name, mine, f"{value:.1f}", score.data, score.source])
+    known = {(score.data, score.metrics.get("mean IU")) for score in record.scores}
     for figure in scores_of(record.name):
+        if (figure.data, figure.mean_iu) in known:
+            continue
         rows.append(["mean IU", f"{ours['mean IU']:.1f}", f"{figure.mean_iu:.1f}", figure.data, figure.source])
     if rows:
         _output.print_line()
