@@ -20,6 +20,7 @@ from fcnproto.errors import UsageError
 if TYPE_CHECKING:
     from fcnproto.schema import caffe_pb2
     from fcnproto.solver import Solver
+    from fcnproto.solver.sampling import LossSampling
 
 _EFFECTS = click.Choice(["stop", "snapshot", "none"])
 
@@ -43,6 +44,11 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
 )
 @click.option("--channels-last", is_flag=True, help="Keep images with channels innermost in memory.")
 @click.option("--compile", "compiles", is_flag=True, help="Run the layers through torch.compile.")
+@click.option(
+    "--sample-loss",
+    metavar="P[:CELL]",
+    help="Keep each cell of the loss (CELL pixels a side, 32 by default) with probability P; batches grow by 1/P.",
+)
 @click.option("--log-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for CSV and TensorBoard.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="The loss plot (PNG).")
 @click.option("--no-plot", is_flag=True, help="Draw no loss plot.")
@@ -62,6 +68,7 @@ def command(
     precision: str,
     channels_last: bool,
     compiles: bool,
+    sample_loss: str | None,
     log_dir: Path | None,
     plot: Path | None,
     no_plot: bool,
@@ -84,13 +91,26 @@ def command(
     if wanted is None and param.solver_mode == param.CPU:
         wanted = "cpu"
     _adjust(param, level, stages, weights, state)
-    options = Options(precision, channels_last, compiles)
+    options = Options(precision, channels_last, compiles, _sampling(sample_loss))
     signals = SignalRequests(Request(sigint_effect), Request(sighup_effect))
     with distributed.worker_group(wanted) as own, signals, _display(live):
         solver = Solver(param, device=own, options=options, allow_python=allow_python, path=solver_file)
         solver.request = signals
         with _Shown(live, log_dir, plot, no_plot).around(solver):
             solver.solve(state, iterations)
+
+
+def _sampling(text: str | None) -> LossSampling | None:
+    """What `--sample-loss` says."""
+    from fcnproto.solver.sampling import LossSampling
+
+    if text is None:
+        return None
+    keep, _, cell = text.partition(":")
+    try:
+        return LossSampling(float(keep), int(cell or 32))
+    except ValueError:
+        raise UsageError(f"--sample-loss {text}: expected a probability, and the side of a cell: 0.25:32") from None
 
 
 def _adjust(

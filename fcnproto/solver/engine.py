@@ -19,6 +19,7 @@ from fcnproto.errors import FcnprotoWarning, SolverError
 from fcnproto.net import Net, Outputs
 from fcnproto.solver import distributed
 from fcnproto.solver.optimizers import CaffeOptimizer
+from fcnproto.solver.sampling import LossSampling
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 
@@ -32,11 +33,13 @@ class Options:
             the update stay in float32; float16 scales the loss to keep small gradients).
         channels_last: keep images with channels innermost, which some processors convolve faster.
         compile: run the layers through `torch.compile`; where that fails a warning is given and they run as they are.
+        sampling: sample the losses (patchwise training); batches grow accordingly.
     """
 
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
+    sampling: LossSampling | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

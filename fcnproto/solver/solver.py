@@ -66,6 +66,9 @@ class Solver:
         else:
             self.param, self._file = read_solver(solver), Path(solver)
         settings.check(self.param)
+        sampling = None if options is None else options.sampling
+        if sampling is not None:
+            self.param = sampling.adjusted(self.param)
         base_dir = None if self._file is None else self._file.resolve().parent
         train, tests = nets.net_sources(self.param, base_dir)
         weights = nets.weight_files(self.param, base_dir)
@@ -77,6 +80,8 @@ class Solver:
         settings.seed(self.param, distributed.rank())
         target = settings.choose_device(self.param) if device is None else torch.device(device)
         self.net: Net = train.build(weights, allow_python).to(target)
+        if sampling is not None:
+            sampling.install(self.net)
         self.test_nets: list[Net] = [source.build(weights, allow_python).to(target) for source in tests]
         self._policy = LearningRatePolicy(self.param) if self.param.lr_policy else None
         self.engine = Engine(self.net, options or Options())
