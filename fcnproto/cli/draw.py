@@ -1,0 +1,101 @@
+"""Draw a net's layers and blobs as SVG, PNG or an HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from fcnproto.cli import _options, _output
+from fcnproto.errors import UsageError
+
+_FORMATS = (".svg", ".png", ".html")
+
+
+@click.command("draw")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The drawing; its kind by its ending: .svg, .png or .html.",
+)
+@click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs, for the shapes.")
+@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
+@click.option("--unfolded", is_flag=True, help="Show every layer, also where groups repeat.")
+@click.option(
+    "--layout",
+    "engine",
+    type=click.Choice(["auto", "graphviz", "own"]),
+    default="auto",
+    show_default=True,
+    help="Who places the boxes; auto: Graphviz where it is installed.",
+)
+@click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of an input, for the shapes.")
+@_options.state_options
+def command(
+    model: Path,
+    weights: Path | None,
+    output: Path,
+    input_size: tuple[int, int] | None,
+    phase: str,
+    unfolded: bool,
+    engine: str,
+    shapes: Sequence[str],
+    level: int,
+    stages: Sequence[str],
+    allow_python: bool,
+) -> None:
+    """Draw the net in the prototxt MODEL: layers by kind, shapes on the arrows, repeated groups folded.
+
+    The HTML page zooms, searches, and shows the settings of the layer that is clicked, with statistics of its weights
+    where WEIGHTS are given.
+    """
+    if output.suffix.lower() not in _FORMATS:
+        raise UsageError(f"-o {output}: the name must end in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
+    if weights is not None and output.suffix.lower() != ".html":
+        raise UsageError("WEIGHTS are shown in .html drawings only")
+    from fcnproto.drawing import lay_out, layer_params, make_diagram, to_image, to_svg
+    from fcnproto.drawing.page import to_page
+    from fcnproto.files import atomic_path, atomic_write
+    from fcnproto.schema.text import read_net
+    from fcnproto.summary import summarise
+
+    param = read_net(model)
+    given = _options.shapes(shapes)
+    state = {"phase": phase.lower(), "level": level, "stages": stages}
+    summary = summarise(
+        param, input_size, shapes=given, allow_python=allow_python, base_dir=model.resolve().parent, **state
+    )
+    params = layer_params(param, phase.lower(), level=level, stages=stages)
+    diagram = make_diagram(summary, params, fold=not unfolded)
+    if not diagram.name:
+        diagram.name = model.stem
+    try:
+        layout = lay_out(diagram, graphviz={"auto": None, "graphviz": True, "own": False}[engine])
+    except FileNotFoundError as error:
+        raise UsageError(f"--layout graphviz: {error}") from None
+    if output.suffix.lower() == ".png":
+        with atomic_path(output) as temporary:
+            to_image(diagram, layout).save(temporary, format="PNG")
+    else:
+        if output.suffix.lower() == ".svg":
+            text = to_svg(diagram, layout)
+        else:
+            blobs = None
+            if weights is not None:
+                import fcnproto
+
+                net = fcnproto.load(model, weights, shapes=given, allow_python=allow_python, **state)  # type: ignore[arg-type]
+                blobs = {
+                    layer.name: {name: getattr(layer, name) for name in layer.blob_names}
+                    for layer in reversed(net.layers)
+                }
+            text = to_page(diagram, layout, summary, params, blobs)
+        with atomic_write(output, "w") as file:
+            file.write(text)
+    _output.note(f"{output}: {len(diagram.boxes)} boxes for {len(summary.layers)} layers")

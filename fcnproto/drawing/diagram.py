@@ -1,0 +1,253 @@
+"""What a drawing of a net shows: boxes for layers, arrows for blobs with their shapes; no positions yet.
+
+In-place layers are named in the box of the layer whose blob they change, Split layers are left out, and groups of
+layers that repeat in a row are folded into one box with a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fcnproto.graph.rules import is_kept, net_state
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import fields_of
+from fcnproto.summary import LayerSummary, NetSummary
+
+Shape = tuple[int, ...]
+
+_KINDS = {
+    "convolution": ("Convolution", "Im2col"),
+    "deconvolution": ("Deconvolution",),
+    "linear": ("InnerProduct", "Embed", "LSTM", "RNN", "LSTMUnit"),
+    "pooling": ("Pooling", "SPP"),
+    "activation": (
+        *("ReLU", "PReLU", "ELU", "Sigmoid", "TanH", "AbsVal", "BNLL", "Power", "Exp", "Log", "Clip", "Swish"),
+        *("Threshold", "Dropout"),
+    ),
+    "normalisation": ("LRN", "BatchNorm", "MVN", "Softmax", "Scale", "Bias"),
+    "arithmetic": ("Eltwise", "Reduction", "ArgMax"),
+    "shaping": (
+        *("Concat", "Slice", "Split", "Crop", "Flatten", "Reshape", "Tile", "Silence", "Filter", "BatchReindex"),
+    ),
+    "data": ("Input", "DummyData", "Parameter", "Data", "HDF5Data", "ImageData", "WindowData", "MemoryData"),
+    "loss": ("Accuracy", "HDF5Output"),
+}
+_LONGEST_GROUP = 12
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box: `lines` of text (the first one the title), `layers` the Caffe layers in it, `count` the repeats."""
+
+    lines: tuple[str, ...]
+    kind: str
+    layers: tuple[str, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """A blob from box `tail` to box `head` (numbers of boxes), with its shape as `label`."""
+
+    tail: int
+    head: int
+    label: str
+    blob: str
+
+
+@dataclass
+class Diagram:
+    """Boxes in the order of layers, and the arrows between them."""
+
+    name: str
+    boxes: list[Box] = field(default_factory=list)
+    arrows: list[Arrow] = field(default_factory=list)
+
+
+@dataclass
+class _Part:
+    """A box in the making: a layer with its in-place followers."""
+
+    layers: list[LayerSummary]
+    settings: list[str]
+    tops: Shape
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        return tuple(layer.type for layer in self.layers), tuple(self.settings), self.tops
+
+
+def layer_params(param: caffe_pb2.NetParameter, phase: str, **state: object) -> dict[str, caffe_pb2.LayerParameter]:
+    """The layers of a definition that a phase keeps, by name (of those with one name the first)."""
+    wanted = net_state(param, phase, **state)  # type: ignore[arg-type]
+    kept: dict[str, caffe_pb2.LayerParameter] = {}
+    for layer in param.layer:
+        if is_kept(layer, wanted):
+            kept.setdefault(layer.name, layer)
+    return kept
+
+
+def make_diagram(summary: NetSummary, params: Mapping[str, caffe_pb2.LayerParameter], *, fold: bool = True) -> Diagram:
+    """The diagram of a net. `params` are its layers' messages by name; without `fold` every layer shows."""
+    parts: list[_Part] = []
+    writer: dict[str, int] = {}
+    edges: list[tuple[int, int, str, Shape]] = []
+    for layer in summary.layers:
+        param = params.get(layer.name, caffe_pb2.LayerParameter())
+        in_place = len(layer.bottoms) == 1 and list(layer.bottoms) == list(layer.tops)
+        if in_place and next(iter(layer.bottoms)) in writer:
+            part = parts[writer[next(iter(layer.bottoms))]]
+            part.layers.append(layer)
+            part.settings.append(settings_text(param))
+            continue
+        number = len(parts)
+        tops = next(iter(layer.tops.values()), ())
+        parts.append(_Part([layer], [settings_text(param)], tops))
+        edges += [(writer[name], number, name, shape) for name, shape in layer.bottoms.items() if name in writer]
+        writer.update(dict.fromkeys(layer.tops, number))
+    groups = _groups(parts, edges) if fold else [[[number]] for number in range(len(parts))]
+    return _assemble(summary.name, parts, edges, groups)
+
+
+def _groups(parts: Sequence[_Part], edges: Sequence[tuple[int, int, str, Shape]]) -> list[list[list[int]]]:
+    """The parts in groups of repeats: each group is a list of repeats, each of them a run of parts in a row."""
+    inward: dict[int, list[int]] = {}
+    outward: dict[int, list[int]] = {}
+    for tail, head, _, _ in edges:
+        inward.setdefault(head, []).append(tail)
+        outward.setdefault(tail, []).append(head)
+
+    def follows(number: int) -> bool:
+        """Whether the part reads its predecessor alone, and is that one's only reader."""
+        return inward.get(number) == [number - 1] and outward.get(number - 1) == [number]
+
+    groups: list[list[list[int]]] = []
+    start = 0
+    while start < len(parts):
+        chain = start + 1
+        while chain < len(parts) and follows(chain):
+            chain += 1
+        best, repeats = 1, 1
+        for length in range(1, min(_LONGEST_GROUP, (chain - start) // 2) + 1):
+            count = 1
+            while start + (count + 1) * length <= chain and all(
+                parts[start + k].signature == parts[start + count * length + k].signature for k in range(length)
+            ):
+                count += 1
+            if count > 1 and count * length > best * repeats:
+                best, repeats = length, count
+        groups.append([list(range(start + r * best, start + (r + 1) * best)) for r in range(repeats)])
+        start += best * repeats
+    return groups
+
+
+def _assemble(
+    name: str,
+    parts: Sequence[_Part],
+    edges: Sequence[tuple[int, int, str, Shape]],
+    groups: Sequence[Sequence[Sequence[int]]],
+) -> Diagram:
+    diagram = Diagram(name)
+    place: dict[int, int] = {}
+    for group in groups:
+        members = [number for repeat in group for number in repeat]
+        place.update(dict.fromkeys(members, len(diagram.boxes)))
+        boxes = [_box(parts[number]) for number in group[0]]
+        layers = tuple(layer.name for number in members for layer in parts[number].layers)
+        if len(boxes) == 1:
+            box = replace(boxes[0], layers=layers, count=len(group))
+            if len(group) > 1:
+                last = parts[group[-1][0]].layers[0].name
+                box = replace(box, lines=(f"{box.lines[0]} … {last}", *box.lines[1:]))
+        else:
+            lines = tuple(" · ".join(part.lines) for part in boxes)
+            box = Box((f"{len(boxes)} layers, {len(group)} times", *lines), boxes[0].kind, layers, len(group))
+        diagram.boxes.append(box)
+    for tail, head, blob, shape in edges:
+        if place[tail] != place[head]:
+            diagram.arrows.append(Arrow(place[tail], place[head], shape_text(shape), blob))
+    return diagram
+
+
+def _box(part: _Part) -> Box:
+    first = part.layers[0]
+    texts = [f"{layer.type} {settings}".strip() for layer, settings in zip(part.layers, part.settings, strict=True)]
+    return Box((first.name, *texts), kind_of(first.type), tuple(layer.name for layer in part.layers))
+
+
+def kind_of(type_name: str) -> str:
+    """The family of a layer type, which its colour stands for."""
+    for kind, types in _KINDS.items():
+        if type_name in types:
+            return kind
+    return "loss" if type_name.endswith("Loss") else "other"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A blob's shape, the batch left out where it is 1."""
+    shown = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
+    return "×".join(map(str, shown)) or "scalar"
+
+
+def settings_text(param: caffe_pb2.LayerParameter) -> str:
+    """A layer's settings in a few words: "64 of 3×3, pad 1"."""
+    if param.type in ("Convolution", "Deconvolution"):
+        return _convolution_text(param.convolution_param)
+    if param.type == "Pooling":
+        return _pooling_text(param.pooling_param)
+    if param.type == "InnerProduct":
+        return str(param.inner_product_param.num_output)
+    if param.type == "Eltwise":
+        return str(caffe_pb2.EltwiseParameter.EltwiseOp.Name(param.eltwise_param.operation)).lower()
+    for descriptor, value in param.ListFields():
+        if descriptor.name.endswith("_param") and descriptor.name not in ("loss_param", "transform_param"):
+            return _plain_text(value)
+    return ""
+
+
+def _convolution_text(config: caffe_pb2.ConvolutionParameter) -> str:
+    kernel = list(config.kernel_size) or [config.kernel_h, config.kernel_w]
+    kernel = kernel * 2 if len(kernel) == 1 else kernel
+    words = [f"{config.num_output} of {'×'.join(map(str, kernel))}"]
+    for name in ("stride", "pad", "dilation"):
+        values = list(getattr(config, name))
+        if name != "dilation" and (config.HasField(f"{name}_h") or config.HasField(f"{name}_w")):
+            values = [getattr(config, f"{name}_h"), getattr(config, f"{name}_w")]
+        if values and any(value != (0 if name == "pad" else 1) for value in values):
+            words.append(f"{name} {'×'.join(map(str, values))}")
+    if config.group > 1:
+        words.append(f"group {config.group}")
+    return ", ".join(words)
+
+
+def _pooling_text(config: caffe_pb2.PoolingParameter) -> str:
+    method = str(caffe_pb2.PoolingParameter.PoolMethod.Name(config.pool)).lower()
+    if config.global_pooling:
+        return f"{method}, global"
+    height = config.kernel_size or config.kernel_h
+    width = config.kernel_size or config.kernel_w
+    words = [f"{method} {height}×{width}"]
+    if config.stride_h or config.stride != 1:
+        words.append(f"stride {f'{config.stride_h}×{config.stride_w}' if config.stride_h else config.stride}")
+    if config.pad or config.pad_h or config.pad_w:
+        words.append(f"pad {config.pad or f'{config.pad_h}×{config.pad_w}'}")
+    return ", ".join(words)
+
+
+def _plain_text(message: object) -> str:
+    """The scalar fields that are set, as far as they fit."""
+    known = fields_of(message.DESCRIPTOR).by_name  # type: ignore[attr-defined]
+    words = []
+    for descriptor, value in message.ListFields():  # type: ignore[attr-defined]
+        entry = known[descriptor.name]
+        if entry.kind in ("message", "string", "bytes"):
+            continue
+        values = list(value) if entry.repeated else [value]
+        texts = [entry.enum_names.get(item, str(item)) if entry.kind == "enum" else _number(item) for item in values]
+        words.append(f"{descriptor.name} {'×'.join(texts)}")
+    return ", ".join(words[:3])
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

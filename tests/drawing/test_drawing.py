@@ -1,0 +1,170 @@
+"""Drawings of nets: what is folded, how boxes are placed, and the page in a real browser where there is one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_nets import small_fcn
+
+from fcnproto import zoo
+from fcnproto.cli._main import main
+from fcnproto.drawing import Diagram, Layout, lay_out, layer_params, make_diagram, to_svg
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import parse, read_net
+from fcnproto.summary import summarise
+
+SVG = "{http://www.w3.org/2000/svg}"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+REPEATS = """
+name: "a <b> & c"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 4 dim: 8 dim: 8 } } }
+""" + "".join(
+    f"""
+layer {{ name: "conv{i}" type: "Convolution" bottom: "{"data" if i == 1 else f"pool{i - 1}"}" top: "conv{i}"
+  convolution_param {{ num_output: 4 kernel_size: 3 pad: 1 }} }}
+layer {{ name: "relu{i}" type: "ReLU" bottom: "conv{i}" top: "conv{i}" }}
+layer {{ name: "pool{i}" type: "Pooling" bottom: "conv{i}" top: "pool{i}" pooling_param {{ kernel_size: 3 pad: 1 }} }}
+"""
+    for i in (1, 2, 3)
+)
+
+
+def diagram(param: caffe_pb2.NetParameter, fold: bool = True) -> Diagram:
+    return make_diagram(summarise(param, (64, 64)), layer_params(param, "test"), fold=fold)
+
+
+@pytest.fixture(scope="module")
+def siftflow() -> Diagram:
+    return diagram(read_net(zoo.path("siftflow-fcn8s", "deploy")))
+
+
+def test_in_place_layers_share_a_box_and_repeats_fold() -> None:
+    found = diagram(read_net(zoo.path("voc-fcn8s", "deploy")))
+    boxes = {box.lines[0]: box for box in found.boxes}
+    assert boxes["conv1_1"].layers == ("conv1_1", "relu1_1")
+    assert boxes["conv1_1"].lines[1:] == ("Convolution 64 of 3×3, pad 100", "ReLU")
+    folded = boxes["conv3_1 … conv3_3"]
+    assert folded.count == 3
+    assert folded.layers == ("conv3_1", "relu3_1", "conv3_2", "relu3_2", "conv3_3", "relu3_3")
+    assert boxes["score"].kind == "shaping"
+    labels = {(found.boxes[a.tail].lines[0], found.boxes[a.head].lines[0]): a.label for a in found.arrows}
+    assert labels["input", "conv1_1"] == "3×64×64"
+    assert labels["conv1_1", "conv1_2"] == "64×262×262"
+    assert ("input", "score") in labels
+
+
+def test_groups_of_several_layers_fold() -> None:
+    found = diagram(parse(REPEATS, caffe_pb2.NetParameter))
+    assert [box.count for box in found.boxes] == [1, 3]
+    assert found.boxes[1].lines[0] == "2 layers, 3 times"
+    assert len(found.boxes[1].layers) == 9
+    assert len(found.arrows) == 1
+    assert len(diagram(parse(REPEATS, caffe_pb2.NetParameter), fold=False).boxes) == 7
+
+
+def check(found: Diagram, layout: Layout) -> None:
+    """Boxes don't overlap, lie within the picture and below all they read; arrows start and end at their boxes."""
+    for (x0, y0, w0, h0), (x1, y1, w1, h1) in combinations(layout.boxes, 2):
+        assert x0 + w0 <= x1 + 0.5 or x1 + w1 <= x0 + 0.5 or y0 + h0 <= y1 + 0.5 or y1 + h1 <= y0 + 0.5
+    for x, y, width, height in layout.boxes:
+        assert min(x, y) >= 0
+        assert x + width <= layout.width + 0.5
+        assert y + height <= layout.height + 0.5
+    for arrow, path in zip(found.arrows, layout.paths, strict=True):
+        assert layout.boxes[arrow.tail][1] < layout.boxes[arrow.head][1]
+        assert len(path) % 3 == 1
+        for point, number in ((path[0], arrow.tail), (path[-1], arrow.head)):
+            x, y, width, height = layout.boxes[number]
+            assert x - 3 <= point[0] <= x + width + 3
+            assert y - 3 <= point[1] <= y + height + 3
+
+
+def test_own_layout(siftflow: Diagram) -> None:
+    check(siftflow, lay_out(siftflow, graphviz=False))
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
+def test_graphviz_layout(siftflow: Diagram) -> None:
+    check(siftflow, lay_out(siftflow, graphviz=True))
+
+
+def test_without_graphviz(siftflow: Diagram, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    check(siftflow, lay_out(siftflow))
+    with pytest.raises(FileNotFoundError, match="not installed"):
+        lay_out(siftflow, graphviz=True)
+
+
+def test_svg_is_well_formed() -> None:
+    found = diagram(parse(REPEATS, caffe_pb2.NetParameter))
+    tree = ElementTree.fromstring(to_svg(found, lay_out(found, graphviz=False), {"conv1": "#123456"}))
+    assert tree.find(f"{SVG}title").text == "a <b> & c"  # type: ignore[union-attr]
+    assert len(tree.findall(f"{SVG}g[@class='box']")) == 2
+    fills = {rect.get("fill") for rect in tree.iter(f"{SVG}rect")}
+    assert "#123456" in fills
+
+
+def test_command_writes_all_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, weights = small_fcn(tmp_path)
+    assert main(["draw", str(model), "-o", str(tmp_path / "a.svg"), "--layout", "own"]) == 0
+    assert main(["draw", str(model), "-o", str(tmp_path / "a.png"), "--input-size", "33x44"]) == 0
+    assert main(["draw", str(model), str(weights), "-o", str(tmp_path / "a.html")]) == 0
+    assert "6 boxes for 7 layers" in capsys.readouterr().err
+    with Image.open(tmp_path / "a.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+    page = (tmp_path / "a.html").read_text()
+    assert "4 of 3×3, pad 10" in page
+    assert not re.search(r"""(src|href)=["']http""", page)
+
+
+@pytest.mark.parametrize("options", [["-o", "a.pdf"], ["w.caffemodel", "-o", "a.svg"], []])
+def test_wrong_usage(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, _ = small_fcn(tmp_path)
+    assert main(["draw", str(model), *options]) == 2
+
+
+def browse(page: Path, fragment: str = "") -> str:
+    """The page's document after its scripts have run."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
+    done = subprocess.run(
+        [str(BROWSER), *options, f"--user-data-dir={page.parent / 'profile'}", f"file://{page}{fragment}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_page_in_a_browser(tmp_path: Path) -> None:
+    model, weights = small_fcn(tmp_path)
+    page = tmp_path / "a.html"
+    assert main(["draw", str(model), str(weights), "-o", str(page)]) == 0
+    assert "conv (Convolution)" in browse(page, "#relu").partition('id="details"')[2]
+    # A visitor: searches, zooms in, then clicks the found box.
+    visit = """
+    const say = document.createElement("p"); say.id = "told"; document.body.append(say);
+    const search = document.getElementById("search");
+    search.value = "deconv"; search.dispatchEvent(new Event("input"));
+    const found = document.querySelectorAll(".box.found"), before = scale;
+    document.getElementById("in").click();
+    found[0].dispatchEvent(new MouseEvent("click", {bubbles: true}));
+    say.textContent = [found.length, found[0].dataset.layers, (scale / before).toFixed(2)].join("; ");
+    </script></body>"""
+    page.write_text(page.read_text().replace("</script>\n</body>", visit))
+    dom = browse(page)
+    assert '<p id="told">1; ["up"]; 1.30</p>' in dom
+    details = dom[dom.index('id="details"') :]
+    assert "up (Deconvolution)" in details
+    assert "5×1×4×4" in details
+    assert 'class="histogram"' in details
