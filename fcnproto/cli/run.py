@@ -111,7 +111,7 @@ def _run(
     if arrays is not None:
         values = read_arrays(arrays, net)
     elif images:
-        values = _image_values(net, model, weights, images, settings)
+        values = image_values(net, model, weights, images, settings)
     elif net.inputs:
         raise UsageError(f"the net needs {', '.join(map(repr, net.inputs))}: give --image or --input")
     else:
@@ -123,9 +123,10 @@ def _run(
     return run_with(net, {name: value.to(net.device) for name, value in values.items()}, blobs)
 
 
-def _image_values(
+def image_values(
     net: Net, model: Path, weights: Path | None, images: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
+    """The inputs that `--image` and the preprocessing options (with resize and crop) in `settings` name."""
     from fcnproto.inference import fixed_image_size, image_value
     from fcnproto.recognise import preprocessing_of, zoo_record
 

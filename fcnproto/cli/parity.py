@@ -1,0 +1,212 @@
+"""Compare a net with a reference, blob by blob, and point at the first departure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.errors import UsageError
+
+if TYPE_CHECKING:
+    from fcnproto.net import Net
+    from fcnproto.parity import Recording, Report
+
+_TOLERANCES = {"golden": 1e-5, "float64": 1e-5, "caffe": 1e-5, "opencv": 1e-4}
+
+
+def _print_dump_script(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from fcnproto.parity import DUMP_SCRIPT
+
+        _output.print_line(DUMP_SCRIPT.read_text(encoding="utf-8").rstrip("\n"))
+        context.exit()
+
+
+@click.command("parity")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.option("--golden", metavar="FILE", type=click.Path(path_type=Path), help="A recording: npz or HDF5.")
+@click.option("--reference", type=click.Choice(["opencv", "caffe", "float64"]), help="Compute the reference now.")
+@click.option("--image", "images", metavar="[BLOB=]FILE", multiple=True, help="An image as an input.")
+@click.option(
+    "--input", "arrays", metavar="FILE", type=click.Path(path_type=Path), help="Inputs: .npz by blob, or .npy."
+)
+@click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of random inputs (without --image).")
+@click.option("--tolerance", type=click.FloatRange(min=0), metavar="T", help="Of blobs.  [default: 1e-5; opencv: 1e-4]")
+@click.option(
+    "--gradient-tolerance",
+    type=click.FloatRange(min=0),
+    default=1e-4,
+    metavar="T",
+    help="Of gradients.",
+    show_default=True,
+)
+@click.option("--backward", is_flag=True, help="Compare gradients too (float64, caffe; golden: if there are any).")
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write a report to look at.")
+@click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the numbers.")
+@click.option("--python", default="python", metavar="PROGRAM", help="Interpreter that has pycaffe.", show_default=True)
+@click.option(
+    "--dump-script",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_dump_script,
+    help="Print the script that records a golden file where Caffe lives (Python 2.7 or 3).",
+)
+@_preprocessing.preprocessing_options
+@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
+@_options.device_option
+@_options.state_options
+def command(
+    model: Path,
+    weights: Path | None,
+    golden: Path | None,
+    reference: str | None,
+    arrays: Path | None,
+    images: Sequence[str],
+    tolerance: float | None,
+    gradient_tolerance: float,
+    html: Path | None,
+    json_file: Path | None,
+    phase: str,
+    device: str | None,
+    level: int,
+    stages: Sequence[str],
+    allow_python: bool,
+    **settings: Any,
+) -> int:
+    """Run the net in the prototxt MODEL with WEIGHTS beside a reference and compare every blob in the order of layers.
+
+    References: a recording (--golden), OpenCV's dnn, a Caffe that another Python interpreter has, or our own layers in
+    double precision. Without an image or arrays, references are computed on random inputs. Without WEIGHTS the
+    parameters are those in the recording, or their fillers'. Exit status 1 where something departs.
+    """
+    if (golden is None) == (reference is None):
+        raise UsageError("give either --golden FILE or --reference opencv, caffe or float64")
+    if golden is not None and (images or arrays is not None or settings["input_size"] is not None):
+        raise UsageError("--golden has inputs of its own; --image, --input and --input-size go with --reference")
+    if images and arrays is not None:
+        raise UsageError("--image and --input exclude each other")
+    if settings["backward"] and reference == "opencv":
+        raise UsageError("--backward: OpenCV gives no gradients; use --reference float64, caffe or a golden file")
+    import fcnproto
+    from fcnproto.parity import compare, read_recording
+
+    options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
+    net = fcnproto.load(model, weights, device=_options.device(device), **options)
+    if golden is not None:
+        recording = read_recording(golden)
+        if weights is None:
+            _take_params(net, recording)
+    else:
+        recording = _compute(net, str(reference), model, weights, images, arrays, settings)
+    chosen = _TOLERANCES[reference or "golden"] if tolerance is None else tolerance
+    report = compare(net, recording, tolerance=chosen, gradient_tolerance=gradient_tolerance)
+    report.net = report.net or model.stem
+    _print(report)
+    if json_file is not None:
+        from fcnproto.files import atomic_write
+
+        with atomic_write(json_file, "w") as file:
+            file.write(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    if html is not None:
+        _write_page(html, report, net, recording)
+    return 0 if report.agrees else 1
+
+
+def _take_params(net: Net, recording: Recording) -> None:
+    """Give the net the recorded parameters."""
+    import torch
+
+    from fcnproto.errors import DataError
+
+    with torch.no_grad():
+        for key, value in recording.params.items():
+            layer, _, index = key.rpartition(".")
+            blobs = net.params.get(layer, [])
+            if not index.isdecimal() or int(index) >= len(blobs) or blobs[int(index)].numel() != value.size:
+                raise DataError(f"{recording.source}: param.{key} does not fit net {net.graph.name!r}")
+            target = blobs[int(index)]
+            target.copy_(torch.from_numpy(value.astype("float32")).reshape(target.shape))
+
+
+def _compute(
+    net: Net,
+    reference: str,
+    model: Path,
+    weights: Path | None,
+    images: Sequence[str],
+    arrays: Path | None,
+    settings: dict[str, Any],
+) -> Recording:
+    from fcnproto.cli.run import image_values
+    from fcnproto.inference import read_arrays
+    from fcnproto.parity import caffe_reference, float64_reference, opencv_reference, random_inputs
+
+    if arrays is not None:
+        inputs = {name: value.numpy() for name, value in read_arrays(arrays, net).items()}
+    elif images:
+        values = image_values(net, model, weights, images, {**settings, "crop": None})
+        inputs = {name: value.numpy() for name, value in values.items()}
+    else:
+        inputs = random_inputs(net, settings["input_size"])
+    if reference == "opencv":
+        return opencv_reference(net, inputs)
+    if reference == "caffe":
+        return caffe_reference(net, inputs, python=settings["python"], with_gradients=settings["backward"])
+    return float64_reference(net, inputs, with_gradients=True if settings["backward"] else None)
+
+
+def _print(report: Report) -> None:
+    rows = []
+    for entry in report.entries:
+        found = entry.measures
+        numbers = ["other shape", "", "", "", ""]
+        if found is not None:
+            argmax = "" if found.argmax is None else f"{100 * found.argmax:.4f}%"
+            numbers = [
+                f"{found.max_rel:.2e}",
+                f"{found.max_abs:.2e}",
+                f"{found.mean_rel:.2e}",
+                f"{found.cosine:.8f}",
+                argmax,
+            ]
+        what = entry.name if entry.kind == "blob" else f"{entry.kind} {entry.name}"
+        rows.append([entry.layer, what, "x".join(map(str, entry.shape)), *numbers, "" if entry.agrees else "departs"])
+    columns = ["layer", "blob", "shape", "max rel", "max abs", "mean rel", "cosine", "argmax", ""]
+    _output.print_table(columns, rows, numeric=columns[3:8])
+    for names, where in ((report.not_compared, "not in the reference"), (report.unknown, "in the reference alone")):
+        if names:
+            _output.note(f"{where}: {', '.join(names)}")
+    departure = report.departure
+    if departure is None:
+        _output.print_line(f"agrees with {report.reference}: {len(rows)} arrays, largest deviation {report.worst:.3g}")
+        return
+    entry = departure.entry
+    _output.print_line(
+        f"departs from {report.reference}, first in {entry.kind} {entry.name!r} of layer {entry.layer!r} "
+        f"({entry.type}): {departure.looks_like}"
+    )
+    if departure.cause:
+        _output.print_line(departure.cause)
+
+
+def _write_page(path: Path, report: Report, net: Net, recording: Recording) -> None:
+    from fcnproto.drawing import lay_out, layer_params, make_diagram
+    from fcnproto.extract import loadable
+    from fcnproto.files import atomic_write
+    from fcnproto.parity.page import to_html
+    from fcnproto.summary import summarise
+    from fcnproto.transfer import definition
+
+    shapes = {name: list(value.shape) for name, value in recording.inputs.items()}
+    param, _ = loadable(definition(net), shapes)
+    summary = summarise(param, phase=net.phase, allow_python=True)
+    diagram = make_diagram(summary, layer_params(param, net.phase), fold=False)
+    with atomic_write(path, "w") as file:
+        file.write(to_html(report, diagram, lay_out(diagram)))

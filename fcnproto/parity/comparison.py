@@ -1,0 +1,401 @@
+"""Runs a net on what a reference was given and compares everything the reference recorded, in the order of layers.
+
+The result is a `Report`; printing and drawing it is done elsewhere. Where the first departure lies, the layers that
+make that blob are run once more on the reference's own values, which tells a layer at fault from one that hands on.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fcnproto.errors import DataError, FcnprotoWarning, GraphError
+from fcnproto.graph import Blob, Node
+from fcnproto.inference import run_with
+from fcnproto.net import Net, Outputs
+from fcnproto.parity.diagnosis import describe
+from fcnproto.parity.measures import Measures, measure
+from fcnproto.parity.recording import Recording
+from fcnproto.plan import runnable
+
+Array = npt.NDArray[Any]
+Kind = Literal["parameter", "blob", "parameter gradient", "input gradient"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array compared: `name` is a blob's, or `<layer>.<i>`; `measures` is None where the shapes differ."""
+
+    kind: Kind
+    layer: str
+    type: str
+    name: str
+    shape: tuple[int, ...]
+    reference_shape: tuple[int, ...]
+    tolerance: float
+    measures: Measures | None
+    rounding: float = 0.0
+    """An absolute difference that is rounding whatever the reference's own size: gradients that cancel to nothing."""
+
+    @property
+    def deviation(self) -> float:
+        """The largest relative deviation; infinite where the shapes differ or a value is not finite."""
+        found = math.nan if self.measures is None else self.measures.max_rel
+        return found if math.isfinite(found) else math.inf
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the shapes are equal and the deviation is within the tolerance."""
+        if self.measures is None:
+            return False
+        return self.deviation <= self.tolerance or self.measures.max_abs <= self.rounding
+
+    @property
+    def severity(self) -> float:
+        """The deviation in multiples of the tolerance; 1 at most where the entry agrees."""
+        if self.tolerance == 0:
+            return 0.0 if self.agrees else math.inf
+        return min(1.0, self.deviation / self.tolerance) if self.agrees else self.deviation / self.tolerance
+
+
+@dataclass(frozen=True)
+class Departure:
+    """The first entry beyond its tolerance, what it looks like, and the layer's deviation by itself.
+
+    `own` is the deviation of the blob when its layers are run on the reference's own values of what they read; None
+    where the reference hasn't got these, or for gradients.
+    """
+
+    entry: Entry
+    looks_like: str
+    own: float | None = None
+
+    @property
+    def cause(self) -> str:
+        """Whether the layer itself is at fault, as far as known."""
+        if self.own is None:
+            return ""
+        if self.own <= self.entry.tolerance:
+            return f"given the reference's inputs the layer agrees ({self.own:.2g}): the cause lies before it"
+        return f"given the reference's inputs the layer still departs ({self.own:.2g}): the cause is in it"
+
+
+@dataclass
+class Report:
+    """A comparison: entries in the order of layers (unequal parameters, blobs, then gradients in backward order)."""
+
+    net: str
+    reference: str
+    entries: list[Entry]
+    not_compared: list[str]
+    """Blobs of ours that the reference lacks."""
+    unknown: list[str]
+    """Blobs of the reference that the net lacks or can't compute."""
+    equal_parameters: int = 0
+    """Parameters that the reference recorded and that are the same; they are not among the entries."""
+    departure: Departure | None = None
+    maps: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    """Label maps (height, width) of the score blobs, ours and the reference's, for pictures."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether everything compared lies within its tolerance."""
+        return all(entry.agrees for entry in self.entries)
+
+    @property
+    def worst(self) -> float:
+        """The largest relative deviation of all entries."""
+        return max((entry.deviation for entry in self.entries), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in dicts, lists, texts and numbers, for JSON (numbers that are not finite as texts)."""
+        departure = self.departure
+        return _plain(
+            {
+                "net": self.net,
+                "reference": self.reference,
+                "agrees": self.agrees,
+                "worst": self.worst,
+                "first_departure": departure
+                and {
+                    "kind": departure.entry.kind,
+                    "layer": departure.entry.layer,
+                    "name": departure.entry.name,
+                    "looks_like": departure.looks_like,
+                    "own_deviation": departure.own,
+                    "cause": departure.cause,
+                },
+                "equal_parameters": self.equal_parameters,
+                "entries": [{**asdict(entry), "agrees": entry.agrees} for entry in self.entries],
+                "not_compared": self.not_compared,
+                "not_in_net": self.unknown,
+            }
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def compare(net: Net, reference: Recording, *, tolerance: float = 1e-5, gradient_tolerance: float = 1e-4) -> Report:
+    """Run `net` on the reference's inputs and compare all that the reference holds; the net's weights stay as they are.
+
+    Where the reference has gradients a backward pass is run too, from the net's loss and the recorded gradients at its
+    outputs. The parameters' `grad` is then overwritten.
+
+    Raises:
+        DataError: an input that the net lacks, or nothing in common to compare.
+        GraphError: the net can't be run on these inputs.
+    """
+    _warn_of_chance(net)
+    names = _comparable(net, reference)
+    comparer = _Comparer(net, reference, tolerance, gradient_tolerance)
+    params = list(comparer.params())  # before a forward pass changes statistics
+    entries = [entry for entry in params if not entry.agrees]
+    inputs = {name: _tensor(net, value) for name, value in reference.inputs.items()}
+    if reference.has_gradients:
+        inputs = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in inputs.items()}
+    with torch.set_grad_enabled(reference.has_gradients):
+        outputs = run_with(net, inputs, names)
+    entries += comparer.blobs(outputs, names)
+    if reference.has_gradients:
+        backward(net, outputs, {name: _tensor(net, seed) for name, seed in reference.output_gradients.items()})
+        entries += comparer.gradients(inputs)
+    if not any(entry.kind != "parameter" for entry in entries):
+        raise DataError(f"{reference.source}: has no blob in common with net {net.graph.name!r}; is it another net's?")
+    report = Report(
+        net=net.graph.name,
+        reference=reference.source,
+        entries=entries,
+        not_compared=[name for name in ordered_blobs(net) if name not in reference.blobs],
+        unknown=[name for name in reference.blobs if name not in names and name not in reference.inputs],
+        equal_parameters=sum(entry.agrees for entry in params),
+        maps=_label_maps(comparer.score_names, outputs, reference),
+    )
+    first = next((entry for entry in entries if not entry.agrees), None)
+    if first is not None:
+        report.departure = _departure(net, reference, first, outputs, inputs)
+    return report
+
+
+def backward(net: Net, outputs: Mapping[str, Tensor], seeds: Mapping[str, Tensor]) -> None:
+    """One backward pass: from the net's loss, and from the gradients given at outputs. `grad` is cleared first."""
+    net.zero_grad()
+    has_loss = any(blob.name in outputs for blob, _ in net.graph.weighted())
+    if isinstance(outputs, Outputs):
+        has_loss = has_loss or bool(outputs.weighted)
+    total = net.loss(outputs) if has_loss else torch.zeros(())
+    for name, seed in seeds.items():
+        if name in outputs and outputs[name].requires_grad:
+            total = total + (outputs[name] * seed.reshape(outputs[name].shape)).sum()
+    if total.requires_grad:
+        total.backward()
+
+
+def _warn_of_chance(net: Net) -> None:
+    drawn = [layer.name for layer in net.layers if layer.training and layer.type == "Dropout"]
+    if drawn:
+        warnings.warn(
+            f"{', '.join(drawn)} draw(s) random numbers in the TRAIN phase: what follows can't agree with a reference; "
+            "compare in the TEST phase",
+            FcnprotoWarning,
+            stacklevel=3,
+        )
+
+
+def _comparable(net: Net, reference: Recording) -> list[str]:
+    """The reference's blobs that the net can compute, in the order of layers."""
+    sources = {blob.name for node in net.graph.nodes if node.is_data for blob in node.tops}
+    for name in reference.inputs:
+        if name not in sources:
+            known = ", ".join(map(repr, sorted(sources))) or "none"
+            raise DataError(f"{reference.source}: {name!r} is no input of net {net.graph.name!r}; they are {known}")
+    idle = [node for node in net.graph.nodes if node.is_data and not _given(node, reference)]
+    made = [blob.name for node in idle if node.type in ("DummyData", "Parameter") for blob in node.tops]
+    known_blobs = runnable(net.graph, [*reference.inputs, *made])
+    return [name for name in ordered_blobs(net) if name in reference.blobs and known_blobs[net.graph.blobs[name]]]
+
+
+def _given(node: Node, reference: Recording) -> bool:
+    return any(blob.name in reference.inputs for blob in node.tops)
+
+
+def ordered_blobs(net: Net) -> list[str]:
+    """The blobs' names in the order of the layers that write them last, inputs and automatic Split tops left out."""
+    found = []
+    for node in net.graph.nodes:
+        automatic = node.type == "Split" and node.name.endswith("_split")
+        for blob in node.tops:
+            if not node.is_data and not automatic and net.graph.blobs.get(blob.name) is blob:
+                found.append(blob.name)
+    return found
+
+
+def _tensor(net: Net, value: Array) -> Tensor:
+    kept = value if value.dtype.kind == "f" else value.astype(np.float32)
+    return torch.from_numpy(np.array(kept, dtype=np.float64 if net.dtype == torch.float64 else np.float32)).to(
+        net.device
+    )
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().cpu().numpy()
+
+
+class _Comparer:
+    """Makes the entries of a report."""
+
+    def __init__(self, net: Net, reference: Recording, tolerance: float, gradient_tolerance: float) -> None:
+        self.net, self.reference = net, reference
+        self.tolerance, self.gradient_tolerance = tolerance, gradient_tolerance
+        self.places = {layer.name: index for index, layer in reversed(list(enumerate(net.layers)))}
+        self.score_names = _scores(net)
+
+    def params(self) -> Iterator[Entry]:
+        """The parameters that the reference recorded."""
+        for key, value in self._by_layer(self.reference.params):
+            yield self._param_entry("parameter", key, self._param(key), value, 0.0)
+
+    def blobs(self, outputs: Mapping[str, Tensor], names: list[str]) -> Iterator[Entry]:
+        """The blobs, in the order of `names`."""
+        for name in names:
+            node = self.net.graph.blobs[name].producer
+            ours, theirs = _array(outputs[name]), self.reference.blobs[name]
+            yield self._entry("blob", node.name, name, ours, theirs, self.tolerance, name in self.score_names)
+
+    def gradients(self, inputs: Mapping[str, Tensor]) -> Iterator[Entry]:
+        """The parameters' gradients from the last layer to the first, then those of the inputs."""
+        for key, value in reversed(self._by_layer(self.reference.param_gradients)):
+            param = self._param(key)
+            ours = torch.zeros_like(param) if param.grad is None else param.grad
+            yield self._param_entry("parameter gradient", key, ours, value, self.gradient_tolerance)
+        for name, value in self.reference.input_gradients.items():
+            if name in inputs:
+                gradient = inputs[name].grad
+                ours_array = np.zeros(inputs[name].shape) if gradient is None else _array(gradient)
+                layer = self.net.graph.blob(name).producer.name
+                yield self._entry("input gradient", layer, name, ours_array, value, self.gradient_tolerance)
+
+    def _by_layer(self, table: Mapping[str, Array]) -> list[tuple[str, Array]]:
+        known = [item for item in table.items() if item[0].rpartition(".")[0] in self.places]
+        return sorted(known, key=lambda item: (self.places[item[0].rpartition(".")[0]], item[0]))
+
+    def _param(self, key: str) -> Tensor:
+        layer, _, index = key.rpartition(".")
+        blobs = self.net.params.get(layer, [])
+        if not index.isdecimal() or int(index) >= len(blobs):
+            raise DataError(f"{self.reference.source}: {key!r}: layer {layer!r} has {len(blobs)} parameter blobs")
+        return blobs[int(index)]
+
+    def _param_entry(self, kind: Kind, key: str, ours: Tensor, theirs: Array, tolerance: float) -> Entry:
+        array = _array(ours)
+        if array.size == theirs.size:  # legacy shapes have ones on the left
+            array = array.reshape(theirs.shape)
+        layer = key.rpartition(".")[0]
+        entry = self._entry(kind, layer, key, array, theirs, tolerance)
+        if kind != "parameter gradient":
+            return entry
+        gradients = [v for k, v in self.reference.param_gradients.items() if k.rpartition(".")[0] == layer]
+        largest = max(float(np.abs(value).max(initial=0.0)) for value in gradients)
+        return replace(entry, rounding=0.1 * tolerance * largest)
+
+    def _entry(
+        self, kind: Kind, layer: str, name: str, ours: Array, theirs: Array, tolerance: float, scores: bool = False
+    ) -> Entry:
+        same_shape = ours.shape == theirs.shape
+        return Entry(
+            kind=kind,
+            layer=layer,
+            type=self.net.layers[self.places[layer]].type,
+            name=name,
+            shape=ours.shape,
+            reference_shape=theirs.shape,
+            tolerance=tolerance,
+            measures=measure(ours, theirs, scores=scores) if same_shape else None,
+        )
+
+
+def _scores(net: Net) -> set[str]:
+    from fcnproto.segment import score_blobs
+
+    try:
+        return set(score_blobs(net))
+    except GraphError:
+        return set()
+
+
+def _label_maps(names: set[str], outputs: Mapping[str, Tensor], reference: Recording) -> dict[str, tuple[Array, Array]]:
+    """The argmax over the channels of the first item of each score blob with height and width, ours and theirs."""
+    maps = {}
+    for name in sorted(names):
+        if name in outputs and name in reference.blobs:
+            ours, theirs = _array(outputs[name]), reference.blobs[name]
+            if ours.shape == theirs.shape and ours.ndim == 4 and 2 <= ours.shape[1] <= 256 and min(ours.shape[2:]) > 1:
+                maps[name] = (ours[0].argmax(0), theirs[0].argmax(0))
+    return maps
+
+
+def _departure(
+    net: Net, reference: Recording, entry: Entry, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> Departure:
+    if entry.kind == "blob":
+        theirs = reference.blobs[entry.name]
+        ours = _array(outputs[entry.name])
+        return Departure(entry, describe(ours, theirs, entry.type), _own_deviation(net, reference, entry.name))
+    if entry.kind == "parameter":
+        return Departure(entry, "the weights differ from those of the reference: compare with the same weight file")
+    if entry.kind == "input gradient":
+        gradient = inputs[entry.name].grad
+        theirs = reference.input_gradients[entry.name]
+        ours = np.zeros(theirs.shape) if gradient is None else _array(gradient)
+        return Departure(entry, describe(ours, theirs, entry.type))
+    layer, _, index = entry.name.rpartition(".")
+    param = net.params[layer][int(index)]
+    theirs = reference.param_gradients[entry.name]
+    ours = _array(torch.zeros_like(param) if param.grad is None else param.grad)
+    return Departure(entry, describe(ours.reshape(theirs.shape) if ours.size == theirs.size else ours, theirs))
+
+
+def _own_deviation(net: Net, reference: Recording, name: str) -> float | None:
+    """The deviation of one blob when the layers that make it are run on the reference's values of what they read."""
+    layers = dict(zip(net.graph.nodes, net.layers, strict=True))
+    known = {**reference.blobs, **reference.inputs}
+
+    def value(blob: Blob) -> Tensor | None:
+        """A blob version from the reference, or made from such: in-place layers leave no trace of what they read."""
+        while blob.producer.type == "Split":
+            blob = blob.producer.bottoms[0]
+        if net.graph.blobs.get(blob.name) is blob and blob.name in known and blob.name != name:
+            return _tensor(net, known[blob.name])
+        node = blob.producer
+        if node.is_data:
+            return _tensor(net, known[blob.name]) if blob.name in known else None
+        if blob.name != name and net.graph.blobs.get(blob.name) is blob:
+            return None
+        bottoms = [value(bottom) for bottom in node.bottoms]
+        if any(bottom is None for bottom in bottoms):
+            return None
+        result = layers[node](*bottoms)
+        made: Tensor = result[blob.top] if isinstance(result, (tuple, list)) else result
+        return made
+
+    with torch.no_grad():
+        try:
+            made = value(net.graph.blobs[name])
+        except (GraphError, RuntimeError):  # the reference's shapes don't suit our layer
+            return None
+    if made is None or tuple(made.shape) != reference.blobs[name].shape:
+        return None
+    return measure(_array(made), reference.blobs[name]).max_rel

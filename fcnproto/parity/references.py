@@ -1,0 +1,198 @@
+"""References that are computed on the spot: our own graph in double precision, OpenCV's dnn, and a Caffe elsewhere.
+
+Each gives a `Recording` for the same inputs; golden files are read by `recording.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fcnproto.errors import DataError, Error, UsageError
+from fcnproto.extract import loadable
+from fcnproto.inference import run_with, write_arrays
+from fcnproto.net import Net
+from fcnproto.parity.comparison import backward, ordered_blobs
+from fcnproto.parity.recording import Recording, read_recording
+from fcnproto.plan import runnable
+from fcnproto.schema.text import write_message
+from fcnproto.transfer import definition
+
+Array = npt.NDArray[Any]
+
+DUMP_SCRIPT = Path(__file__).with_name("dump_caffe.py")
+"""The stand-alone script that records a net where Caffe lives."""
+
+_SEED = 1
+
+
+def random_inputs(net: Net, size: tuple[int, int] | None = None) -> dict[str, Array]:
+    """Random values for the net's Input layers, the same at every call: -100 to 100, as images less their mean have.
+
+    `size` is the (height, width) of inputs with four axes. UsageError where the net does not say a shape.
+    """
+    draw = np.random.default_rng(_SEED)
+    values = {}
+    for name in net.inputs:
+        shape = net.source_shapes[name]
+        if shape is None:
+            raise UsageError(f"the net does not say the shape of input {name!r}; give --image or --input")
+        extents = [1 if extent is None else extent for extent in shape]
+        if size is not None and len(extents) == 4:
+            extents[2:] = size
+        values[name] = draw.uniform(-100, 100, extents).astype(np.float32)
+    if not values:
+        raise UsageError("the net has no Input layer; give its inputs with --image or --input")
+    return values
+
+
+def float64_reference(net: Net, inputs: Mapping[str, Array], *, with_gradients: bool | None = None) -> Recording:
+    """What the same layers give in double precision: all that differs from it is rounding.
+
+    With gradients (by default where the net has a loss that can be computed) they come from the loss, or from random
+    gradients at the outputs.
+    """
+    twin = copy.deepcopy(net).double()
+    tensors = {name: torch.from_numpy(np.asarray(value, dtype=np.float64)) for name, value in inputs.items()}
+    names = _computable(net, inputs)
+    weighted = any(blob.name in names for blob, _ in net.graph.weighted())
+    wanted = weighted if with_gradients is None else with_gradients
+    for tensor in tensors.values():
+        tensor.requires_grad_(wanted)
+    with torch.set_grad_enabled(wanted):
+        outputs = run_with(twin, {name: value.to(net.device) for name, value in tensors.items()}, names)
+    result = Recording(source="our layers in float64", inputs=dict(inputs))
+    result.blobs = {name: outputs[name].detach().cpu().numpy() for name in names}
+    if wanted:
+        if not weighted:
+            result.output_gradients = _random_gradients(net, outputs)
+        backward(twin, outputs, {n: torch.from_numpy(v).to(net.device) for n, v in result.output_gradients.items()})
+        result.input_gradients = {n: t.grad.numpy() for n, t in tensors.items() if t.grad is not None}
+        result.param_gradients = {
+            f"{layer}.{index}": blob.grad.cpu().numpy()
+            for layer, blobs in twin.params.items()
+            for index, blob in enumerate(blobs)
+            if blob.grad is not None
+        }
+    return result
+
+
+def _random_gradients(net: Net, outputs: Mapping[str, Tensor]) -> dict[str, Array]:
+    draw = np.random.default_rng(_SEED)
+    return {
+        name: draw.standard_normal(tuple(outputs[name].shape))
+        for name in net.outputs
+        if name in outputs and outputs[name].requires_grad
+    }
+
+
+def _computable(net: Net, inputs: Mapping[str, Array]) -> list[str]:
+    made = [blob.name for node in net.graph.nodes if node.type in ("DummyData", "Parameter") for blob in node.tops]
+    known = runnable(net.graph, list(dict.fromkeys([*inputs, *made])))
+    return [name for name in ordered_blobs(net) if known[net.graph.blobs[name]]]
+
+
+def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
+    """What OpenCV's dnn gives for the net's definition and weights, every layer's output.
+
+    OpenCV reads both files itself, so loading is compared too; layers are run one by one, without its fusions.
+
+    Raises:
+        UsageError: OpenCV's Python package is missing.
+        DataError: OpenCV can't read or run the net; the message is its own.
+    """
+    try:
+        import cv2
+    except ImportError:
+        raise UsageError(
+            "--reference opencv needs OpenCV; install it with: pip install 'opencv-python-headless<5'"
+        ) from None
+    with _files(net, inputs) as (model, weights):
+        try:
+            reader = cv2.dnn.readNetFromCaffe(str(model), str(weights))
+            reader.enableFusion(False)
+            reader.enableWinograd(False)
+            for name, value in inputs.items():
+                reader.setInput(np.ascontiguousarray(value, dtype=np.float32), name)
+            known = set(reader.getLayerNames())
+            makers = {name: net.graph.blobs[name].producer.name for name in _computable(net, inputs)}
+            wanted = {name: layer for name, layer in makers.items() if layer in known}
+            if not wanted:
+                raise DataError("OpenCV knows none of the net's layers by name")
+            outputs = reader.forward(list(wanted.values()))
+        except cv2.error as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"OpenCV {cv2.__version__} can't run net {net.graph.name!r}: {reason}") from error
+    result = Recording(source=f"OpenCV {cv2.__version__} dnn", inputs=dict(inputs))
+    result.blobs = dict(zip(wanted, (np.asarray(value) for value in outputs), strict=True))
+    return result
+
+
+def caffe_reference(
+    net: Net,
+    inputs: Mapping[str, Array],
+    *,
+    python: str,
+    with_gradients: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Recording:
+    """What a Caffe gives that the interpreter `python` (a program's name or path) can import, in its own process.
+
+    Raises `DataError` if it can't be started or fails, with the last line that it wrote.
+    """
+    with _files(net, inputs) as (model, weights), tempfile.TemporaryDirectory(prefix="fcnproto-") as folder:
+        given, made = Path(folder) / "inputs.npz", Path(folder) / "dump.npz"
+        write_arrays(given, {name: np.asarray(value, dtype=np.float32) for name, value in inputs.items()})
+        command = [python, str(DUMP_SCRIPT), str(model), str(weights), str(made), "--input", str(given)]
+        command += ["--phase", net.phase, *(["--backward"] if with_gradients else [])]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", env=environment, check=False
+            )
+        except OSError as error:
+            raise DataError(f"--python {python}: can't be started: {error.strerror}") from None
+        if done.returncode or not made.is_file():
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise DataError(f"Caffe in {python} failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+        result = read_recording(made)
+    result.source = f"Caffe in {python}"
+    return result
+
+
+@contextmanager
+def _files(net: Net, inputs: Mapping[str, Array]) -> Iterator[tuple[Path, Path]]:
+    """The net as a prototxt whose inputs have these shapes, and its weights as a caffemodel, for other programs."""
+    shapes = {name: list(np.shape(value)) for name, value in inputs.items()}
+    param, _ = loadable(definition(net), shapes)
+    _keep_computable(param, net, inputs)
+    with tempfile.TemporaryDirectory(prefix="fcnproto-") as folder:
+        model, weights = Path(folder) / "net.prototxt", Path(folder) / "net.caffemodel"
+        write_message(model, param)
+        net.save(weights)
+        yield model, weights
+
+
+def _keep_computable(param: Any, net: Net, inputs: Mapping[str, Array]) -> None:
+    """Drop the layers that these inputs don't reach (a loss without its label)."""
+    known = runnable(net.graph, list(inputs))
+    idle = {
+        node.name
+        for node in net.graph.nodes
+        if (node.is_data and node.type == "Input" and not any(blob.name in inputs for blob in node.tops))
+        or (not node.is_data and not all(known[blob] for blob in node.bottoms))
+    }
+    kept = [layer for layer in param.layer if layer.name not in idle]
+    if not kept:
+        raise Error(f"net {net.graph.name!r}: no layer can be run on these inputs")
+    del param.layer[:]
+    param.layer.extend(kept)
