@@ -203,11 +203,16 @@ class ImageFolder(SegmentationDataset):
         self.preprocessing = Preprocessing("bgr", np.array(mean, dtype=np.float64))
         self._images, self._masks = found, labels
 
+    def paths(self, id: str) -> dict[str, Path]:
+        """The files of an item: its image ("color") and its mask ("label")."""
+        return {"color": self._images[id], "label": self._masks[id]}
+
     def read(self, id: str) -> tuple[Image.Image, np.ndarray]:
         """The image (RGB) and its labels (height, width) uint8 as they are, checked."""
-        image, mask = read_image(self._images[id]), read_mask(self._masks[id], self.colours)
-        pixels = {"data": np.empty((0, image.height, image.width)), "label": mask}
-        self.check(pixels, {"data": str(self._images[id]), "label": str(self._masks[id])})
+        paths = self.paths(id)
+        image, mask = read_image(paths["color"]), read_mask(paths["label"], self.colours)
+        pixels = {"color": np.empty((0, image.height, image.width)), "label": mask}
+        self.check(pixels, {key: str(path) for key, path in paths.items()})
         return image, mask
 
     def load(self, id: str) -> Item:

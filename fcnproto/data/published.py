@@ -108,6 +108,10 @@ class PublishedLayer(SourceLayer):
         """What a top of this kind holds for an image: an array (channels, height, width)."""
         raise NotImplementedError
 
+    def load_all(self, id: str) -> list[np.ndarray]:
+        """What the tops hold for an image, in their order."""
+        return [self.load(kind, id) for kind in self.top_kinds()]
+
     # Running.
 
     def folder(self, option: str) -> str:
@@ -133,11 +137,15 @@ class PublishedLayer(SourceLayer):
     def _draws(self) -> bool:
         return bool(self.options.get("randomize", True)) and "train" in self.options["split"]
 
-    def _draw(self, count: int) -> int:
+    def random_numbers(self) -> random.Random:
+        """The layer's random numbers, seeded at the first call."""
         if self.sampler is None:
             seed = self.options.get("seed")
             self.sampler = random.Random((fresh_seed() if seed is None else int(seed)) + worker()[0])
-        return self.sampler.randint(0, count - 1)
+        return self.sampler
+
+    def _draw(self, count: int) -> int:
+        return self.random_numbers().randint(0, count - 1)
 
     def forward(self) -> tuple[Tensor, ...]:
         ids = self.read_ids()
@@ -146,7 +154,7 @@ class PublishedLayer(SourceLayer):
             self.index = self._draw(len(ids)) if self._draws() else rank
         id = ids[self.index % len(ids)]
         try:
-            arrays = [self.load(kind, id) for kind in self.top_kinds()]
+            arrays = self.load_all(id)
         except DataError as error:
             self.data_error(f"image {id!r}: {error}")
         self.index = self._draw(len(ids)) if self._draws() else (self.index + workers) % len(ids)

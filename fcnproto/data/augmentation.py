@@ -1,0 +1,113 @@
+"""Random changes of an image and its mask for training: mirroring, scaling, cropping, colours."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fcnproto.errors import UsageError
+
+_VOID = 255
+_SMALLEST = 16
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be changed; nothing by default.
+
+    Attributes:
+        mirror: left and right change places in half of the images.
+        scale: both sides are multiplied by a number between 1 / (1 + scale) and 1 + scale, the same for both.
+        crop: a window of at most this size, (height, width), is cut out; None for the whole image.
+        colour: each channel is multiplied by up to 1 +- colour and moved by up to 128 * colour.
+    """
+
+    mirror: bool = False
+    scale: float = 0.0
+    crop: tuple[int, int] | None = None
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale <= 3 or not 0 <= self.colour <= 1:
+            raise UsageError(f"augmentation: scale {self.scale:g} and colour {self.colour:g} lie in 0..3 and 0..1")
+        if self.crop is not None and min(self.crop) < 1:
+            raise UsageError(f"augmentation: a crop of {self.crop[0]}x{self.crop[1]} is empty")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings that differ from the defaults, for a layer's `param_str`."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    def __bool__(self) -> bool:
+        return bool(self.as_dict())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" if value is not True else name for name, value in self.as_dict().items())
+
+    def apply(self, image: Image.Image, mask: np.ndarray, rng: random.Random) -> tuple[Image.Image, np.ndarray]:
+        """A changed RGB image and mask (height, width) uint8."""
+        if self.mirror and rng.random() < 0.5:
+            image, mask = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mask[:, ::-1]
+        if self.scale:
+            # The logarithm is uniform: twice as large is as likely as half the size.
+            factor = (1 + self.scale) ** rng.uniform(-1, 1)
+            width, height = (max(_SMALLEST, round(side * factor)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            labels = Image.fromarray(np.ascontiguousarray(mask)).resize((width, height), Image.Resampling.NEAREST)
+            mask = np.asarray(labels)
+        if self.crop is not None:
+            image, mask = _crop(image, mask, self.crop, rng)
+        if self.colour:
+            gain = [1 + self.colour * rng.uniform(-1, 1) for _ in range(3)]
+            offset = [128 * self.colour * rng.uniform(-1, 1) for _ in range(3)]
+            pixels = np.asarray(image, dtype=np.float32) * np.float32(gain) + np.float32(offset)
+            image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+        return image, np.ascontiguousarray(mask)
+
+
+def _crop(
+    image: Image.Image, mask: np.ndarray, size: tuple[int, int], rng: random.Random
+) -> tuple[Image.Image, np.ndarray]:
+    """A window of the size, or of what there is; of a few random ones the first with a label in it."""
+    height, width = min(size[0], image.height), min(size[1], image.width)
+    top = left = 0
+    for _ in range(4):
+        top, left = rng.randint(0, image.height - height), rng.randint(0, image.width - width)
+        if (mask[top : top + height, left : left + width] != _VOID).any():
+            break
+    return image.crop((left, top, left + width, top + height)), mask[top : top + height, left : left + width]
+
+
+def parse_augmentation(text: str) -> Augmentation:
+    """What a command line says: "mirror,scale=0.25,crop=200x300,colour=0.2", or "none". Raises `UsageError`."""
+    settings: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            if name == "none":
+                continue
+            if name == "mirror" and not value:
+                settings["mirror"] = True
+            elif name in ("scale", "colour"):
+                settings[name] = float(value or 0.25)
+            elif name == "crop" and value:
+                height, _, width = value.partition("x")
+                settings["crop"] = (int(height), int(width or height))
+            else:
+                raise ValueError
+        except ValueError:
+            expected = "mirror, scale=X, crop=HxW, colour=X or none"
+            raise UsageError(f"augmentation {part!r}: expected {expected}") from None
+    return Augmentation(**settings)
+
+
+def from_dict(settings: Mapping[str, Any]) -> Augmentation:
+    """The augmentation that `as_dict` described. Raises `UsageError` for other entries."""
+    try:
+        return Augmentation(**settings)
+    except TypeError:
+        raise UsageError(f"augmentation: {dict(settings)!r} is not understood") from None
