@@ -36,10 +36,14 @@ _SIZES_KEPT = 4
 
 @dataclass(frozen=True)
 class Step:
-    """One layer of a chain: a convolution (with its ReLU if `relu`), a max pooling, or a pointwise layer."""
+    """One step of a chain: a convolution with what is fused to it, a max pooling, or a pointwise layer."""
 
     layer: Layer
-    relu: bool = False
+    fast: FastConvolution | None = None
+
+    def sources(self) -> list[Tensor]:
+        """All blobs that the step reads."""
+        return blobs_of(self.layer) if self.fast is None else self.fast.sources()
 
     @property
     def sweeps(self) -> tuple[Sweep | None, Sweep | None]:
@@ -94,9 +98,6 @@ class FoldedChain(nn.Module):
         super().__init__()
         self._steps = list(steps)  # the layers belong to the net
         self.taps = tuple(taps)
-        self._fast = [
-            FastConvolution(step.layer, step.relu) if isinstance(step.layer, Convolution) else None for step in steps
-        ]
         self._seen: tuple[object, ...] | None = None
         self._sizes: OrderedDict[tuple[int, int], tuple[_Layout, _Surroundings]] = OrderedDict()
 
@@ -122,7 +123,7 @@ class FoldedChain(nn.Module):
 
     def _kept(self, height: int, width: int) -> tuple[_Layout, _Surroundings]:
         """Layout and surroundings for a size, made anew if weights have changed."""
-        version = version_of([blob for step in self._steps for blob in blobs_of(step.layer)])
+        version = version_of([blob for step in self._steps for blob in step.sources()])
         if version != self._seen:
             self._sizes.clear()
             self._seen = version
@@ -172,8 +173,8 @@ class FoldedChain(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def _plain_step(self, i: int, x: Tensor) -> Tensor:
-        fast = self._fast[i]
-        result: Tensor = self._steps[i].layer(x) if fast is None else fast(x)
+        step = self._steps[i]
+        result: Tensor = step.layer(x) if step.fast is None else step.fast(x)
         return result
 
     def _folded_step(self, i: int, x: Tensor, layout: _Layout, around: _Surroundings) -> Tensor:
@@ -189,9 +190,8 @@ class FoldedChain(nn.Module):
             margins.append((axis[i].lo - start, stop - axis[i].hi))
         if isinstance(step.layer, Pooling):
             return F.max_pool2d(_pad(x, margins), step.layer.windows.kernel, step.layer.windows.stride)
-        fast = self._fast[i]
-        assert fast is not None
-        return _convolve(fast, x, margins, before, after, (layout.rows[i + 1].size, layout.columns[i + 1].size))
+        assert step.fast is not None
+        return _convolve(step.fast, x, margins, before, after, (layout.rows[i + 1].size, layout.columns[i + 1].size))
 
     def _paste(self, i: int, x: Tensor, layout: _Layout, around: _Surroundings) -> Tensor:
         border = around.borders[i]
@@ -222,16 +222,15 @@ class _RaiseTo(torch.autograd.Function):
 def _constants(step: Step, c: Tensor) -> tuple[Tensor, Tensor]:
     """What a step makes of a blob that is constant: for a convolution the value before its ReLU and after it, for
     other layers the constant before the layer and after it. Shapes (1, C, 1, 1)."""
-    layer = step.layer
-    if isinstance(layer, Pooling):
+    if isinstance(step.layer, Pooling):
         return c, c
-    if not isinstance(layer, Convolution):
-        return c, layer(c)
-    total = layer.blob(0).sum((2, 3), keepdim=True, dtype=torch.float64)
-    bias = layer.optional_blob(1)
-    bias = None if bias is None else bias.double()
-    value = F.conv2d(c.double(), total, bias, groups=layer.groups).to(c.dtype)
-    return value, value.relu() if step.relu else value
+    if step.fast is None:
+        return c, step.layer(c)
+    weight, bias = step.fast.weight_and_bias()
+    total = weight.sum((2, 3), keepdim=True, dtype=torch.float64)
+    groups = step.fast.layer.groups
+    value = F.conv2d(c.double(), total, None if bias is None else bias.double(), groups=groups).to(c.dtype)
+    return value, value.relu() if step.fast.relu else value
 
 
 def _convolve(

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution, Deconvolution
+from fcnproto.layers.normalisation import BatchNorm
 
 _Derived = TypeVar("_Derived")
 
@@ -51,47 +53,76 @@ def blobs_of(layer: Layer) -> list[Tensor]:
 
 
 class FastConvolution(nn.Module):
-    """A 2-D Convolution, with the ReLU that follows it if `relu`, on channels-last data.
+    """A 2-D Convolution on channels-last data, with what follows it: BatchNorm by stored statistics, Scale, ReLU.
 
     A large kernel with few output positions runs as a matrix product with the weights in place.
     """
 
-    def __init__(self, layer: Convolution, relu: bool = False) -> None:
+    def __init__(
+        self, layer: Convolution, relu: bool = False, norm: BatchNorm | None = None, scale: Scale | None = None
+    ) -> None:
         super().__init__()
-        self._layer = [layer]  # in a list: not a submodule, the net owns it
+        self._layers = (layer, norm, scale)  # in a tuple: not submodules, the net owns them
         self.relu = relu
-        self._weight = Derived(
-            lambda: layer.blob(0).detach().contiguous(memory_format=torch.channels_last), lambda: [layer.blob(0)]
-        )
+        self._kept = Derived(self._channels_last, self.sources)
 
     @property
     def layer(self) -> Convolution:
         """The convolution that this one stands for."""
-        return self._layer[0]
+        return self._layers[0]
+
+    def sources(self) -> list[Tensor]:
+        """All blobs that weight and bias are made from."""
+        return [blob for layer in self._layers if layer is not None for blob in blobs_of(layer)]
+
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """The weight and bias of a convolution that is this one and its BatchNorm and Scale in one."""
+        layer, norm, scale = self._layers
+        weight, bias = layer.blob(0), layer.optional_blob(1)
+        if norm is None:
+            return weight, bias
+        factor = norm.blob(2).double()
+        factor = torch.where(factor == 0, factor, 1 / factor)
+        gain = (norm.blob(1).double() * factor + norm.config.eps).rsqrt()
+        shift = -norm.blob(0).double() * factor if bias is None else bias.double() - norm.blob(0).double() * factor
+        if scale is not None:
+            gain = gain * scale.blob(0).double()
+        shift = shift * gain
+        offset = None if scale is None else scale.optional_blob(1)
+        if offset is not None:
+            shift = shift + offset.double()
+        return (weight * gain.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
+
+    def _channels_last(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.weight_and_bias()
+        return weight.detach().contiguous(memory_format=torch.channels_last), None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         layer.check_bottom(x.shape)
         size = layer.window.narrowed(x.shape[2:])
         layer.check_size(size, x.shape)
-        bias = layer.optional_blob(1)
+        if 0 in size:
+            return x.new_zeros(x.shape[0], layer.outputs, *size)
         if any(layer.window.shortfall(x.shape[2:])):
-            y = layer(x)
+            y = layer.compute(x, *self.weight_and_bias())
         elif self._is_product(x, size):
-            y = self._product(x, bias, size)
+            y = self._product(x, *self.weight_and_bias(), size)
         else:
+            bias = self._kept()[1] if not torch.is_grad_enabled() else self.weight_and_bias()[1]
             y = self.convolve(x, bias, layer.window.pad)
         if not self.relu:
             return y
         return y.relu() if y.requires_grad else y.relu_()
 
     def convolve(self, x: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
-        """The layer's convolution with another bias and padding."""
+        """The convolution with another bias and padding."""
         window = self.layer.window
         x = x.contiguous(memory_format=torch.channels_last)
-        weight = self._weight()
         if torch.is_grad_enabled():
-            weight = self.layer.blob(0).contiguous(memory_format=torch.channels_last)
+            weight = self.weight_and_bias()[0].contiguous(memory_format=torch.channels_last)
+        else:
+            weight = self._kept()[0]
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
 
     def _is_product(self, x: Tensor, size: Sequence[int]) -> bool:
@@ -104,10 +135,10 @@ class FastConvolution(nn.Module):
             and size[0] * size[1] <= _FEW_POSITIONS
         )
 
-    def _product(self, x: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
-        window, weight = self.layer.window, self.layer.blob(0).flatten(1)
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
+        window = self.layer.window
         columns = F.unfold(x, window.kernel, window.dilation, window.pad, window.stride).transpose(1, 2)
-        rows = F.linear(columns, weight, bias)  # (N, positions, outputs): channels last
+        rows = F.linear(columns, weight.flatten(1), bias)  # (N, positions, outputs): channels last
         return rows.view(x.shape[0], *size, -1).permute(0, 3, 1, 2)
 
 

@@ -10,8 +10,10 @@ import torch.nn
 from torch import fx
 
 from fcnproto.layers.activation import Dropout, ReLU
+from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution, Deconvolution
+from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net
@@ -58,7 +60,7 @@ def optimize(net: Net) -> OptimizedNet:
 
 def rewrite(plan: Plan) -> Plan:
     """A plan with the same inputs and outputs, rewritten: Dropout of the TEST phase removed, padding folded away,
-    channels-last convolutions with their ReLU, deconvolutions computed inside their crop only."""
+    channels-last convolutions with BatchNorm, Scale and ReLU in one, deconvolutions computed inside their crop only."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(plan.module.graph, {}))
     trace = fx.GraphModule(plan.module, graph, "OptimizedPlan")
@@ -67,7 +69,7 @@ def rewrite(plan: Plan) -> Plan:
     rewriter.fold_padding()
     rewriter.convolutions()
     rewriter.crops()
-    trace.graph.eliminate_dead_code()
+    rewriter.drop_unread()
     trace.recompile()
     return Plan(trace, plan.inputs, plan.keys, plan.weighted)
 
@@ -78,6 +80,8 @@ class _Rewriter:
     def __init__(self, trace: fx.GraphModule) -> None:
         self.trace = trace
         self.count = 0
+        # Layers that nobody reads, but that run for what they do (HDF5Output, a BatchNorm's sums).
+        self.ends = {node for node in trace.graph.nodes if not node.users}
 
     def layer(self, node: fx.Node) -> Layer | None:
         """The layer that a node calls, None for other nodes."""
@@ -106,13 +110,35 @@ class _Rewriter:
             if isinstance(layer, Dropout) and not layer.training:
                 self.replace(node, _source(node))
 
-    def fused_relu(self, node: fx.Node) -> fx.Node | None:
-        """The plain ReLU that alone reads a node, None if there is none."""
+    def drop_unread(self) -> None:
+        """Remove what the rewriting left without a reader."""
+        self.trace.graph.eliminate_dead_code(lambda node: node in self.ends or node.is_impure())
+
+    def only_reader(self, node: fx.Node) -> tuple[fx.Node, Layer] | None:
+        """The layer that alone reads a node's blob, with its node."""
         if len(node.users) != 1:
             return None
         (user,) = node.users
         layer = self.layer(user)
-        return user if isinstance(layer, ReLU) and layer.config.negative_slope == 0 else None
+        return None if layer is None else (user, layer)
+
+    def fuse(self, node: fx.Node) -> tuple[FastConvolution, fx.Node]:
+        """A convolution with the BatchNorm, Scale and ReLU that alone read what is before them, and the last's node."""
+        convolution = self.layer(node)
+        assert isinstance(convolution, Convolution)
+        norm: BatchNorm | None = None
+        scale: Scale | None = None
+        found = self.only_reader(node)
+        if found and isinstance(found[1], BatchNorm) and _is_pointwise(found[1]):
+            node, norm = found[0], found[1]
+            found = self.only_reader(node)
+            if found and isinstance(found[1], Scale) and _is_pointwise(found[1]):
+                node, scale = found[0], found[1]
+                found = self.only_reader(node)
+        relu = bool(found and isinstance(found[1], ReLU) and found[1].config.negative_slope == 0)
+        if found and relu:
+            node = found[0]
+        return FastConvolution(convolution, relu, norm, scale), node
 
     def fold_padding(self) -> None:
         """Run chains that begin with a heavily padded convolution on the part the image reaches."""
@@ -120,7 +146,7 @@ class _Rewriter:
             if _is_foldable_start(self.layer(node)):
                 steps, nodes = self._chain(node)
                 if any(isinstance(step.layer, Pooling) for step in steps):
-                    self._replace_chain(steps, nodes)
+                    self._replace_chain(node, steps, nodes)
 
     def _chain(self, start: fx.Node) -> tuple[list[Step], list[fx.Node]]:
         """The longest chain of foldable layers from `start`: its steps and the node that holds each one's blob."""
@@ -130,10 +156,13 @@ class _Rewriter:
         while node is not None:
             layer = self.layer(node)
             assert layer is not None
-            relu = self.fused_relu(node) if isinstance(layer, Convolution) else None
-            steps.append(Step(layer, relu is not None))
-            nodes.append(relu or node)
-            node = self._next(nodes[-1])
+            if isinstance(layer, Convolution):
+                fast, node = self.fuse(node)
+                steps.append(Step(layer, fast))
+            else:
+                steps.append(Step(layer))
+            nodes.append(node)
+            node = self._next(node)
         return steps, nodes
 
     def _next(self, node: fx.Node) -> fx.Node | None:
@@ -143,38 +172,26 @@ class _Rewriter:
             readers = [user for user in readers if _has_window(self.layer(user))]
         return readers[0] if len(readers) == 1 else None
 
-    def _replace_chain(self, steps: list[Step], nodes: list[fx.Node]) -> None:
-        inside = set(nodes)
-        outside = [
-            [user for user in node.users if user not in inside and not self._is_fused(user, inside)] for node in nodes
-        ]
+    def _replace_chain(self, start: fx.Node, steps: list[Step], nodes: list[fx.Node]) -> None:
+        following = [self._next(node) for node in nodes]
+        outside = [[user for user in node.users if user is not nxt] for node, nxt in zip(nodes, following, strict=True)]
         taps = [i for i, users in enumerate(outside) if users]
-        first = _source(nodes[0]) if steps[0].relu else nodes[0]
-        call = self.put(first, FoldedChain(steps, taps), [_source(first)])
+        call = self.put(start, FoldedChain(steps, taps), [_source(start)])
         for k, i in enumerate(taps):
-            with self.trace.graph.inserting_before(first):
+            with self.trace.graph.inserting_before(start):
                 value = self.trace.graph.call_function(operator.getitem, (call, k))
             for user in outside[i]:
                 user.replace_input_with(nodes[i], value)
-        self.trace.graph.eliminate_dead_code()
-
-    def _is_fused(self, user: fx.Node, inside: set[fx.Node]) -> bool:
-        """Whether a reader is a convolution of the chain whose blob is that of its ReLU."""
-        relu = self.fused_relu(user) if isinstance(self.layer(user), Convolution) else None
-        return relu is not None and relu in inside
+        self.drop_unread()
 
     def convolutions(self) -> None:
-        """Channels-last convolutions, each with the ReLU after it; other ReLUs overwrite what nothing else reads."""
+        """Channels-last convolutions, each with the BatchNorm, Scale and ReLU after it."""
         for node in list(self.trace.graph.nodes):
             layer = self.layer(node)
             if isinstance(layer, Convolution) and _is_plain(layer):
-                relu = self.fused_relu(node)
-                fast = self.put(node, FastConvolution(layer, relu is not None), [_source(node)])
-                if relu is not None:
-                    self.replace(relu, fast)
-                    self.trace.graph.erase_node(node)
-                else:
-                    self.replace(node, fast)
+                fast, last = self.fuse(node)
+                self.replace(last, self.put(node, fast, [_source(node)]))
+        self.drop_unread()
 
     def crops(self) -> None:
         """Deconvolutions read by one Crop alone compute no more than what it keeps."""
@@ -230,6 +247,11 @@ def _has_window(layer: Layer | None) -> bool:
 def _continues(layer: Layer | None) -> bool:
     if layer is None or layer.type not in POINTWISE:
         return _has_window(layer) or (isinstance(layer, Convolution) and _is_plain(layer))
+    return _is_pointwise(layer)
+
+
+def _is_pointwise(layer: Layer) -> bool:
+    """Whether a layer of a pointwise type acts on each position alone with its settings and in its phase."""
     if layer.type == "Dropout":
         return not layer.training
     if layer.type == "BatchNorm":

@@ -168,6 +168,17 @@ NETS = {
         layer { name: "p" type: "Pooling" bottom: "c" top: "p" pooling_param { kernel_size: 3 stride: 2 } }
         layer { name: "i" type: "InnerProduct" bottom: "p" top: "i" inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
     """,
+    "normalised convolutions": """
+        layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 9 } } }
+        layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 6 kernel_size: 3 pad: 1
+          weight_filler { type: "xavier" } } }
+        layer { name: "b" type: "BatchNorm" bottom: "c" top: "c" }
+        layer { name: "s" type: "Scale" bottom: "c" top: "c" scale_param { bias_term: true filler { type: "gaussian" } bias_filler { type: "gaussian" } } }
+        layer { name: "r" type: "ReLU" bottom: "c" top: "c" }
+        layer { name: "d" type: "Convolution" bottom: "c" top: "d" convolution_param { num_output: 6 kernel_size: 3 group: 3 bias_term: false
+          weight_filler { type: "xavier" } } }
+        layer { name: "b2" type: "BatchNorm" bottom: "d" top: "n" }
+    """,
     "branches from a padded chain": """
         layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 dim: 30 dim: 30 } } }
         layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 6 kernel_size: 5 pad: 40
@@ -203,8 +214,8 @@ def test_other_nets(text: str, tmp_path: Path) -> None:
     (tmp_path / "net.prototxt").write_text(text)
     torch.manual_seed(0)
     net = fcnproto.load(tmp_path / "net.prototxt")
-    if "b" in net.params:
-        for tensor, value in zip(net.params["b"], (0.3, 1.7, 2.0), strict=True):
+    for name in ("b", "b2"):
+        for tensor, value in zip(net.params.get(name, ()), (0.3, 1.7, 2.0), strict=False):
             tensor.fill_(value)
     fast = fcnproto.optimize(net)
     x = torch.randn(net.source_shapes["x"])
@@ -213,6 +224,33 @@ def test_other_nets(text: str, tmp_path: Path) -> None:
         plain, ours = net(x, blobs=blobs), fast(x, blobs=blobs)
         for blob, value in plain.items():
             assert deviation(ours[blob], value) <= 1e-5, blob
+
+
+@torch.no_grad()
+def test_batch_norm_in_training_keeps_its_sums(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(NETS["normalised convolutions"])
+    net = fcnproto.load(tmp_path / "net.prototxt", phase="train")
+    twin = copy.deepcopy(net)
+    x = torch.randn(2, 3, 9, 9)
+    ours, plain = fcnproto.optimize(net)(x), twin(x)
+    assert deviation(ours["n"], plain["n"]) <= 1e-5
+    assert float(net.params["b"][2]) == 1
+    assert deviation(net.params["b"][1], twin.params["b"][1]) <= 1e-5
+
+
+@torch.no_grad()
+def test_layers_that_nobody_reads_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.prototxt").write_text(
+        NETS["no padding"]
+        + """
+        layer { name: "l" type: "Input" top: "l" input_param { shape { dim: 1 dim: 1 dim: 1 dim: 1 } } }
+        layer { name: "o" type: "HDF5Output" bottom: "i" bottom: "l" hdf5_output_param { file_name: "o.h5" } }
+        """
+    )
+    net = fcnproto.load(tmp_path / "net.prototxt")
+    fcnproto.optimize(net)(x=torch.randn(1, 3, 30, 30), l=torch.zeros(1, 1, 1, 1))
+    assert (tmp_path / "o.h5").exists()
 
 
 @torch.no_grad()
