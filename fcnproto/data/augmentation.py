@@ -64,7 +64,7 @@ class Augmentation:
         if self.colour:
             gain = [1 + self.colour * rng.uniform(-1, 1) for _ in range(3)]
             offset = [128 * self.colour * rng.uniform(-1, 1) for _ in range(3)]
-            pixels = np.asarray(image, dtype=np.float32) * np.float32(gain) + np.float32(offset)
+            pixels = np.asarray(image, dtype=np.float32) * np.array(gain) + np.array(offset)
             image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
         return image, np.ascontiguousarray(mask)
 

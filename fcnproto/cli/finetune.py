@@ -1,0 +1,101 @@
+"""Fine-tune a net on your own images and masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fcnproto.cli import _options, _output
+from fcnproto.errors import UsageError
+
+_path = click.Path(path_type=Path)
+_OPTIMIZATIONS = ("heavy", "accumulated", "adam")
+
+
+@click.command("finetune")
+@click.option("--model", required=True, metavar="NAME|FILE", help="A net of the zoo (voc-fcn8s) or a prototxt.")
+@click.option("--weights", type=_path, help="Weights to begin with: of this net, a coarser one, or the classifier.")
+@click.option("--from-scratch", is_flag=True, help="Begin with random weights instead.")
+@click.option("--images", type=_path, required=True, help="Folder of images.")
+@click.option("--masks", type=_path, required=True, help="Folder of masks with the images' names.")
+@click.option("--classes", type=_path, metavar="FILE", help="Class names, one a line, label 0 first.")
+@click.option("--colours", type=_path, metavar="FILE", help="Table of classes and colours, for colour-coded masks.")
+@click.option("-o", "--output", type=_path, required=True, help="Folder for the results.")
+@click.option(
+    "--optimization", type=click.Choice(_OPTIMIZATIONS), default="heavy", show_default=True, help="See below."
+)
+@click.option("--base-lr", type=float, help="Another learning rate than the optimization's.")
+@click.option("--momentum", type=float, help="Another momentum.")
+@click.option("--iter-size", type=click.IntRange(min=1), help="Another number of images a step.")
+@click.option("--iterations", type=click.IntRange(min=1), help="Steps.  [default: 20 for each image, at least 2000]")
+@click.option("--interval", type=click.IntRange(min=1), help="Validate every N steps.  [default: a tenth of all]")
+@click.option("--staged", is_flag=True, help="Train the coarser nets first: 32s, 16s, 8s (each with --iterations).")
+@click.option("--augment", default="none", help="mirror,scale=0.25,crop=300x400,colour=0.2 or parts of it.")
+@click.option("--class-weights", type=click.Choice(["none", "balanced"]), default="none", show_default=True)
+@click.option("--validation", type=float, default=0.15, show_default=True, help="Share for choosing the best weights.")
+@click.option("--held-out", type=float, default=0.15, show_default=True, help="Share for the final score.")
+@click.option("--seed", type=int, default=1337, show_default=True, help="Of the split and all random numbers.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@_options.device_option
+def command(
+    weights: Path | None,
+    from_scratch: bool,
+    classes: Path | None,
+    colours: Path | None,
+    device: str | None,
+    staged: bool,
+    dry_run: bool,
+    augment: str,
+    **settings: Any,
+) -> None:
+    """Fine-tune a net on your own images: nets and solver for your classes, surgery, training, scores.
+
+    heavy trains as the published VGG nets were (one image a step, momentum 0.99, summed loss), accumulated as
+    FCN-AlexNet (20 images, mean loss), adam suits slim nets. The output folder gets weights.caffemodel (the best by
+    mean IU on the validation images), deploy.prototxt, classes.txt, curves.png, samples.png, scores.json, and all that
+    `fcnproto train` needs to do it again. Classes that the old net knows by the same name keep their weights.
+    """
+    from fcnproto.data.augmentation import parse_augmentation
+    from fcnproto.data.masks import read_colours
+    from fcnproto.finetune import Settings, plan, run, run_staged
+    from fcnproto.finetune import staged as stages
+    from fcnproto.recognise import read_class_names
+
+    if (weights is None) != from_scratch:
+        raise UsageError("give either --weights or --from-scratch")
+    if classes is None and colours is None:
+        raise UsageError("say the classes with --classes (one name a line) or --colours")
+    table, names = (None, None) if colours is None else read_colours(colours)
+    names = read_class_names(classes) if classes is not None else names
+    fields = {key: settings.pop(key) for key in ("base_lr", "momentum", "iter_size")}
+    chosen = Settings(
+        weights=weights,
+        classes=names or (),
+        colours=table,
+        augmentation=parse_augmentation(augment),
+        solver={key: value for key, value in fields.items() if value is not None},
+        device=str(_options.device(device)),
+        **settings,
+    )
+    if dry_run:
+        # Of stages, the last one's net begins with the first one's weights here.
+        for step in stages(chosen) if staged else [chosen]:
+            for line in plan(step).lines():
+                _output.print_line(line)
+        return
+    if staged:
+        outcome = run_staged(chosen, _output.note)
+    else:
+        made = plan(chosen)
+        for line in made.lines():
+            _output.note(line)
+        outcome = run(made, _output.note)
+    assert outcome.score is not None
+    for line in outcome.score.metrics.lines():
+        _output.print_line(line)
+    _output.note(
+        f"best weights, of iteration {outcome.best}: {chosen.output / 'weights.caffemodel'}; the metrics are those on "
+        f"{outcome.score.images} held-out images"
+    )

@@ -1,0 +1,13 @@
+"""Fine-tuning a net on one's own images and masks, in one call: `run(plan(settings))`.
+
+Makes the nets and the solver for the classes, moves the weights over (`fcnproto.surgery`), trains with
+`fcnproto.Solver` and keeps the weights with the best mean IU on the validation images. `plan(settings).lines()` says
+what would be done.
+"""
+
+from __future__ import annotations
+
+from fcnproto.finetune.run import Outcome, Plan, plan, run, run_staged, staged
+from fcnproto.finetune.settings import OPTIMIZATIONS, Settings
+
+__all__ = ["OPTIMIZATIONS", "Outcome", "Plan", "Settings", "plan", "run", "run_staged", "staged"]

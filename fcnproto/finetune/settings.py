@@ -1,0 +1,94 @@
+"""What a fine-tuning is to do: the choices of a user, and the optimizations that can be chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fcnproto.data.augmentation import Augmentation
+from fcnproto.data.masks import Colour
+from fcnproto.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How to learn: fields of the solver, and whether the loss is a mean over the pixels instead of their sum."""
+
+    solver: dict[str, Any]
+    mean_loss: bool
+    what: str
+
+
+OPTIMIZATIONS = {
+    "heavy": Optimization(
+        {"type": "SGD", "base_lr": 1e-10, "momentum": 0.99, "iter_size": 1, "weight_decay": 0.0005},
+        False,
+        "one image a step, high momentum, summed loss: as the published nets were trained",
+    ),
+    "accumulated": Optimization(
+        {"type": "SGD", "base_lr": 1e-4, "momentum": 0.9, "iter_size": 20, "weight_decay": 0.0005},
+        True,
+        "20 images a step, mean loss: as the published FCN-AlexNet was trained",
+    ),
+    "adam": Optimization(
+        {"type": "Adam", "base_lr": 1e-3, "momentum": 0.9, "momentum2": 0.999, "iter_size": 1, "weight_decay": 0.0},
+        True,
+        "Adam on a mean loss: for slim nets and nets without pretrained weights",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A fine-tuning.
+
+    Attributes:
+        model: a name of the zoo, or the path of a prototxt with one image input and one score blob.
+        weights: what to begin with: weights of that net, of a coarser one, or of the classification net that it is
+            made from. None to begin from random values.
+        images, masks: folders with files of the same names.
+        classes: their names, label 0 first.
+        output: the folder for everything that is made.
+        colours: for masks whose colours stand for classes.
+        optimization: a key of OPTIMIZATIONS; `solver` holds fields that are to be different.
+        iterations, interval: training steps, and after how many to validate; None for the defaults.
+        validation, held_out: shares of the images for choosing the best weights, and for the final score.
+        augmentation: random changes of the training images.
+        class_weights: "none", or "balanced" (median frequency balancing).
+        seed: of the split, the order and the random numbers.
+        device: where to train; None for a GPU if there is one.
+    """
+
+    model: str
+    weights: Path | None
+    images: Path
+    masks: Path
+    classes: tuple[str, ...]
+    output: Path
+    colours: dict[Colour, int] | None = None
+    optimization: str = "heavy"
+    solver: dict[str, Any] = field(default_factory=dict)
+    iterations: int | None = None
+    interval: int | None = None
+    validation: float = 0.15
+    held_out: float = 0.15
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    class_weights: str = "none"
+    seed: int = 1337
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or len(self.classes) > 255:
+            raise UsageError(f"{len(self.classes)} classes: 2 to 255 can be learned")
+        if len(set(self.classes)) < len(self.classes):
+            raise UsageError("two classes have the same name")
+        if self.optimization not in OPTIMIZATIONS:
+            raise UsageError(f"optimization {self.optimization!r}: choose one of {', '.join(OPTIMIZATIONS)}")
+        if self.validation <= 0 or self.held_out <= 0 or self.validation + self.held_out >= 1:
+            raise UsageError("the shares for validation and held out images must be above 0, and below 1 together")
+        if self.class_weights not in ("none", "balanced"):
+            raise UsageError(f"class weights {self.class_weights!r}: choose none or balanced")
+        for name in ("iterations", "interval"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more, not {value}")

@@ -1,0 +1,274 @@
+"""Fine-tuning on drawn scenes: the plan, the files, the training and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fcnproto
+from fcnproto import finetune, surgery, zoo
+from fcnproto.cli._main import main
+from fcnproto.data.augmentation import Augmentation
+from fcnproto.data.datasets import ImageFolder
+from fcnproto.data.scenes import draw_scene
+from fcnproto.errors import DataError, UsageError
+from fcnproto.finetune.nets import read_base
+from fcnproto.finetune.run import balanced_weights, split
+from fcnproto.netspec import NetSpec
+from fcnproto.netspec import layers as L
+from fcnproto.schema.text import read_net, read_solver, write_message
+from fcnproto.schema.weights import read_blob
+
+fcn, sources = zoo.definitions("fcn"), zoo.definitions("sources")
+WIDTHS = (4, 4, 6, 6, 6, 8)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen scenes with two classes, background and object; void along the left edge."""
+    root = tmp_path_factory.mktemp("scenes")
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    for index in range(14):
+        scene = draw_scene((5, index), 128)
+        mask = (scene.label > 0).astype(np.uint8)
+        mask[:, :2] = 255
+        image = np.where((mask == 1)[:, :, None], scene.image // 2 + 127, scene.image // 2)  # objects are bright
+        small = Image.fromarray(image.astype(np.uint8)).resize((64, 48))
+        small.save(root / "images" / f"{index:02}.png")
+        Image.fromarray(mask).resize((64, 48), Image.Resampling.NEAREST).save(root / "masks" / f"{index:02}.png")
+    (root / "classes.txt").write_text("background\nobject\n")
+    return root
+
+
+def slim_net(folder: Path) -> Path:
+    """A net with skip and interpolation, but without the wide padding: a step takes milliseconds."""
+    net = sources.inputs({"data": (1, 3, 48, 64)})
+    top = net.conv1 = L.Convolution(net.data, num_output=8, kernel_size=3, pad=3)
+    top = net.relu1 = L.ReLU(top, in_place=True)
+    top = net.pool1 = L.Pooling(top, pool="MAX", kernel_size=2, stride=2)
+    top = net.fc2 = L.Convolution(top, num_output=12, kernel_size=3, pad=1)
+    top = net.relu2 = L.ReLU(top, in_place=True)
+    top = net.drop2 = L.Dropout(top, dropout_ratio=0.1, in_place=True)
+    top = net.score_fr = L.Convolution(top, num_output=21, kernel_size=1, param=fcn.LEARNED)
+    net.upscore = fcn.upsampling(top, 21, 2)
+    from fcnproto.netspec import crop
+
+    net.score = crop(net.upscore, net.data)
+    path = folder / "slim.prototxt"
+    write_message(path, net.to_proto())
+    return path
+
+
+def settings(scenes: Path, output: Path, model: Path, **options: object) -> finetune.Settings:
+    chosen: dict[str, object] = {
+        "model": str(model),
+        "weights": None,
+        "images": scenes / "images",
+        "masks": scenes / "masks",
+        "classes": ("background", "object"),
+        "output": output,
+        "optimization": "adam",
+        "iterations": 60,
+        "interval": 20,
+        "device": "cpu",
+        **options,
+    }
+    return finetune.Settings(**chosen)  # type: ignore[arg-type]
+
+
+def test_learns_and_leaves_everything_behind(scenes: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    made = finetune.plan(settings(scenes, output, slim_net(tmp_path), augmentation=Augmentation(mirror=True)))
+    assert not output.exists()
+    said: list[str] = []
+    outcome = finetune.run(made, said.append)
+    assert [step for step, _ in outcome.validations] == [0, 20, 40, 60]
+    assert len(said) == 4 and "validation mean IU" in said[-1]
+    values = dict(outcome.validations)
+    assert values[outcome.best] == max(values.values()) > 0.6 > values[0]  # it began with background everywhere
+    assert outcome.score is not None and outcome.score.images == len(made.splits["test"])
+    names = {path.name for path in output.iterdir()}
+    assert names >= {
+        "train.prototxt", "deploy.prototxt", "solver.prototxt", "classes.txt", "train.txt", "val.txt", "test.txt",
+        "initial.caffemodel", "weights.caffemodel", "validation.csv", "curves.png", "scores.json", "confusion.png",
+        "samples.png",
+    }  # fmt: skip
+    scores = json.loads((output / "scores.json").read_text())
+    assert scores["held out"]["mean IU"] == pytest.approx(outcome.score.metrics.mean_iu)
+    assert scores["best iteration"] == outcome.best
+    with pytest.raises(UsageError, match="results of another fine-tuning"):
+        finetune.run(made)
+
+
+def test_the_files_train_by_themselves_alike(scenes: Path, tmp_path: Path) -> None:
+    """`fcnproto train` on the folder does the same steps."""
+    output = tmp_path / "out"
+    made = finetune.plan(settings(scenes, output, slim_net(tmp_path), iterations=4, interval=2))
+    finetune.run(made)
+    solver = fcnproto.Solver(output / "solver.prototxt", device="cpu")
+    assert solver.net.params["conv1"][0].equal(made.net.params["conv1"][0])
+    solver.step(4)
+    assert solver.iter == 4 and all(np.isfinite(solver.losses))
+    net = fcnproto.load(output / "deploy.prototxt", output / "weights.caffemodel")
+    assert net(torch.zeros(1, 3, 31, 45))["score"].shape == (1, 2, 31, 45)
+    assert not any(layer.type == "Dropout" for layer in net.layers)
+
+
+def test_split_is_complete_and_repeatable(scenes: Path, tmp_path: Path) -> None:
+    chosen = settings(scenes, tmp_path, slim_net(tmp_path))
+    ids = [f"{index:02}" for index in range(20)]
+    parts = split(ids, chosen)
+    assert sorted(id for part in parts.values() for id in part) == ids and split(ids, chosen) == parts
+    assert {name: len(part) for name, part in parts.items()} == {"train": 14, "val": 3, "test": 3}
+    assert [len(part) for part in split(ids[:3], chosen).values()] == [1, 1, 1]
+    with pytest.raises(UsageError, match="2 images; 3 are needed"):
+        split(ids[:2], chosen)
+
+
+def test_weights_of_the_old_classes_by_name(tmp_path: Path) -> None:
+    """From a net of 21 VOC classes to three, of which two are known."""
+    folder = tmp_path / "voc-fcn8s"
+    folder.mkdir()
+    old_net = fcn.fcn8s(sources.inputs({"data": (1, 3, 32, 32), "label": (1, 1, 32, 32)}), 21, WIDTHS).to_proto()
+    write_message(folder / "train.prototxt", old_net)
+    old = fcnproto.load(folder / "train.prototxt")
+    with torch.no_grad():
+        for blobs in old.params.values():
+            for blob in blobs:
+                blob.normal_()
+    old.save(folder / "old.caffemodel")
+    base = read_base(str(folder / "train.prototxt"), 3)
+    assert base.record is not None and base.mean == pytest.approx((104.00699, 116.66877, 122.67892))
+    from fcnproto.finetune.nets import first_weights
+
+    net, report, has_scores = first_weights(base, folder / "old.caffemodel", ("background", "robot", "cat"))
+    assert not has_scores
+    torch.testing.assert_close(net.params["fc6"][0], old.params["fc6"][0])
+    for layer in ("score_fr", "score_pool4", "score_pool3"):
+        torch.testing.assert_close(net.params[layer][0][[0, 2]], old.params[layer][0][[0, 8]])
+        assert not net.params[layer][0][1].any()
+    torch.testing.assert_close(net.params["upscore2"][0][1, 1].double(), torch.from_numpy(surgery.bilinear_filter(4)))
+    assert {"score_fr", "upscore8"} <= set(report.layers("changed"))
+
+
+def test_class_weights(scenes: Path, tmp_path: Path) -> None:
+    data = ImageFolder(scenes / "images", scenes / "masks", 2)
+    masks = np.stack([data.read(id)[1] for id in data.ids])
+    shares = np.array([(masks == 0).sum(), (masks == 1).sum()]) / (masks != 255).sum()
+    expected = np.median(shares) / shares
+    np.testing.assert_allclose(balanced_weights(data, 2), expected)
+    output = tmp_path / "out"
+    options = {"class_weights": "balanced", "iterations": 2, "interval": 2}
+    made = finetune.plan(settings(scenes, output, slim_net(tmp_path), **options))
+    finetune.run(made)
+    stored = read_blob(output / "class-weights.binaryproto")
+    np.testing.assert_allclose(stored.reshape(2, 2), np.diag(made.class_weights).astype(np.float32))
+    net = fcnproto.load(output / "train.prototxt", output / "initial.caffemodel", phase="train")
+    labels = torch.randint(0, 2, (1, 1, 48, 64)).float()
+    out = net(data=torch.randn(1, 3, 48, 64), label=labels, blobs=["score"])
+    log = out["score"].detach().log_softmax(1)
+    weight = torch.from_numpy(made.class_weights)[labels[0, 0].long()]
+    cost = -(weight * log[0].gather(0, labels[0].long())[0]).mean()  # the mean over the pixels, as the loss is one
+    assert float(net.loss(out).detach()) == pytest.approx(float(cost), rel=1e-4)
+
+
+def test_heavy_is_the_published_setting(scenes: Path, tmp_path: Path) -> None:
+    chosen = settings(scenes, tmp_path / "out", slim_net(tmp_path), optimization="heavy", solver={"base_lr": 1e-6})
+    made = finetune.plan(chosen)
+    published = read_solver(zoo.path("voc-fcn32s", "solver"))
+    for name in ("momentum", "iter_size", "weight_decay", "lr_policy", "type"):
+        assert getattr(made.solver, name) == getattr(published, name)
+    assert made.solver.base_lr == pytest.approx(1e-6)
+    finetune.run(
+        finetune.plan(settings(scenes, tmp_path / "b", slim_net(tmp_path), optimization="heavy", iterations=1))
+    )
+    loss = read_net(tmp_path / "b" / "train.prototxt").layer[-1]
+    assert loss.type == "SoftmaxWithLoss" and not loss.loss_param.normalize and loss.loss_param.ignore_label == 255
+
+
+def test_stages_of_the_published_nets(scenes: Path, tmp_path: Path) -> None:
+    steps = finetune.staged(settings(scenes, tmp_path / "out", Path("voc-fcn8s")))
+    assert [step.model for step in steps] == ["voc-fcn32s", "voc-fcn16s", "voc-fcn8s"]
+    assert [step.output.name for step in steps] == ["1-voc-fcn32s", "2-voc-fcn16s", "out"]
+    with pytest.raises(UsageError, match="no finer net"):
+        finetune.staged(settings(scenes, tmp_path, Path("voc-fcn32s")))
+
+
+def test_stages_begin_where_the_coarser_net_ended(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The staged recipe with slim nets in place of the zoo's files."""
+    for name, build in (("voc-fcn32s", fcn.fcn32s), ("voc-fcn16s", fcn.fcn16s)):
+        (tmp_path / name).mkdir()
+        spec = sources.inputs({"data": (1, 3, 32, 32), "label": (1, 1, 32, 32)})
+        write_message(tmp_path / name / "train.prototxt", build(spec, 21, WIDTHS).to_proto())
+    real = zoo.path
+    monkeypatch.setattr(
+        zoo, "path", lambda name, kind: tmp_path / name / "train.prototxt" if kind == "train" else real(name, kind)
+    )
+    said: list[str] = []
+    output = tmp_path / "out"
+    options = {"optimization": "heavy", "iterations": 1, "interval": 1}
+    finetune.run_staged(settings(scenes, output, Path("voc-fcn16s"), **options), said.append)
+    assert [line for line in said if line.startswith("stage")] == [
+        "stage 1: voc-fcn32s, base_lr 1e-10",
+        "stage 2: voc-fcn16s, base_lr 1e-12",
+    ]
+    coarse = fcnproto.load(output / "1-voc-fcn32s" / "deploy.prototxt", output / "1-voc-fcn32s" / "weights.caffemodel")
+    fine = fcnproto.load(output / "deploy.prototxt", output / "initial.caffemodel")
+    assert fine.params["score_fr"][0].equal(coarse.params["score_fr"][0])
+    assert fine.params["fc6"][0].equal(coarse.params["fc6"][0]) and not fine.params["score_pool4"][0].any()
+
+
+def test_command(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = slim_net(tmp_path)
+    weights = tmp_path / "slim.caffemodel"
+    fcnproto.load(model).save(weights)
+    files = ["--images", str(scenes / "images"), "--masks", str(scenes / "masks"), "--device", "cpu"]
+    command = ["finetune", "--model", str(model), *files, "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    command += ["--classes", str(scenes / "classes.txt"), "--iterations", "4", "--interval", "2"]
+    command += ["--optimization", "accumulated", "--iter-size", "2", "--augment", "mirror,crop=40"]
+    assert main([*command, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    for line in (
+        "2 classes: background, object",
+        "14 images: train 10, val 2, test 2",
+        "changed  score_fr: 21 -> 2 classes",
+        "copied   conv1",
+        "augmentation: mirror, crop (40, 40)",
+        "4 iterations, validated every 2",
+    ):
+        assert line in out
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("pixel accuracy ") and "2 held-out images" in printed.err
+    assert read_solver(tmp_path / "out" / "solver.prototxt").iter_size == 2
+    assert main([*command, "--from-scratch"]) == 2
+    assert main([*command[:-2], "--augment", "flip"]) == 2
+
+
+def test_refusals(scenes: Path, tmp_path: Path) -> None:
+    model = slim_net(tmp_path)
+    with pytest.raises(UsageError, match="neither a prototxt nor a net of the zoo"):
+        finetune.plan(settings(scenes, tmp_path, Path("voc-fcn7s")))
+    with pytest.raises(UsageError, match="same name"):
+        settings(scenes, tmp_path, model, classes=("a", "a"))
+    with pytest.raises(UsageError, match="below 1 together"):
+        settings(scenes, tmp_path, model, validation=0.6, held_out=0.5)
+    with pytest.raises(UsageError, match="one image and one map of scores"):
+        finetune.plan(settings(scenes, tmp_path, Path("nyud-fcn32s-color-hha")))
+    with pytest.raises(DataError, match="no such folder"):
+        finetune.plan(settings(scenes, tmp_path, model, masks=tmp_path / "none"))
+    net = NetSpec()
+    net.data = L.Input(shape={"dim": [1, 3, 8, 8]})
+    net.fc = L.InnerProduct(net.data, num_output=4)
+    write_message(tmp_path / "c.prototxt", net.to_proto())
+    with pytest.raises(UsageError, match="surgery convolutionalise"):
+        finetune.plan(settings(scenes, tmp_path, tmp_path / "c.prototxt"))
