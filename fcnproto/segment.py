@@ -370,9 +370,10 @@ def _overlay(image: Image.Image, found: Segmentation, with_legend: bool) -> Imag
         depths = np.asarray(image)
         depths = depths - depths.min()
         image = Image.fromarray(np.uint8(255 * depths / max(depths.max(), 1)))
-    picture = overlay(image, found.labels, bare=background_labels(found.names))
-    if not with_legend:
+    bare = background_labels(found.names)
+    picture = overlay(image, found.labels, bare=bare)
+    shown = [int(label) for label in np.unique(found.labels) if label not in bare]
+    if not with_legend or not shown:
         return picture
     colours = palette()
-    shares = {label: found.name(int(label)) for label in np.unique(found.labels)}
-    return beside(picture, legend([(name, colours[label]) for label, name in shares.items()], picture.height))
+    return beside(picture, legend([(found.name(label), colours[label]) for label in shown], picture.height))
