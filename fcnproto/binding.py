@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import copy
 import keyword
+import math
+import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fcnproto.calling import first_line, is_own
 from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
-from fcnproto.graph import Blob, Graph, Node
+from fcnproto.graph import Blob, Graph
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.fillers import fill
 from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.blobs import MOST_AXES
 
 PartialShape = tuple[int | None, ...]
 """A shape whose None entries are known only once data is read."""
@@ -32,6 +37,12 @@ PartialShape = tuple[int | None, ...]
 # a parameter's shape depends on them.
 _GUESSES = ((1, 3, 256, 320), (1, 3, 288, 384))
 
+# Some more than any machine has; torch's own sums of sizes don't overflow below it.
+_MOST_ADDRESSED = 1 << 56
+
+# Layers whose tops hold the values of their first bottom.
+_MOVING = ("Split", "Slice", "Flatten", "Reshape", "Crop", "Tile", "Concat")
+
 
 @dataclass(frozen=True)
 class ParamRef:
@@ -39,6 +50,17 @@ class ParamRef:
 
     layer: int
     index: int
+    lr_mult: float
+    decay_mult: float
+
+
+@dataclass(frozen=True)
+class LearnableParam:
+    """One parameter blob that a solver sees, with its training multipliers (Caffe: ParamSpec)."""
+
+    layer: str
+    index: int
+    tensor: Tensor
     lr_mult: float
     decay_mult: float
 
@@ -53,7 +75,22 @@ def make_layers(graph: Graph, base_dir: Path | None, allow_python: bool) -> list
         warn_unread_settings(layer)
         layer.train(graph.state.phase == caffe_pb2.TRAIN)
         layers.append(layer)
+    _warn_engines(layers)
     return layers
+
+
+def _warn_engines(layers: Sequence[Layer]) -> None:
+    """Warn, once for all layers, of fields that choose one of Caffe's implementations."""
+    chosen: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.config_field is not None:
+            for field, value in layer.config.ListFields():
+                if field.name in ("engine", "force_nd_im2col") and value:
+                    chosen.setdefault(field.name, []).append(layer.name)
+    for field_name, names in chosen.items():
+        first = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+        message = f"{field_name} has no effect ({first}): torch chooses how to compute, the results are the same"
+        warnings.warn(message, FcnprotoWarning, stacklevel=2)
 
 
 def warn_unread_settings(layer: Layer) -> None:
@@ -100,12 +137,26 @@ def _source_shapes(
         layer.setup([])
         shapes: Sequence[PartialShape | None] | None = layer.top_shapes([])
         for j, blob in enumerate(node.tops):
-            if blob.name in given:
-                sources[blob] = tuple(given[blob.name])
-            else:
-                shape = None if shapes is None else shapes[j]
-                sources[blob] = None if shape is None else tuple(shape)
+            shape = given[blob.name] if blob.name in given else None if shapes is None else shapes[j]
+            sources[blob] = None if shape is None else _checked_shape(layer, blob.name, shape)
+    unknown = set(given) - {blob.name for blob in sources}
+    if unknown:
+        known = ", ".join(repr(blob.name) for blob in sources) or "none"
+        raise GraphError(f"net {graph.name!r}: a shape for {min(unknown)!r}, which is no data top; they are {known}")
     return sources
+
+
+def _checked_shape(layer: Layer, name: str, shape: Sequence[int | None]) -> PartialShape:
+    """A top's shape as a tuple, if it is one that Caffe's blobs can have."""
+    try:
+        known = [extent for extent in shape if extent is not None]
+    except TypeError:
+        layer.fail(f"top {name!r} can't have the shape {shape!r}; give a sequence of extents")
+    if not all(isinstance(extent, (int, np.integer)) and extent >= 0 for extent in known):
+        layer.fail(f"top {name!r} can't have the shape {tuple(shape)}; extents are whole numbers from 0 on")
+    if len(shape) > MOST_AXES or math.prod(known) > _MOST_ADDRESSED:
+        layer.fail(f"top {name!r} can't have the shape {tuple(shape)}; no tensor is that large")
+    return tuple(None if extent is None else int(extent) for extent in shape)
 
 
 def _assume(sources: Mapping[Blob, PartialShape | None], guess: Sequence[int]) -> dict[Blob, Shape]:
@@ -155,10 +206,11 @@ def _meta_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     try:
         with torch.no_grad():
             result = twin(*(torch.empty(shape, device="meta") for shape in bottoms))
-    except (RuntimeError, NotImplementedError) as error:
-        layer.fail(
-            f"can't work on bottoms of shape {', '.join(map(str, bottoms)) or '(none)'}: {str(error).splitlines()[0]}"
-        )
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        if not (isinstance(error, RuntimeError) or is_own(layer)):
+            raise
+        shapes = ", ".join(map(str, bottoms)) or "(none)"
+        layer.fail(f"can't work on bottoms of shape {shapes}: {first_line(error)}")
     tops = result if isinstance(result, (tuple, list)) else (result,)
     return [tuple(top.shape) for top in tops]
 
@@ -178,6 +230,8 @@ def share_params(
     for i, layer in enumerate(layers):
         if len(layer.param.param) > len(layer.blob_names):
             layer.fail(f"{len(layer.param.param)} param entries for {len(layer.blob_names)} parameter blobs")
+        if layer.param.blobs and len(layer.param.blobs) != len(layer.blob_names):
+            layer.fail(f"{len(layer.param.blobs)} blobs in the prototxt, expected {len(layer.blob_names)}")
         for k in range(len(layer.blob_names)):
             spec = caffe_pb2.ParamSpec()
             if k < len(layer.param.param):
@@ -222,10 +276,12 @@ def _merge_multipliers(owner: caffe_pb2.ParamSpec, spec: caffe_pb2.ParamSpec, la
 
 
 def set_blob(layer: Layer, index: int, tensor: Tensor) -> None:
-    """Put `tensor` (a Parameter or a buffer) in the place of the layer's blob `index`."""
+    """Put `tensor` (a Parameter or a buffer) in the place of the layer's blob `index`, of either kind before."""
     name = layer.blob_names[index]
-    table: dict[str, Any] = layer._parameters if name in layer._parameters else layer._buffers
-    table[name] = tensor
+    now: dict[str, Any] = layer._parameters if isinstance(tensor, nn.Parameter) else layer._buffers
+    before: dict[str, Any] = layer._buffers if isinstance(tensor, nn.Parameter) else layer._parameters
+    before.pop(name, None)
+    now[name] = tensor
 
 
 def give_memory(layers: Sequence[Layer], refs: Sequence[ParamRef], force_backward: bool) -> None:
@@ -243,8 +299,6 @@ def fill_blob(layer: Layer, index: int) -> None:
     """Give a blob its first values: those in the prototxt's `blobs`, else its filler's."""
     tensor: Tensor = getattr(layer, layer.blob_names[index])
     if layer.param.blobs:
-        if index >= len(layer.param.blobs):
-            layer.fail(f"{len(layer.param.blobs)} blobs given, expected {len(layer.blob_names)}")
         values = layer.param.blobs[index].data or layer.param.blobs[index].double_data
         if len(values) != tensor.numel():
             layer.fail(f"blob {index} has {len(values)} values in the prototxt, expected {tensor.numel()}")
@@ -258,12 +312,14 @@ def fill_blob(layer: Layer, index: int) -> None:
 
 
 def module_names(layers: Sequence[Layer], taken: Callable[[str], bool]) -> list[str]:
-    """A module name for each layer: the layer's own, with dots and slashes replaced by underscores, and underscores
-    added where the name is taken or a word of the Python language."""
+    """A module name for each layer: the layer's own, with dots, slashes, quotes and control characters replaced by
+    underscores, and underscores added where the name is taken or a word of the Python language.
+
+    Letters that Python takes for others in names of variables (ligatures and their like) become those."""
     names: list[str] = []
     seen: set[str] = set()
     for i, layer in enumerate(layers):
-        name = layer.name.replace(".", "_").replace("/", "_") or f"layer{i}"
+        name = re.sub(r"[./\\\"'\x00-\x1f\x7f]", "_", unicodedata.normalize("NFKC", layer.name)) or f"layer{i}"
         while taken(name) or name in seen or keyword.iskeyword(name):
             name += "_"
         seen.add(name)
@@ -271,6 +327,14 @@ def module_names(layers: Sequence[Layer], taken: Callable[[str], bool]) -> list[
     return names
 
 
-def is_read_back_by_name(node: Node) -> bool:
-    """Whether the node stands in the prototxt (Caffe's automatic Split layers don't)."""
-    return not (node.type == "Split" and node.name.endswith("_split"))
+def index_inputs(graph: Graph, layers: Sequence[Layer]) -> set[str]:
+    """The data tops that layers read as class numbers or indices, perhaps through layers that only cut and reshape."""
+    found = set()
+    for node, layer in zip(graph.nodes, layers, strict=True):
+        for index in layer.index_bottoms:
+            blob = node.bottoms[index] if index < len(node.bottoms) else None
+            while blob is not None and blob.producer.type in _MOVING:
+                blob = blob.producer.bottoms[0]
+            if blob is not None and blob.producer.is_data:
+                found.add(blob.name)
+    return found

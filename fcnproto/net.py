@@ -3,61 +3,44 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import fcnproto.data
 import fcnproto.layers  # noqa: F401  registers the layer types
-from fcnproto import binding, precision
-from fcnproto.errors import FcnprotoWarning, GraphError, WeightsError
+from fcnproto import binding, calling, precision
+from fcnproto.binding import LearnableParam
+from fcnproto.calling import Outputs, Term
+from fcnproto.errors import DataError, GraphError
 from fcnproto.graph import Graph, build_graph
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
-from fcnproto.plan import Plan, make_plan, source_blob
+from fcnproto.plan import Plan, make_plan
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
-from fcnproto.transfer import CopyReport, copy_weights, save_weights
+from fcnproto.schema.upgrade import needs_upgrade, upgrade_net
+from fcnproto.transfer import CopyReport, copy_all, copy_weights, save_weights, warn_missing
+
+__all__ = ["LearnableParam", "Net", "Outputs", "load"]
 
 PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class LearnableParam:
-    """One parameter blob that a solver sees, with its training multipliers (Caffe: ParamSpec)."""
-
-    layer: str
-    index: int
-    tensor: Tensor
-    lr_mult: float
-    decay_mult: float
-
-
-class Outputs(dict[str, Tensor]):
-    """The blobs of one call by Caffe's names, and (in `weighted`) the terms of the net's loss.
-
-    `weighted` is a tuple of (value, loss weight, whether the gradient starts at it), or None for a plain dict.
-    """
-
-    weighted: tuple[tuple[Tensor, float, bool], ...] = ()
 
 
 class Net(nn.Module):
     """A Caffe net: call it with tensors for its input blobs, get a dict of its output blobs.
 
     Made by `load`. `params` lists each layer's blobs, `inputs` and `outputs` are Caffe's names, `graph` is the layer
-    graph. Submodules go by layer name, so that `state_dict` has entries such as `conv1_1.weight`; dots and slashes in a
-    layer's name become underscores, and one more underscore is added where the name is taken (a layer called
-    `loss` is the submodule `loss_`, because `Net.loss` is a method).
+    graph. Submodules go by layer name, so that `state_dict` has entries such as `conv1_1.weight`; dots, slashes, quotes
+    and control characters in a layer's name become underscores, and one more underscore is added where the name is
+    taken (a layer called `loss` is the submodule `loss_`, because `Net.loss` is a method).
 
     Args:
-        param: the upgraded definition.
+        param: the definition, of any version of the format.
         phase: "train" or "test" (or Caffe's 0 and 1); with `level` and `stages` selects the layers (Caffe: NetState).
         allow_python: permit the import of modules that Python layers name.
         base_dir: folder from which relative file names are looked up after the working directory.
@@ -81,6 +64,10 @@ class Net(nn.Module):
         fill: bool = True,
     ) -> None:
         super().__init__()
+        if needs_upgrade(param):
+            original, param = param, caffe_pb2.NetParameter()
+            param.CopyFrom(original)
+            upgrade_net(param)
         self.graph: Graph = build_graph(param, lookup, phase, level, stages)
         layers = binding.make_layers(self.graph, None if base_dir is None else Path(base_dir), allow_python)
         self.source_shapes = {
@@ -89,11 +76,14 @@ class Net(nn.Module):
         self._param_refs, self._shared = binding.share_params(self.graph, layers)
         binding.give_memory(layers, self._param_refs, self.graph.force_backward)
         self._unfilled = {(ref.layer, ref.index) for ref in self._param_refs}
-        self._module_names = binding.module_names(layers, lambda name: hasattr(self, name))
+        self._index_inputs = binding.index_inputs(self.graph, layers)
+        self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
+        # Of the class and not of the object: a property that can't be computed yet counts as taken.
+        self._module_names: list[str] = []
+        self._module_names = binding.module_names(layers, lambda name: name in self.__dict__ or hasattr(Net, name))
         for name, layer in zip(self._module_names, layers, strict=True):
             self.add_module(name, layer)
         self._tie()
-        self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
         self.train(self.graph.state.phase == caffe_pb2.TRAIN)
         if fill:
             self.fill_params()
@@ -161,7 +151,7 @@ class Net(nn.Module):
     # Calling.
 
     def forward(
-        self, /, *args: Tensor | Mapping[str, Tensor], blobs: Sequence[str] | None = None, **inputs: Tensor
+        self, /, *args: Tensor | Mapping[str, Tensor], blobs: Sequence[str] | str | None = None, **inputs: Tensor
     ) -> Outputs:
         """Run the layers that can be run and return the net's outputs, by Caffe's names.
 
@@ -171,18 +161,26 @@ class Net(nn.Module):
             inputs: a tensor (or array) for each input blob; tops of data layers count as inputs, and naming one
                 bypasses its layer. Other data layers read their next batch. Any dtype; computed in the net's.
 
-        Layers whose bottoms are neither given nor computable are left out.
+        Layers whose bottoms are neither given nor computable are left out. Where that leaves none of the net's outputs,
+        and no `blobs` are asked for, the blobs that end what is left are returned (the scores, if labels are missing).
 
         Raises:
             GraphError: an unknown input or blob, or nothing that can be computed; the message names what is missing.
+            LayerError: a layer can't work on the shapes it is given.
         """
-        given = self._given(args, inputs)
+        given = calling.gather(self.graph, list(self.source_shapes), args, inputs)
         values = {name: self._cast(name, value) for name, value in given.items()}
         self._read_data(values)
         if any(value.is_cuda for value in values.values()):
             precision.apply()
-        plan = self._find_plan(tuple(sorted(values)), tuple(blobs or ()))
-        results = plan.module(*(values[name] for name in plan.inputs))
+        plan = self._find_plan(tuple(sorted(values)), (blobs,) if isinstance(blobs, str) else tuple(blobs or ()))
+        try:
+            results = plan.module(*(values[name] for name in plan.inputs))
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            known = calling.layer_error(error)
+            if known is None:
+                raise
+            raise known from error
         outputs = Outputs((name, results[position]) for name, position in plan.keys.items())
         outputs.weighted = tuple((results[position], weight, starts) for position, weight, starts in plan.weighted)
         return outputs
@@ -198,8 +196,9 @@ class Net(nn.Module):
             self._plans[key] = plan
         return plan
 
-    def plan(self, inputs: Sequence[str], blobs: Sequence[str] = ()) -> Plan:
+    def plan(self, inputs: Sequence[str] | str, blobs: Sequence[str] | str = ()) -> Plan:
         """The layers run for a set of inputs, as a `torch.fx.GraphModule` with its inputs and outputs named."""
+        inputs, blobs = ([names] if isinstance(names, str) else names for names in (inputs, blobs))
         targets = dict(zip(self.graph.nodes, self._module_names, strict=True))
         return make_plan(self, targets, self.graph, sorted(inputs), tuple(blobs))
 
@@ -217,11 +216,7 @@ class Net(nn.Module):
             raise GraphError(
                 f"net {self.graph.name!r}: the loss ({names}) was not computed; give its label as an input"
             )
-        total = torch.zeros((), dtype=self.dtype, device=terms[0][0].device if terms else None)
-        for value, weight, starts_gradient in terms:
-            term = value.sum() * weight
-            total = total + (term if starts_gradient else term.detach())
-        return total
+        return calling.total_loss(terms, self.dtype)
 
     def set_input_arrays(self, data: Any, labels: Any) -> None:
         """Give the net's MemoryData layer its rows (arrays or tensors); batches are taken in order, wrapping around.
@@ -234,29 +229,8 @@ class Net(nn.Module):
                 return
         raise GraphError(f"net {self.graph.name!r}: no MemoryData layer to set arrays for")
 
-    def _given(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        given = dict(inputs)
-        if len(args) > 1:
-            raise GraphError(f"net {self.graph.name!r}: {len(args)} positional inputs; give inputs by name")
-        for value in args:
-            if isinstance(value, Mapping):
-                given.update(value)
-            elif len(self.graph.inputs) == 1:
-                given[self.graph.inputs[0]] = value
-            else:
-                known = ", ".join(map(repr, self.source_shapes)) or "none"
-                raise GraphError(f"net {self.graph.name!r}: give inputs by name; they are {known}")
-        for name in given:
-            source_blob(self.graph, name)
-        return given
-
     def _cast(self, name: str, value: Any) -> Tensor:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value), device=self.device)
-        if tensor.device != self.device:
-            raise GraphError(f"input {name!r} is on {tensor.device}, the net on {self.device}; move one with .to()")
-        if tensor.is_floating_point() or self.dtype == torch.float64:
-            return tensor.to(self.dtype)
-        return tensor.to(torch.float32)  # labels: half precision can't hold them
+        return calling.in_dtype(calling.as_tensor(name, value, self.device), self.dtype, name in self._index_inputs)
 
     def _read_data(self, values: dict[str, Tensor]) -> None:
         """Add the next batch of every data layer none of whose tops is given."""
@@ -266,7 +240,7 @@ class Net(nn.Module):
             for blob, value in zip(node.tops, layer(), strict=True):
                 values[blob.name] = self._cast(blob.name, value.to(self.device))
 
-    def _terms(self, outputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, float, bool], ...]:
+    def _terms(self, outputs: Mapping[str, Tensor]) -> tuple[Term, ...]:
         return tuple(
             (outputs[blob.name], weight, blob.consumer is None)
             for blob, weight in self.graph.weighted()
@@ -292,16 +266,9 @@ class Net(nn.Module):
             WeightsError: the file is damaged or of another kind; a layer's blobs differ in number or shape (both are
                 named); or the file fills no layer at all.
         """
-        report = copy_weights(self, Path(path))
-        names = [layer.name for layer in self.layers]
-        copied = set(report.copied)
-        self._unfilled = {(i, k) for i, k in self._unfilled if names[i] not in copied}
-        if report.missing:
-            warnings.warn(
-                f"{os.fspath(path)}: has no values for {', '.join(report.missing)}; these layers keep what they have",
-                FcnprotoWarning,
-                stacklevel=2,
-            )
+        report, filled = copy_weights(self, Path(path))
+        self._unfilled -= filled
+        warn_missing([path], report.missing)
         return report
 
     def save(self, path: PathLike) -> None:
@@ -315,15 +282,16 @@ class Net(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the parameters (float32 for a net without any)."""
-        return next((tensor.dtype for tensor in self._tensors() if tensor.is_floating_point()), torch.float32)
+        """The dtype of the parameters (of the first one)."""
+        return next(self._tensors(), self._idle).dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the parameters (of the first one)."""
-        return next((tensor.device for tensor in self._tensors()), self._idle_device)
+        return next(self._tensors(), self._idle).device
 
-    _idle_device = torch.device("cpu")
+    _idle = torch.empty(0)
+    """What stands for the parameters of a net that has none: moved and converted like them."""
 
     transform: Callable[[nn.Module], Any] | None = None
     """Applied to the module of every new plan before it is run; the solver's compiling goes this way."""
@@ -342,8 +310,19 @@ class Net(nn.Module):
         super()._apply(fn, recurse)
         self._tie()  # shared buffers become separate objects when moved
         self._plans.clear()
-        self._idle_device = fn(torch.empty(0, device=self._idle_device)).device
+        self._idle = fn(self._idle)
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; layers that share a blob go on sharing it with `assign` too (the owner's entry counts)."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._tie()
+        return result
+
+    def _replicate_for_data_parallel(self) -> Net:
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.__dict__.update(replica.__getstate__())  # plans hold the layers of the net they were made for
+        return replica  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -388,17 +367,29 @@ def load(
         PrototxtError: the text does not follow the schema (file, line and column).
         GraphError: the layers don't fit together.
         WeightsError: the weights are damaged, don't fit, or fill nothing.
+        UsageError: torch has no such device.
     """
-    base_dir: Path | None = None
-    if not isinstance(net, caffe_pb2.NetParameter):
-        path = Path(net)
-        net, base_dir = read_net(path), path.resolve().parent
-    result = Net(
-        net, phase, level=level, stages=stages, allow_python=allow_python, base_dir=base_dir, shapes=shapes, fill=False
-    )
-    for source in [weights] if isinstance(weights, (str, os.PathLike)) else weights or []:
-        if not os.fspath(source):
-            raise WeightsError("the path of the weights is empty")
-        result.copy_from(source)
-    result.fill_params()
-    return result if device is None else result.to(device)
+    target = None if device is None else calling.usable_device(device)
+    if isinstance(net, caffe_pb2.NetParameter):
+        name, definition, base_dir = "", net, None
+    else:
+        name, base_dir = f"{os.fspath(net)}: ", Path(net).resolve().parent
+        definition = read_net(net)
+    try:
+        result = Net(
+            definition,
+            phase,
+            level=level,
+            stages=stages,
+            allow_python=allow_python,
+            base_dir=base_dir,
+            shapes=shapes,
+            fill=False,
+        )
+        sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
+        copy_all(result, sources)
+        result.fill_params()
+    except (GraphError, DataError) as error:
+        error.args = (f"{name}{error}",)
+        raise
+    return result if target is None else result.to(target)

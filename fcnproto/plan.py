@@ -2,20 +2,28 @@
 
 Internal to `fcnproto.net`; a plan prints, compiles and exports like any fx graph. Values are dropped by the
 generated code as soon as their last reader has run.
+
+Tensors are never overwritten here, but Caffe's blobs are: what in-place layers do to memory that several blobs share
+is followed by `_Memory`.
 """
 
 from __future__ import annotations
 
+import keyword
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from fcnproto.errors import GraphError
 from fcnproto.graph import Blob, Graph, Node
 
 _SILENT = ("Silence",)
+_SHARING = ("Flatten", "Reshape", "Split")
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,33 @@ def make_plan(
 ) -> Plan:
     """Compile the layers that can be run with `inputs`, giving the net's outputs and the extra `blobs`.
 
-    `targets` maps nodes to module names in `root`. Raises `GraphError` where an extra blob, or every output,
-    needs an input that is missing.
+    `targets` maps nodes to module names in `root`. Where none of the net's outputs can be computed and no `blobs` are
+    asked for, the blobs that no computed layer reads stand in for them (a train net without its label gives its
+    scores). Raises `GraphError` where an extra blob, or everything, needs an input that is missing.
     """
     known = runnable(graph, inputs)
+    wanted = _wanted(graph, known, blobs)
+    trace = fx.Graph()
+    memory = _Memory(trace)
+    for name in inputs:
+        memory.put(source_blob(graph, name), _placeholder(trace, name))
+    weighted: list[tuple[fx.Node, float, bool]] = []
+    for node in graph.nodes:
+        if not node.is_data and all(known[blob] for blob in node.bottoms) and node.type not in _SILENT:
+            _add_node(trace, node, targets[node], memory, graph.force_backward)
+        # Taken here: Caffe adds up the loss as the layers run.
+        for blob, weight in zip(node.tops, node.loss_weights, strict=True):
+            if weight != 0 and known[blob]:
+                weighted.append((memory.values[blob], weight, blob.consumer is None))
+    positions: dict[fx.Node, int] = {}
+    keys = {name: positions.setdefault(memory.kept(graph.blobs[name]), len(positions)) for name in wanted}
+    terms = tuple((positions.setdefault(value, len(positions)), *how) for value, *how in weighted)
+    trace.output(tuple(positions))
+    return Plan(fx.GraphModule(root, trace, "Plan"), tuple(inputs), keys, terms)  # type: ignore[arg-type]
+
+
+def _wanted(graph: Graph, known: Mapping[Blob, bool], blobs: Sequence[str]) -> list[str]:
+    """The names of the blobs that a plan gives, each once."""
     wanted = [name for name in graph.outputs if known[graph.blobs[name]]]
     for name in blobs:
         blob = graph.blob(name)
@@ -89,46 +120,137 @@ def make_plan(
             raise GraphError(f"net {graph.name!r}: blob {name!r} can't be computed: input {missing} is missing")
         if name not in wanted:
             wanted.append(name)
+    wanted = wanted or _ends(graph, known)
     if graph.outputs and not wanted:
         absent = sorted({name for top in graph.outputs for name in missing_inputs(graph, graph.blobs[top], known)})
         names = ", ".join(map(repr, absent))
         raise GraphError(f"net {graph.name!r}: no output can be computed: input {names} is missing")
-    trace = fx.Graph()
-    values: dict[Blob, fx.Node] = {}
-    for name in inputs:
-        values[source_blob(graph, name)] = trace.placeholder(_identifier(name))
+    return wanted
+
+
+def _ends(graph: Graph, known: Mapping[Blob, bool]) -> list[str]:
+    """The computed blobs that no computed layer reads, by Caffe's order of outputs; Split layers don't count."""
+    read: set[Blob] = set()
     for node in graph.nodes:
-        if not node.is_data and all(known[blob] for blob in node.bottoms) and node.type not in _SILENT:
-            _add_node(trace, node, targets[node], values, graph.force_backward)
-    positions: dict[Blob, int] = {}
-    keys = {name: positions.setdefault(graph.blobs[name], len(positions)) for name in wanted}
-    weighted = tuple(
-        (positions.setdefault(blob, len(positions)), weight, blob.consumer is None)
-        for blob, weight in graph.weighted()
-        if known[blob]
+        if node.type != "Split" and all(known[blob] for blob in node.bottoms):
+            for blob in node.bottoms:
+                read.add(blob)
+                while blob.producer.type == "Split":
+                    blob = blob.producer.bottoms[0]
+                    read.add(blob)
+    ends = (
+        name
+        for name, blob in graph.blobs.items()
+        if known[blob] and blob not in read and not blob.producer.is_data and blob.producer.type != "Split"
     )
-    trace.output(tuple(values[blob] for blob in positions))
-    return Plan(fx.GraphModule(root, trace, "Plan"), tuple(inputs), keys, weighted)
+    return sorted(ends, key=lambda name: name.encode())
 
 
-def _add_node(trace: fx.Graph, node: Node, target: str, values: dict[Blob, fx.Node], force_backward: bool) -> None:
-    bottoms = [values[blob] for blob in node.bottoms]
+class _Memory:
+    """What Caffe's blobs hold while the layers run.
+
+    The tops of Split, Flatten and Reshape (and of Slice with one top, Concat with one bottom) are their bottom's memory
+    in Caffe. A layer that works in place on one such blob changes them all: those that are read later, and those
+    that are looked at after the pass.
+    """
+
+    def __init__(self, trace: fx.Graph) -> None:
+        self.trace = trace
+        self.values: dict[Blob, fx.Node] = {}
+        self._owner: dict[Blob, Blob] = {}
+        self._writer: dict[Blob, Blob] = {}
+        self._seen: dict[Blob, Blob | None] = {}
+
+    def put(self, blob: Blob, value: fx.Node) -> None:
+        """Note the value that a layer gives to its top."""
+        bottom = _bottom_in_memory(blob)
+        owner = blob if bottom is None else self._owner[bottom]
+        if bottom is not None and bottom.name == blob.name:
+            self._writer[owner] = blob
+        self.values[blob], self._owner[blob], self._seen[blob] = value, owner, self._writer.get(owner)
+
+    def read(self, blob: Blob) -> fx.Node:
+        """The value that a layer finds in its bottom."""
+        writer = self._writer.get(self._owner[blob])
+        if writer is not None and writer is not self._seen[blob]:
+            self.values[blob] = self.trace.call_function(overwritten, (self.values[blob], self.values[writer]))
+            self._seen[blob] = writer
+        return self.values[blob]
+
+    def kept(self, blob: Blob) -> fx.Node:
+        """The value that the blob has after the pass."""
+        writer = self._writer.get(self._owner[blob])
+        if blob.consumer is None or writer is None or writer is self._seen[blob]:
+            return self.read(blob)
+        # Its gradient, in Caffe shared like the value, comes through the layers that read the blob.
+        return self.trace.call_method("reshape_as", (self.values[writer], self.values[blob]))
+
+
+def _bottom_in_memory(blob: Blob) -> Blob | None:
+    """The bottom of the producing layer whose memory a top is: in place, or shared by Caffe's layer; else None."""
+    node = blob.producer
+    if blob.top < len(node.bottoms) and node.bottoms[blob.top].name == blob.name:
+        return node.bottoms[blob.top]
+    alone = (node.type == "Slice" and len(node.tops) == 1) or (node.type == "Concat" and len(node.bottoms) == 1)
+    return node.bottoms[0] if node.type in _SHARING or alone else None
+
+
+class _Overwritten(torch.autograd.Function):
+    """See `overwritten`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, memory: Tensor) -> Tensor:
+        return memory.reshape(value.shape).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def overwritten(value: Tensor, memory: Tensor) -> Tensor:
+    """`value` after another blob's in-place layer left `memory` in the memory that both share.
+
+    The gradient goes to `value`: behind a Split, Caffe's blobs share their values, not their gradients.
+    """
+    result: Tensor = _Overwritten.apply(value, memory)
+    return result
+
+
+def _add_node(trace: fx.Graph, node: Node, target: str, memory: _Memory, force_backward: bool) -> None:
+    bottoms = [memory.read(blob) for blob in node.bottoms]
     if not force_backward and node.param.propagate_down:
         bottoms = [
             value if wanted else trace.call_method("detach", (value,))
             for value, wanted in zip(bottoms, node.param.propagate_down, strict=True)
         ]
     if node.type == "Split":
-        values.update((blob, bottoms[0]) for blob in node.tops)
+        for blob in node.tops:
+            memory.put(blob, bottoms[0])
         return
-    result = trace.call_module(target, tuple(bottoms))
+    result = trace.create_node("call_module", target, tuple(bottoms), name=_identifier(target, "layer"))
     if len(node.tops) == 1:
-        values[node.tops[0]] = result
+        memory.put(node.tops[0], result)
     else:
         for j, blob in enumerate(node.tops):
-            values[blob] = trace.call_function(operator.getitem, (result, j))
+            memory.put(blob, trace.call_function(operator.getitem, (result, j)))
 
 
-def _identifier(name: str) -> str:
-    cleaned = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
-    return cleaned if cleaned[:1].isalpha() else f"input_{cleaned}"
+def _placeholder(trace: fx.Graph, name: str) -> fx.Node:
+    """An argument of the plan's module, called like the blob as far as Python allows."""
+    node = trace.placeholder(_identifier(name, "input"))
+    node.target = node.name  # made unique by fx, which takes the target for the argument's name
+    return node
+
+
+def _identifier(name: str, prefix: str) -> str:
+    """A name for a variable of the module's code; names that begin with no letter get the prefix."""
+    cleaned = re.sub("[^0-9a-zA-Z_]", "_", name)
+    if not cleaned[:1].isalpha():
+        cleaned = f"{prefix}_{cleaned}"
+    return f"{cleaned}_" if keyword.iskeyword(cleaned) or cleaned == "self" else cleaned

@@ -5,6 +5,8 @@ Internal to `fcnproto.net`; the file formats themselves are in `fcnproto.schema.
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcnproto.errors import UsageError, WeightsError
-from fcnproto.files import atomic_write
+from fcnproto.errors import FcnprotoWarning, UsageError, WeightsError
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
+from fcnproto.safetensors_file import write_safetensors
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import StoredBlob
 from fcnproto.schema.saving import write_caffemodel, write_hdf5_weights
@@ -39,8 +41,14 @@ class CopyReport:
     ignored: tuple[str, ...]
 
 
-def copy_weights(net: Net, path: Path) -> CopyReport:
+BlobPlace = tuple[int, int]
+"""Where a parameter blob is: the index of the layer that owns it, and its own."""
+
+
+def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
     """Copy a weight file into a net by layer name; nothing is written to the net unless every layer fits.
+
+    Also returns the blobs that got values, be it through another layer that shares them.
 
     Caffe's rules: the first layer of a name is the target, layers unknown to either side are passed over, the number of
     blobs and their shapes must agree (legacy 4-D shapes after padding with ones on the left). In HDF5 files a blob may
@@ -54,35 +62,60 @@ def copy_weights(net: Net, path: Path) -> CopyReport:
             targets.setdefault(layer.name, (i, layer))
         plan: list[tuple[Tensor, StoredBlob]] = []
         copied, ignored = [], []
+        filled: set[BlobPlace] = set()
         for source in stored.layers:
             if source.name not in targets:
                 ignored.append(source.name)
                 continue
             index, layer = targets[source.name]
-            pairs = _match(net, index, layer, source, path, stored.kind == "hdf5")
-            if pairs:
+            matched = _match(net, index, layer, source, path, stored.kind == "hdf5")
+            if matched:
                 copied.append(source.name)
-                plan += pairs
+                plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
+                filled |= {net._shared.get((index, k), (index, k)) for k in matched}
         if not copied:
             raise WeightsError(_nothing_fits(net, path, stored.layers))
         for tensor, blob in plan:
             _read(tensor, blob)
-    done = set(copied)
-    missing = [layer.name for layer in net.layers if layer.blob_names and layer.name not in done]
-    return CopyReport(tuple(copied), tuple(dict.fromkeys(missing)), tuple(ignored))
+    missing = [
+        layer.name
+        for i, layer in enumerate(net.layers)
+        if any(net._shared.get((i, k), (i, k)) not in filled for k in range(len(layer.blob_names)))
+    ]
+    return CopyReport(tuple(copied), tuple(dict.fromkeys(missing)), tuple(ignored)), filled
+
+
+def copy_all(net: Net, paths: Sequence[str | os.PathLike[str]]) -> None:
+    """Copy several weight files, one after the other, and warn of the layers that none of them has values for."""
+    missing: list[str] | None = None
+    for path in paths:
+        if not os.fspath(path):
+            raise WeightsError("the path of the weights is empty")
+        report, filled = copy_weights(net, Path(path))
+        net._unfilled -= filled
+        missing = [layer for layer in report.missing if missing is None or layer in missing]
+    warn_missing(paths, missing or [])
+
+
+def warn_missing(paths: Sequence[str | os.PathLike[str]], layers: Sequence[str]) -> None:
+    """Warn that the weight files have no values for these layers, if there are any."""
+    if layers:
+        files = ", ".join(os.fspath(path) for path in paths)
+        message = f"{files}: has no values for {', '.join(layers)}; these layers keep what they have"
+        warnings.warn(message, FcnprotoWarning, stacklevel=3)
 
 
 def _match(
     net: Net, index: int, layer: Layer, source: StoredLayer, path: Path, may_leave_out_shared: bool
-) -> list[tuple[Tensor, StoredBlob]]:
-    """The layer's tensors with the stored blobs to read into them."""
+) -> dict[int, StoredBlob]:
+    """The stored blobs to read into the layer's, by index."""
     where = f"{path}: layer {layer.name!r}"
     blobs: Sequence[StoredBlob | None] = source.blobs
     if may_leave_out_shared:
         blobs = [*blobs, *[None] * (len(layer.blob_names) - len(blobs))]
     if len(blobs) != len(layer.blob_names):
         raise WeightsError(f"{where} has {len(blobs)} blobs, the net's has {len(layer.blob_names)}; {_MATCH_ADVICE}")
-    pairs = []
+    matched = {}
     for k, blob in enumerate(blobs):
         if blob is None:
             if (index, k) not in net._shared:
@@ -94,8 +127,8 @@ def _match(
                 f"the net's {layer.blob_shapes[k]}; {_MATCH_ADVICE}"
             )
         blob.check()
-        pairs.append((getattr(layer, layer.blob_names[k]), blob))
-    return pairs
+        matched[k] = blob
+    return matched
 
 
 def _nothing_fits(net: Net, path: Path, stored: Sequence[StoredLayer]) -> str:
@@ -154,9 +187,18 @@ def definition(net: Net) -> caffe_pb2.NetParameter:
 def save_weights(net: Net, path: Path, *, diffs: bool = False, format_of: Path | None = None) -> None:
     """Write a net's weights in the format of the path's suffix; `diffs` adds the gradients (Caffe: snapshot_diff).
 
-    `format_of` is another path whose suffix says the format, for files that are to be renamed to it.
+    `format_of` is another path whose suffix says the format, for files that are to be renamed to it. Raises
+    `WeightsError` for an unknown suffix, a path that can't be written to, and a net without values (device "meta").
     """
-    name = (format_of or path).name
+    if net.device.type == "meta":
+        raise WeightsError(f"{path}: can't be written: the net is on the device 'meta', so its blobs have no values")
+    try:
+        _save_by_suffix(net, path, diffs, (format_of or path).name)
+    except OSError as error:
+        raise WeightsError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def _save_by_suffix(net: Net, path: Path, diffs: bool, name: str) -> None:
     if name.endswith(".safetensors"):
         _save_safetensors(net, path)
         return
@@ -178,10 +220,6 @@ def save_weights(net: Net, path: Path, *, diffs: bool = False, format_of: Path |
 
 
 def _save_safetensors(net: Net, path: Path) -> None:
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        raise UsageError(f"{path}: needs the safetensors package; install it with: pip install safetensors") from None
     seen: set[int] = set()
     tensors = {}
     for key, value in net.state_dict().items():
@@ -189,5 +227,4 @@ def _save_safetensors(net: Net, path: Path) -> None:
             continue  # shared by name: stored once, under the owner
         seen.add(value.data_ptr())
         tensors[key] = value.detach().cpu().contiguous()
-    with atomic_write(path, "wb") as file:
-        file.write(save(tensors, metadata={"format": "pt", "net": net.graph.name}))
+    write_safetensors(path, tensors, {"format": "pt", "net": net.graph.name})

@@ -61,12 +61,15 @@ def test_fillers_gave_the_first_values(net: fcnproto.Net) -> None:
 
 
 def test_without_label_the_loss_is_left_out_and_asking_for_it_is_an_error(net: fcnproto.Net) -> None:
-    with pytest.raises(GraphError, match="no output can be computed: input 'label' is missing"):
-        net(data=image())
+    assert list(net(data=image())) == ["score"]
+    with pytest.raises(GraphError, match="no output can be computed: input 'data' is missing"):
+        net(label=image())
     out = net(data=image(), blobs=["score"])
     assert list(out) == ["score"]
     with pytest.raises(GraphError, match="not computed; give its label"):
         net.loss(out)
+    with pytest.raises(GraphError, match="not computed; give its label"):
+        net.loss(dict(out))
     with pytest.raises(GraphError, match="'loss' can't be computed: input 'label' is missing"):
         net(data=image(), blobs=["loss"])
 

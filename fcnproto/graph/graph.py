@@ -7,11 +7,12 @@ with several readers, in-place layers as new versions of a blob. Knows nothing o
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
-from fcnproto.errors import GraphError
+from fcnproto.errors import FcnprotoWarning, GraphError
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.schema import caffe_pb2
 
@@ -78,8 +79,33 @@ class Graph:
         """The last version of the blob called `name`; `GraphError` with the nearest name if there is none."""
         try:
             return self.blobs[name]
-        except KeyError:
-            raise GraphError(f"no blob {name!r} in net {self.name!r}{_nearest(name, self.blobs)}") from None
+        except (KeyError, TypeError):
+            raise GraphError(f"no blob {name!r} in net {self.name!r}{_nearest(str(name), self.blobs)}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The graph as tables with numbers for blobs: copied as it is, each layer would be a level of recursion."""
+        numbers = {blob: i for i, blob in enumerate(top for node in self.nodes for top in node.tops)}
+        rows = [
+            {
+                **node.__dict__,
+                "bottoms": [numbers[blob] for blob in node.bottoms],
+                "tops": [blob.name for blob in node.tops],
+            }
+            for node in self.nodes
+        ]
+        return {**self.__dict__, "nodes": rows, "blobs": {name: numbers[blob] for name, blob in self.blobs.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.nodes, blobs = [], list[Blob]()
+        for row in state["nodes"]:
+            node = Node(**{**row, "bottoms": [blobs[i] for i in row["bottoms"]], "tops": []})
+            for blob in node.bottoms:
+                blob.consumer = node
+            node.tops = [Blob(name, node, j) for j, name in enumerate(row["tops"])]
+            blobs += node.tops
+            self.nodes.append(node)
+        self.blobs = {name: blobs[i] for name, i in state["blobs"].items()}
 
     def weighted(self) -> list[tuple[Blob, float]]:
         """The tops with a loss weight other than zero, in layer order."""
@@ -105,6 +131,9 @@ def build_graph(
     propagate_down entries.
     """
     state = net_state(net, phase, level, stages)
+    if net.debug_info:
+        message = f"net {net.name!r}: debug_info has no effect in a net; the solver's debug_info has"
+        warnings.warn(message, FcnprotoWarning, stacklevel=2)
     params = []
     for layer in net.layer:
         if is_kept(layer, state):
@@ -124,6 +153,8 @@ def _unknown_bottom(
 ) -> NoReturn:
     name = layer.bottom[index]
     where = f"layer {layer.name!r} ({layer.type}): bottom {index} is {name!r}"
+    if name in layer.top:
+        raise GraphError(f"{where}, which no earlier layer writes, only this one itself")
     if name in later:
         raise GraphError(f"{where}, which only a later layer writes; layers must follow the ones they read from")
     raise GraphError(f"{where}, which no earlier layer writes{_nearest(name, known)}")
@@ -214,6 +245,8 @@ def _connect_tops(node: Node, known: TypeFacts, blobs: dict[str, Blob]) -> None:
             raise GraphError(
                 f"{where}: top {name!r} is its bottom, but this type can't work in place; name the top otherwise"
             )
+        if name in node.param.top[:j]:
+            raise GraphError(f"{where}: names the top {name!r} twice")
         if name in blobs and not in_place:
             first = blobs[name].producer.name
             raise GraphError(

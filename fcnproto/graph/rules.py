@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
-from fcnproto.errors import GraphError
+from fcnproto.errors import FcnprotoWarning, GraphError
 from fcnproto.schema import caffe_pb2
 
 
@@ -20,13 +21,24 @@ def phase_value(phase: str | int) -> int:
 def net_state(
     net: caffe_pb2.NetParameter, phase: str | int, level: int = 0, stages: Sequence[str] = ()
 ) -> caffe_pb2.NetState:
-    """The state a net is built under: the caller's phase and level, the file's stages and the caller's after them."""
+    """The state a net is built under: the caller's phase and level, the file's stages and the caller's after them.
+
+    Warns where the file says another phase or level, which Caffe passes over. Raises `GraphError` for what is no phase
+    or level."""
     if isinstance(stages, str):
         stages = (stages,)
     state = caffe_pb2.NetState()
     state.CopyFrom(net.state)
     state.phase = phase_value(phase)
-    state.level = level
+    try:
+        state.level = level
+    except (TypeError, ValueError):
+        raise GraphError(f"level {level!r}: expected a whole number") from None
+    for name, label in (("phase", caffe_pb2.Phase.Name), ("level", str)):
+        if net.state.HasField(name) and getattr(net.state, name) != getattr(state, name):
+            theirs, ours = label(getattr(net.state, name)), label(getattr(state, name))
+            message = f"net {net.name!r}: its state says {name} {theirs}, but it is built with {ours}, as asked for"
+            warnings.warn(message, FcnprotoWarning, stacklevel=2)
     state.stage.extend(stages)
     return state
 

@@ -157,6 +157,8 @@ class PReLU(Elementwise):
         self.add_blob("weight", () if self.config.channel_shared else (shape[1],), filler)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.config.channel_shared and (x.dim() < 2 or x.shape[1] != self.blob_shapes[0][0]):
+            self.fail(f"has slopes for {self.blob_shapes[0][0]} channels, got a bottom of shape {tuple(x.shape)}")
         return F.prelu(x, self.blob(0).reshape(-1).to(x.dtype))
 
 

@@ -54,6 +54,8 @@ class Layer(nn.Module):
     """Where the type departs from Caffe on purpose, one sentence or more, for docs/layers.md."""
     force_backward_refuses: ClassVar[tuple[int, ...]] = ()
     """The bottoms that never get a gradient in Caffe, such as the labels of a loss."""
+    index_bottoms: ClassVar[tuple[int, ...]] = ()
+    """The bottoms that hold class numbers or indices: given as inputs, they stay float32 in nets of half precision."""
 
     def __init__(self, param: caffe_pb2.LayerParameter, num_tops: int | None = None) -> None:
         super().__init__()

@@ -54,6 +54,7 @@ class Embed(Layer):
     differences = "indices out of range are an error on the CPU; Caffe reads past the blob."
 
     config_field = "embed_param"
+    index_bottoms = (0,)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config

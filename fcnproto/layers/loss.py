@@ -36,6 +36,7 @@ class LossLayer(Layer):
     bottoms = (2, 2)
     is_loss = True
     force_backward_refuses: ClassVar[tuple[int, ...]] = (1,)
+    index_bottoms: ClassVar[tuple[int, ...]] = (1,)
     default_mode: ClassVar[int] = _Mode.VALID
     """How the sum is divided where `loss_param` does not say."""
 
@@ -56,6 +57,11 @@ class LossLayer(Layer):
             return ignored.numel() - ignored.sum().clamp(max=ignored.numel() - 1)
         divisor = {_Mode.FULL: items * places, _Mode.VALID: items * places, _Mode.BATCH_SIZE: items, _Mode.NONE: 1}
         return max(divisor[self.mode], 1)
+
+
+def _per_item(x: Tensor) -> Tensor:
+    """`x` (N, ...) as (N, values of an item); (N,) becomes (N, 1)."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 class _RaiseTo(torch.autograd.Function):
@@ -125,7 +131,7 @@ class MultinomialLogisticLoss(LossLayer):
 
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         check_items(self, probabilities, labels)
-        probabilities = at_least_float32(probabilities).flatten(1)
+        probabilities = _per_item(at_least_float32(probabilities))
         read = read_labels(self, labels, probabilities, 1)
         costs = _raise_to(probabilities.gather(1, read.classes), SMALLEST_PROBABILITY).log()
         return -read.leave_out(costs).sum() / max(len(probabilities), 1)
@@ -140,6 +146,7 @@ class SigmoidCrossEntropyLoss(LossLayer):
     """
 
     config_field = "loss_param"
+    index_bottoms = ()
     default_mode = _Mode.BATCH_SIZE
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
@@ -161,6 +168,7 @@ class EuclideanLoss(LossLayer):
     """Caffe's EuclideanLoss: sum of (a - b)^2 / (2 N), with gradients to both bottoms."""
 
     force_backward_refuses = ()
+    index_bottoms = ()
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         check_items(self, first, second)
@@ -183,7 +191,7 @@ class HingeLoss(LossLayer):
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         check_items(self, scores, labels)
-        scores = at_least_float32(scores).flatten(1)
+        scores = _per_item(at_least_float32(scores))
         read = read_labels(self, labels, scores, 1)
         sign = torch.ones_like(scores).scatter_(1, read.classes, read.leave_out(-torch.ones_like(scores[:, :1])))
         margins = F.relu(scores * sign + 1)
@@ -203,6 +211,7 @@ class ContrastiveLoss(LossLayer):
     config_field = "contrastive_loss_param"
     bottoms = (3, 3)
     force_backward_refuses = (2,)
+    index_bottoms = (2,)
 
     def forward(self, first: Tensor, second: Tensor, similar: Tensor) -> Tensor:
         check_items(self, first, second)

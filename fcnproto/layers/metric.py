@@ -29,6 +29,7 @@ class Accuracy(Layer):
     bottoms = (2, 2)
     tops = (1, 2)
     force_backward_refuses = (0, 1)
+    index_bottoms = (1,)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.ignore_label = self.config.ignore_label if self.config.HasField("ignore_label") else None

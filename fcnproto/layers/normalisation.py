@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fcnproto.errors import FcnprotoWarning
 from fcnproto.layers.base import Elementwise, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
@@ -28,14 +30,22 @@ class LRN(Elementwise):
     config_field = "lrn_param"
 
     def setup(self, shapes: Sequence[Shape]) -> None:
-        (shape,) = shapes
-        if self.config.local_size % 2 == 0:
-            self.fail(f"local_size {self.config.local_size} must be odd")
+        (shape,), config = shapes, self.config
+        if config.local_size % 2 == 0:
+            self.fail(f"local_size {config.local_size} must be odd")
+        self.check_axes(shape)
+        if config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL and config.HasField("k"):
+            message = f"layer {self.name!r} (LRN): lrn_param.k has no effect within channels, nor has it in Caffe"
+            warnings.warn(message, FcnprotoWarning, stacklevel=2)
+
+    def check_axes(self, shape: Sequence[int]) -> None:
+        """Refuse a bottom that is no batch of images."""
         if len(shape) != 4:
             self.fail(f"needs a bottom with 4 axes, got shape {tuple(shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
+        self.check_axes(x.shape)
         size, alpha, beta = config.local_size, config.alpha, config.beta
         values = at_least_float32(x)
         if config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
@@ -118,7 +128,7 @@ class BatchNorm(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         use_global = not self.training if self.use_global_stats is None else self.use_global_stats
-        if x.shape[1] != self.blob_shapes[0][0]:
+        if x.dim() < 2 or x.shape[1] != self.blob_shapes[0][0]:
             self.fail(f"has statistics of {self.blob_shapes[0][0]} channels, got a bottom of shape {tuple(x.shape)}")
         return self._by_stored_statistics(x) if use_global else self._by_batch_statistics(x)
 
@@ -166,12 +176,16 @@ class MVN(Layer):
     config_field = "mvn_param"
 
     def setup(self, shapes: Sequence[Shape]) -> None:
-        (shape,) = shapes
+        self.check_axes(shapes[0])
+
+    def check_axes(self, shape: Sequence[int]) -> None:
+        """Refuse a bottom that can't be read as (N, C, H, W)."""
         if len(shape) > 4:
             self.fail(f"needs a bottom with at most 4 axes, got shape {tuple(shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
+        self.check_axes(x.shape)
         x = x.reshape([*x.shape, *[1] * (4 - x.dim())])
         axes = (1, 2, 3) if config.across_channels else (2, 3)
         if not config.normalize_variance:
@@ -208,6 +222,9 @@ class Softmax(Elementwise):
     """Caffe's Softmax over `axis` (1 unless given)."""
 
     config_field = "softmax_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.axis(self.config.axis, shapes[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return x.softmax(self.axis(self.config.axis, x.shape))

@@ -6,6 +6,7 @@ it goes on. With other values in `cont` the gradient is the true derivative; Caf
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcnproto.errors import FcnprotoWarning
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 
@@ -43,12 +45,18 @@ class RecurrentLayer(Layer):
         self.has_static = len(shapes) == 3 + exposed
         for name in self.states:
             self.register_buffer(name, None, persistent=False)
-        if len(shapes[0]) < 3 or (self.has_static and len(shapes[2]) < 2):
-            self.fail(f"needs x of (T, N, ...) and a static input of (N, ...), got shapes {self._text(shapes)}")
+        if self.config.debug_info:
+            message = f"layer {self.name!r} ({self.type}): recurrent_param.debug_info has no effect"
+            warnings.warn(message, FcnprotoWarning, stacklevel=2)
+        self._check_axes(shapes)
         features = [torch.Size(shapes[0][2:]).numel()]
         if self.has_static:
             features.append(torch.Size(shapes[2][1:]).numel())
         self.add_weights(features)
+
+    def _check_axes(self, shapes: Sequence[Sequence[int]]) -> None:
+        if len(shapes[0]) < 3 or (self.has_static and len(shapes[2]) < 2):
+            self.fail(f"needs x of (T, N, ...) and a static input of (N, ...), got shapes {self._text(shapes)}")
 
     def add_weights(self, features: Sequence[int]) -> None:
         """Add the blobs, given the features per step of x and, where there is one, of the static input."""
@@ -90,7 +98,9 @@ class RecurrentLayer(Layer):
         return tuple(x.new_zeros(x.shape[1], hidden) for _ in self.states)
 
     def _check(self, bottoms: Sequence[Tensor]) -> None:
-        x, (steps, streams) = bottoms[0], bottoms[0].shape[:2]
+        x = bottoms[0]
+        self._check_axes([bottom.shape for bottom in bottoms])
+        steps, streams = x.shape[:2]
         expected = [(steps, streams)] + [(streams, *bottom.shape[1:]) for bottom in bottoms[2 : 2 + self.has_static]]
         expected += [(1, streams, self.config.num_output)] * (len(bottoms) - 1 - len(expected))
         if [tuple(bottom.shape) for bottom in bottoms[1:]] != expected:

@@ -272,6 +272,7 @@ class BatchReindex(Layer):
     """Caffe's BatchReindex: y[i] = x[index[i]] along axis 0; the index, of one axis, is truncated to integers."""
 
     bottoms = (2, 2)
+    index_bottoms = (1,)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         if index.dim() != 1 or x.dim() == 0:
@@ -280,5 +281,5 @@ class BatchReindex(Layer):
             )
         try:
             return x.index_select(0, index.long())
-        except IndexError:  # on the CPU; a GPU reports its own error later
+        except (IndexError, RuntimeError):  # on the CPU; a GPU reports its own error later
             self.fail(f"an index is outside of 0..{x.shape[0] - 1}, the items of bottom 0")

@@ -100,6 +100,7 @@ def test_unknown_type_names_the_nearest_and_the_way_out() -> None:
         build(INPUT + layer("c", "Convolutoin", "x", "c"))
 
 
+@pytest.mark.filterwarnings("ignore:net .*its state says")
 def test_state_takes_the_callers_phase_and_level_and_appends_stages() -> None:
     net = parse('state { phase: TRAIN level: 7 stage: "file" }', caffe_pb2.NetParameter)
     state = net_state(net, "test", 0, ["mine"])
@@ -112,3 +113,18 @@ def test_state_takes_the_callers_phase_and_level_and_appends_stages() -> None:
 def test_unknown_phase(phase: object) -> None:
     with pytest.raises(GraphError, match="expected 'train' or 'test'"):
         build(INPUT, phase=phase)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_names_a_top_twice() -> None:
+    with pytest.raises(GraphError, match=r"layer 's' \(Slice\): names the top 'a' twice"):
+        build(INPUT + layer("s", "Slice", "x", "a a"))
+
+
+def test_a_layer_that_reads_its_own_top() -> None:
+    with pytest.raises(GraphError, match="bottom 0 is 'z', which no earlier layer writes, only this one itself"):
+        build(INPUT + layer("r", "ReLU", "z", "z"))
+
+
+def test_a_level_that_is_none() -> None:
+    with pytest.raises(GraphError, match="level 'high': expected a whole number"):
+        build(INPUT, level="high")

@@ -1,0 +1,177 @@
+"""`load`: formats, states and fields that are passed over, shapes, blobs in the text, several weight files, errors."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import fcnproto
+from fcnproto.errors import GraphError, LayerError, UnsupportedLayerError, WeightsError
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import parse
+
+INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }\n'
+TWO = INPUT + "".join(
+    f'layer {{ name: "{name}" type: "InnerProduct" bottom: "x" top: "{name}" '
+    "inner_product_param { num_output: 2 bias_term: false } }\n"
+    for name in "ab"
+)
+
+
+def message(text: str) -> caffe_pb2.NetParameter:
+    return parse(text, caffe_pb2.NetParameter)
+
+
+def load(text: str, **options: object) -> fcnproto.Net:
+    return fcnproto.load(message(text), **options)  # type: ignore[arg-type]
+
+
+def test_messages_of_old_formats_are_brought_up_to_date_and_stay_as_they_are() -> None:
+    old = message(
+        'input: "x" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4\n'
+        'layers { name: "ip" type: INNER_PRODUCT bottom: "x" top: "y" inner_product_param { num_output: 2 } }'
+    )
+    before = old.SerializeToString()
+    with pytest.warns(fcnproto.FcnprotoWarning, match="V1 format"):
+        net = fcnproto.load(old)
+    assert net.inputs == ["x"] and list(net.params) == ["ip"]
+    assert old.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("debug_info: true", "debug_info has no effect"),
+        ("state { level: 2 }", "its state says level 2, but it is built with 0"),
+        ("state { phase: TRAIN }", "its state says phase TRAIN, but it is built with TEST"),
+        (
+            'layer { name: "c" type: "Softmax" bottom: "x" top: "y" softmax_param { engine: CUDNN } }',
+            r"engine has no effect \('c'\)",
+        ),
+        (
+            (
+                'layer { name: "r" type: "Reshape" bottom: "x" top: "y" reshape_param { shape { dim: 1 dim: 3 dim: 1 dim: 1 } } }'
+                'layer { name: "l" type: "LRN" bottom: "y" top: "z" lrn_param { k: 2 norm_region: WITHIN_CHANNEL } }'
+            ),
+            "lrn_param.k has no effect",
+        ),
+        (
+            (
+                'layer { name: "r" type: "Reshape" bottom: "x" top: "y" reshape_param { shape { dim: 1 dim: 1 dim: 3 } } }'
+                'layer { name: "c" type: "Input" top: "cont" input_param { shape { dim: 1 dim: 1 } } }'
+                'layer { name: "l" type: "RNN" bottom: "y" bottom: "cont" top: "z" recurrent_param { num_output: 2 debug_info: true } }'
+            ),
+            "recurrent_param.debug_info has no effect",
+        ),
+    ],
+)
+def test_what_is_passed_over_is_told(text: str, told: str) -> None:
+    with pytest.warns(fcnproto.FcnprotoWarning, match=told) as caught:
+        load(INPUT + text)
+    assert len(caught) == 1
+
+
+def test_a_state_that_agrees_is_no_matter() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load('state { level: 2 phase: TRAIN stage: "s" }\n' + INPUT, phase="train", level=2)
+
+
+def test_engines_are_told_once_for_all_layers() -> None:
+    layers = [
+        f'layer {{ name: "l{i}" type: "Softmax" bottom: "x" top: "y{i}" softmax_param {{ engine: CAFFE }} }}'
+        for i in range(5)
+    ]
+    with pytest.warns(fcnproto.FcnprotoWarning, match=r"\('l0', 'l1', 'l2', \.\.\.\)") as caught:
+        load(INPUT + "\n".join(layers))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "word"),
+    [
+        ({"y": (1, 3)}, "a shape for 'y', which is no data top; they are 'x'"),
+        ({"x": (1, -3)}, "whole numbers from 0 on"),
+        ({"x": "abc"}, "whole numbers from 0 on"),
+        ({"x": 5}, "give a sequence of extents"),
+        ({"x": (2**30, 2**30)}, "no tensor is that large"),
+        ({"x": (1,) * 33}, "no tensor is that large"),
+    ],
+)
+def test_impossible_shapes(shapes: dict[str, object], word: str) -> None:
+    with pytest.raises(GraphError, match=word):
+        load(INPUT, shapes=shapes)
+
+
+def test_a_negative_extent_in_the_prototxt() -> None:
+    with pytest.raises(LayerError, match=r"'in' \(Input\): top 'x' can't have the shape \(1, -3\)"):
+        load(INPUT.replace("dim: 3", "dim: -3"))
+
+
+@pytest.mark.parametrize(("count", "kind"), [(2, "InnerProduct"), (1, "Power")])
+def test_blobs_in_the_prototxt_must_be_the_layers(count: int, kind: str) -> None:
+    blobs = "blobs { shape { dim: 2 dim: 3 } data: [1, 2, 3, 4, 5, 6] } " * count
+    settings = "inner_product_param { num_output: 2 bias_term: false }" if kind == "InnerProduct" else ""
+    text = INPUT + f'layer {{ name: "l" type: "{kind}" bottom: "x" top: "y" {settings} BLOBS }}'
+    with pytest.raises(LayerError, match=f"{count} blobs in the prototxt, expected {count - 1}"):
+        load(text.replace("BLOBS", blobs))
+    if count > 1:
+        values = load(text.replace("BLOBS", blobs[: len(blobs) // 2])).params["l"][0]
+        assert torch.equal(values, torch.arange(1.0, 7.0).reshape(2, 3))
+
+
+def test_errors_of_the_graph_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(INPUT + 'layer { name: "r" type: "Relu" bottom: "x" top: "y" }')
+    with pytest.raises(UnsupportedLayerError, match=r"^\S+net\.prototxt: layer 'r': unknown layer type 'Relu'"):
+        fcnproto.load(path)
+
+
+def halves(tmp_path: Path, net: fcnproto.Net) -> list[Path]:
+    """Two weight files, each with one of the layers a and b."""
+    net.save(tmp_path / "w.caffemodel")
+    whole = caffe_pb2.NetParameter.FromString((tmp_path / "w.caffemodel").read_bytes())
+    paths = []
+    for name in "ab":
+        paths.append(tmp_path / f"{name}.caffemodel")
+        part = caffe_pb2.NetParameter(layer=[layer for layer in whole.layer if layer.name == name])
+        paths[-1].write_bytes(part.SerializeToString())
+    return paths
+
+
+def test_of_several_weight_files_only_what_none_has_is_told(tmp_path: Path) -> None:
+    net = load(TWO)
+    with torch.no_grad():
+        net.params["a"][0].fill_(1)
+        net.params["b"][0].fill_(2)
+    first, second = halves(tmp_path, net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both = load(TWO, weights=[first, second])
+    assert (both.params["a"][0] == 1).all() and (both.params["b"][0] == 2).all()
+    with pytest.warns(fcnproto.FcnprotoWarning, match=r"a\.caffemodel, \S+a\.caffemodel: has no values for b;"):
+        load(TWO, weights=[first, first])
+
+
+def test_nets_that_can_not_be_written(tmp_path: Path) -> None:
+    net = load(TWO)
+    with pytest.raises(WeightsError, match=r"missing/w\.caffemodel: can't be written: No such file"):
+        net.save(tmp_path / "missing" / "w.caffemodel")
+    (tmp_path / "folder.h5").mkdir()
+    with pytest.raises(WeightsError, match=r"folder\.h5: can't be written: .* is a folder"):
+        net.save(tmp_path / "folder.h5")
+    with pytest.raises(WeightsError, match="device 'meta'"):
+        net.to("meta").save(tmp_path / "w.caffemodel")
+    assert not list(tmp_path.glob("*.caffemodel"))
+
+
+def test_nets_of_no_layers_and_of_no_outputs() -> None:
+    empty = load('name: "nothing"')
+    assert (empty.inputs, empty.outputs, dict(empty()), float(empty.loss(empty()))) == ([], [], {}, 0)
+    silent = load(INPUT + 'layer { name: "s" type: "Silence" bottom: "x" }')
+    assert dict(silent(x=torch.ones(1, 3))) == {}
+    x = torch.ones(1, 3)
+    assert torch.equal(load(INPUT)(x)["x"], x)
