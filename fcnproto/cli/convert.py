@@ -1,0 +1,64 @@
+"""Convert a net and its weights to other formats, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fcnproto.cli import _options, _output
+
+
+@click.command("convert")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs that a .py speaks of.")
+@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
+@click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of a data layer's top.")
+@_options.state_options
+def command(
+    model: Path,
+    weights: Path,
+    out: Path,
+    input_size: tuple[int, int] | None,
+    phase: str,
+    shapes: Sequence[str],
+    level: int,
+    stages: Sequence[str],
+    allow_python: bool,
+) -> None:
+    """Write the net in the prototxt MODEL with WEIGHTS to OUT, whose ending says the format.
+
+    Weights alone: .safetensors, .pt (a state_dict), .caffemodel, .caffemodel.h5. The net itself: .py (a module in plain
+    PyTorch, beside its .safetensors), .pt2 (torch.export), .onnx. WEIGHTS may be a caffemodel or a PyTorch state_dict
+    (.pt, .pth, .safetensors) with this net's names, so that a net trained elsewhere comes home. What was written is
+    read back and compared before it gets its name.
+    """
+    import fcnproto
+    from fcnproto.export import STATE_FILES, convert, load_state
+
+    options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
+    is_state = weights.suffix.lower() in STATE_FILES
+    net = fcnproto.load(model, None if is_state else weights, shapes=_options.shapes(shapes), **options)
+    if is_state:
+        load_state(net, weights)
+    title = net.graph.name or (model.parent.name if model.stem == "deploy" and model.parent.name else model.stem)
+    done = convert(net, out, size=input_size, title=title, about=_about(net, model, weights))
+    _output.note(f"{', '.join(map(str, done.files))}: {done.checked}")
+
+
+def _about(net: Any, model: Path, weights: Path) -> list[str]:
+    """What a generated module says of its inputs: the preprocessing, where it is known."""
+    from fcnproto.export.source import endpoints
+    from fcnproto.recognise import preprocessing_of, zoo_record
+
+    record = zoo_record(model, weights)
+    lines = []
+    for name in endpoints(net)[0]:
+        how = preprocessing_of(net, name, record)
+        if how.why != "assumed":
+            lines.append(f"Input {name}: {how}.")
+    return lines

@@ -1,0 +1,155 @@
+"""What a generated module needs beyond PyTorch's own layers: small classes and functions, in nothing but PyTorch.
+
+A generated file gets the source of those that it uses, so they must stand alone: no import but those at the top here,
+no name from outside, and Caffe's rules in full. Parameters are named as in `state_dict`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.Module):
+    """Caffe's BatchNorm: the buffers hold sums, which scale_factor divides; no learned scale."""
+
+    mean: Tensor
+    variance: Tensor
+    scale_factor: Tensor
+
+    def __init__(self, channels: int, eps: float, fraction: float) -> None:
+        super().__init__()
+        self.eps, self.fraction = eps, fraction
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.zeros(channels))
+        self.register_buffer("scale_factor", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        if self.training:
+            axes = [axis for axis in range(x.dim()) if axis != 1]
+            variance, mean = torch.var_mean(x.detach(), axes, correction=1)
+            for total, new in (
+                (self.mean, mean),
+                (self.variance, variance),
+                (self.scale_factor, torch.ones_like(self.scale_factor)),
+            ):
+                total.mul_(self.fraction).add_(new)
+            return F.batch_norm(x, None, None, training=True, eps=self.eps)
+        factor = self.scale_factor
+        factor = torch.where(factor == 0, torch.zeros_like(factor), 1 / factor)
+        mean = (self.mean * factor).view(shape)
+        variance = (self.variance * factor).view(shape)
+        return (x - mean) * (variance + self.eps).rsqrt()
+
+
+class Scale(nn.Module):
+    """Caffe's Scale and Bias: x * weight + bias over the axes from `axis` on; either may be missing."""
+
+    def __init__(self, shape: list, axis: int, weight: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.axis = axis
+        self.weight = nn.Parameter(torch.ones(shape)) if weight else None
+        self.bias = nn.Parameter(torch.zeros(shape)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            x = x * self.aligned(self.weight, x)
+        return x if self.bias is None else x + self.aligned(self.bias, x)
+
+    def aligned(self, values: Tensor, x: Tensor) -> Tensor:
+        missing = x.dim() - self.axis - values.dim()
+        return values.reshape(*values.shape, *[1] * max(missing, 0))
+
+
+class SharedPReLU(nn.Module):
+    """PReLU with one slope for all channels, a scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.weight.reshape(1))
+
+
+class TransposedLinear(nn.Module):
+    """A linear layer whose weight is stored as (inputs, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class BiasedEmbedding(nn.Module):
+    """Rows of a table plus a bias."""
+
+    def __init__(self, rows: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(rows, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index.long(), self.weight) + self.bias
+
+
+def windows_of(size: int, kernel: int, stride: int, pad: int, any_pad: bool, ceil: bool) -> int:
+    """How many pooling windows Caffe puts along an axis."""
+    room = size + 2 * pad - kernel
+    count = (-(-room // stride) if ceil else room // stride) + 1
+    if any_pad and (count - 1) * stride >= size + pad:
+        count -= 1
+    return count
+
+
+def pool_margins(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool) -> list:
+    """Padding (negative: cutting) after which Caffe's pooling windows tile the plane exactly."""
+    margins = []
+    for i in (1, 0):
+        size = x.shape[2 + i]
+        count = windows_of(size, kernel[i], stride[i], pad[i], any(pad), ceil)
+        margins += [pad[i], (count - 1) * stride[i] + kernel[i] - size - pad[i]]
+    return margins
+
+
+def max_pool(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool) -> Tensor:
+    """Max pooling by Caffe's rules for windows that PyTorch's own pooling doesn't allow."""
+    lowest = torch.finfo(x.dtype).min
+    padded = F.pad(x, pool_margins(x, kernel, stride, pad, ceil), value=lowest)
+    return F.max_pool2d(padded, kernel, stride)
+
+
+def average_pool(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool) -> Tensor:
+    """Average pooling by Caffe's rules for windows that PyTorch's own pooling doesn't allow."""
+    padded = F.pad(x, pool_margins(x, kernel, stride, pad, ceil))
+    sums = F.avg_pool2d(padded, kernel, stride, divisor_override=1)
+    extents = []
+    for i in (0, 1):
+        start = torch.arange(sums.shape[2 + i], device=x.device) * stride[i] - pad[i]
+        end = (start + kernel[i]).clamp(max=x.shape[2 + i] + pad[i])
+        extents.append((end - start).clamp(min=1))
+    return sums / (extents[0].unsqueeze(1) * extents[1])
+
+
+def arg_max(x: Tensor, count: int, axis: int | None, values: bool) -> Tensor:
+    """Caffe's ArgMax: of equal values the larger index comes first."""
+    rows = x.movedim(axis, -1) if axis is not None else x.flatten(1)
+    order = rows.flip(-1).sort(dim=-1, descending=True, stable=True).indices
+    index = rows.shape[-1] - 1 - order[..., :count]
+    best = rows.gather(-1, index)
+    if axis is not None:
+        return (best if values else index.to(x.dtype)).movedim(-1, axis)
+    index = index.to(x.dtype)
+    both = torch.stack([index, best], 1) if values else index.unsqueeze(1)
+    return both.reshape(*both.shape, *[1] * (x.dim() - 3))
+
+
+def mean_variance_normalise(x: Tensor, axes: tuple, eps: float, variance: bool) -> Tensor:
+    """Caffe's MVN: (x - mean) / (deviation + eps), or x - mean alone."""
+    x = x - x.mean(axes, keepdim=True)
+    if not variance:
+        return x
+    return x / (x.square().mean(axes, keepdim=True).sqrt() + eps)

@@ -1,0 +1,234 @@
+"""Nets taken away to other formats and brought back, by the command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import golden_cases
+import numpy as np
+import pytest
+import torch
+from tiny_nets import small_fcn
+
+import fcnproto
+from fcnproto.cli._main import main
+from fcnproto.export import convert
+from fcnproto.safetensors_file import read_safetensors, write_safetensors
+
+onnx_missing = any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Path, Path]:
+    return small_fcn(tmp_path)
+
+
+def output(model: Path, weights: Path, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return fcnproto.load(model, weights)(x)["score"]
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_state_dict_there_and_back(ending: str, small: tuple[Path, Path], tmp_path: Path) -> None:
+    model, weights = small
+    away, home = tmp_path / f"net{ending}", tmp_path / "home.caffemodel"
+    assert main(["convert", str(model), str(weights), str(away)]) == 0
+    net = fcnproto.load(model, weights)
+    state = read_safetensors(away) if ending == ".safetensors" else torch.load(away, weights_only=True)
+    assert {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in net.state_dict().items()}
+    # Trained a little elsewhere, in another file and in half of the precision.
+    state = {f"module.{name}": value.double() * 2 for name, value in state.items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "trained.pt")
+    assert main(["convert", str(model), str(tmp_path / "trained.pt"), str(home)]) == 0
+    back = fcnproto.load(model, home)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], value * 2, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("ending", [".caffemodel", ".caffemodel.h5"])
+def test_caffe_files(ending: str, small: tuple[Path, Path], tmp_path: Path) -> None:
+    model, weights = small
+    away = tmp_path / f"net{ending}"
+    assert main(["convert", str(model), str(weights), str(away)]) == 0
+    x = torch.randn(1, 3, 20, 20)
+    torch.testing.assert_close(output(model, away, x), output(model, weights, x), rtol=0, atol=0)
+
+
+def test_python_module_runs_where_only_torch_is(small: tuple[Path, Path], tmp_path: Path) -> None:
+    model, weights = small
+    folder = tmp_path / "taken"
+    assert main(["convert", str(model), str(weights), str(folder / "my_net.py"), "--input-size", "40x50"]) == 0
+    assert sorted(file.name for file in folder.iterdir()) == ["my_net.py", "my_net.safetensors"]
+    assert "# 1 x 4 x 58 x 68" in (folder / "my_net.py").read_text()
+    x = torch.randn(2, 3, 31, 22, generator=torch.Generator().manual_seed(1))
+    torch.save(x, tmp_path / "x.pt")
+    program = (
+        "import sys, torch; sys.modules['fcnproto'] = sys.modules['safetensors'] = None; import my_net; "
+        "torch.save(my_net.load()(torch.load(sys.argv[1])).detach(), sys.argv[2])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    subprocess.run(command, cwd=folder, check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), output(model, weights, x), rtol=0, atol=1e-6)
+
+
+def test_exported_program_takes_any_size(small: tuple[Path, Path], tmp_path: Path) -> None:
+    model, weights = small
+    assert main(["convert", str(model), str(weights), str(tmp_path / "net.pt2")]) == 0
+    module = torch.export.load(tmp_path / "net.pt2").module()
+    for size in ((20, 20), (33, 57), (120, 41)):
+        x = torch.randn(1, 3, *size)
+        torch.testing.assert_close(module(x), output(model, weights, x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(onnx_missing, reason="onnx, onnxscript or onnxruntime is not installed")
+def test_onnx_takes_any_size(small: tuple[Path, Path], tmp_path: Path) -> None:
+    import onnxruntime
+
+    model, weights = small
+    assert main(["convert", str(model), str(weights), str(tmp_path / "net.onnx")]) == 0
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in (*session.get_inputs(), *session.get_outputs())] == ["data", "score"]
+    for size in ((20, 20), (33, 57)):
+        x = torch.randn(1, 3, *size)
+        (found,) = session.run(["score"], {"data": x.numpy()})
+        np.testing.assert_allclose(found, output(model, weights, x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not onnx_missing, reason="the ONNX packages are installed")
+def test_onnx_without_its_packages(
+    small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", *map(str, small), str(tmp_path / "net.onnx")]) in (1, 2)
+    assert "pip install" in capsys.readouterr().err
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_nets_with_two_inputs_and_outputs(tmp_path: Path) -> None:
+    for name in ("nyud_fcn32s_color_hha_forward", "siftflow_fcn8s_forward"):
+        net = golden_cases.load("fcn", name).net()
+        done = convert(net, tmp_path / f"{name}.py")
+        assert "96x64" in done.checked
+    text = (tmp_path / "siftflow_fcn8s_forward.py").read_text()
+    assert 'return {"score_geo": score_geo, "score_sem": score_sem}' in text
+
+
+def test_training_nets_leave_their_losses(tmp_path: Path) -> None:
+    convert(golden_cases.load("fcn", "voc_fcn8s_forward").net(), tmp_path / "a.py")
+    case = golden_cases.load("fcn", "voc_fcn8s_train")
+    net = fcnproto.load(case.folder / "net.prototxt")
+    convert(net, tmp_path / "train.py")
+    assert "loss" not in (tmp_path / "train.py").read_text()
+
+
+def test_nothing_is_left_of_a_wrong_export(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fcnproto.export import emitters
+
+    wrong = emitters.EMITTERS["ReLU"]
+    monkeypatch.setitem(emitters.EMITTERS, "ReLU", lambda request: emitters.Piece(("F.elu", [request.x])))
+    assert main(["convert", *map(str, small), str(tmp_path / "out" / "net.py")]) == 1
+    assert "departs from this one" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+    assert wrong is not emitters.EMITTERS["ReLU"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda state: state.pop("conv.bias"), "has no 'conv.bias'"),
+        (lambda state: state.update(extra=torch.zeros(1)), "'extra' is no parameter"),
+        (lambda state: state.update({"conv.bias": torch.zeros(7)}), "has shape (7,), the net's (4,)"),
+    ],
+)
+def test_states_that_do_not_fit(
+    change: object, expected: str, small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, weights = small
+    state = dict(fcnproto.load(model, weights).state_dict())
+    change(state)  # type: ignore[operator]
+    torch.save(state, tmp_path / "w.pt")
+    assert main(["convert", str(model), str(tmp_path / "w.pt"), str(tmp_path / "home.caffemodel")]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_states_with_code_are_refused(small: tuple[Path, Path], tmp_path: Path) -> None:
+    torch.save({"conv.bias": subprocess.run}, tmp_path / "w.pt")
+    assert main(["convert", str(small[0]), str(tmp_path / "w.pt"), str(tmp_path / "home.caffemodel")]) == 1
+
+
+def test_unknown_endings(small: tuple[Path, Path], tmp_path: Path) -> None:
+    assert main(["convert", *map(str, small), str(tmp_path / "net.tflite")]) == 2
+
+
+def test_shared_parameters_come_home(tmp_path: Path) -> None:
+    case = golden_cases.load("layers", "net_shared_params")
+    net = case.net()
+    net.save(tmp_path / "w.safetensors")
+    assert len(read_safetensors(tmp_path / "w.safetensors")) < len(net.state_dict())
+    home = tmp_path / "home.caffemodel"
+    model = case.folder / "net.prototxt"
+    phase = ["--phase", case.facts["phase"].lower()]
+    assert main(["convert", str(model), str(tmp_path / "w.safetensors"), str(home), *phase]) == 0
+    back = fcnproto.load(model, home, phase=phase[1])
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], value)
+
+
+class TestSafetensors:
+    TENSORS = {  # noqa: RUF012
+        "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+        "b": torch.tensor(3.5, dtype=torch.float16),
+        "c": torch.zeros(0, 4),
+        "d": torch.tensor([[1, -2]], dtype=torch.int64),
+        "ü": torch.tensor([True, False]),
+    }
+
+    def test_round_trip(self, tmp_path: Path) -> None:
+        write_safetensors(tmp_path / "t.safetensors", self.TENSORS, {"format": "pt"})
+        found = read_safetensors(tmp_path / "t.safetensors")
+        assert set(found) == set(self.TENSORS)
+        for name, value in self.TENSORS.items():
+            assert found[name].dtype == value.dtype
+            assert torch.equal(found[name], value)
+
+    def test_package_reads_and_writes_the_same(self, tmp_path: Path) -> None:
+        package = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+        write_safetensors(tmp_path / "t.safetensors", self.TENSORS, {"format": "pt"})
+        theirs = package.load_file(tmp_path / "t.safetensors")
+        assert all(torch.equal(theirs[name], value) for name, value in self.TENSORS.items())
+        package.save_file(self.TENSORS, tmp_path / "u.safetensors")
+        ours = read_safetensors(tmp_path / "u.safetensors")
+        assert all(torch.equal(ours[name], value) for name, value in self.TENSORS.items())
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+            {"dtype": "F32", "shape": [1 << 60], "data_offsets": [0, 1 << 62]},
+            {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+            {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+            {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]},
+            {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]},
+            {"dtype": "F32", "shape": [1], "data_offsets": [100, 104]},
+            {"shape": [1]},
+            [],
+        ],
+    )
+    def test_hostile_entries(self, entry: object, tmp_path: Path) -> None:
+        header = json.dumps({"x": entry}).encode()
+        (tmp_path / "t.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+        with pytest.raises(fcnproto.WeightsError, match="tensor 'x'"):
+            read_safetensors(tmp_path / "t.safetensors")
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"1234567", (1 << 40).to_bytes(8, "little") + b"{}", bytes(8), b"\2" + bytes(7) + b"[]"]
+    )
+    def test_other_files(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "t.safetensors").write_bytes(content)
+        with pytest.raises(fcnproto.WeightsError, match="not a safetensors file"):
+            read_safetensors(tmp_path / "t.safetensors")
