@@ -82,7 +82,7 @@ def settings(scenes: Path, output: Path, model: Path, **options: object) -> fine
     return finetune.Settings(**chosen)  # type: ignore[arg-type]
 
 
-def test_learns_and_leaves_everything_behind(scenes: Path, tmp_path: Path) -> None:
+def test_learns_and_leaves_everything_behind(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     made = finetune.plan(settings(scenes, output, slim_net(tmp_path), augmentation=Augmentation(mirror=True)))
     assert not output.exists()
@@ -95,7 +95,7 @@ def test_learns_and_leaves_everything_behind(scenes: Path, tmp_path: Path) -> No
     assert outcome.score is not None and outcome.score.images == len(made.splits["test"])
     names = {path.name for path in output.iterdir()}
     assert names >= {
-        "train.prototxt", "deploy.prototxt", "solver.prototxt", "classes.txt", "train.txt", "val.txt", "test.txt",
+        "train.prototxt", "test.prototxt", "deploy.prototxt", "solver.prototxt", "classes.txt", "train.txt", "val.txt", "test.txt",
         "initial.caffemodel", "weights.caffemodel", "validation.csv", "curves.png", "scores.json", "confusion.png",
         "samples.png",
     }  # fmt: skip
@@ -104,6 +104,11 @@ def test_learns_and_leaves_everything_behind(scenes: Path, tmp_path: Path) -> No
     assert scores["best iteration"] == outcome.best
     with pytest.raises(UsageError, match="results of another fine-tuning"):
         finetune.run(made)
+    # The held-out score once more, from the files alone.
+    capsys.readouterr()
+    assert main(["score", "net", str(output / "test.prototxt"), str(output / "weights.caffemodel"), "--json"]) == 0
+    (again,) = json.loads(capsys.readouterr().out)["results"]
+    assert again["confusion"] == scores["held out"]["confusion"]
 
 
 def test_the_files_train_by_themselves_alike(scenes: Path, tmp_path: Path) -> None:

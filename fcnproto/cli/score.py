@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ def folders_command(predictions: Path, truth: Path, classes: Path | None, **sett
 @click.option("--masks", type=_path, help="Folder of masks with the images' names.")
 @click.option(
     "--data", "data_set", type=click.Choice(_DATA_SETS), help="A published data set; with --root and --split."
+)
+@click.option(
+    "--mean", metavar="MEAN", help="For --images: numbers in BGR order, a .binaryproto or .npy file, or none."
 )
 @click.option("--root", type=_path, help="The data set's folder.")
 @click.option("--split", help="The split to score, such as seg11valid, val or test.")
@@ -169,6 +172,7 @@ def _items(
 ) -> tuple[Iterable[Mapping[str, Tensor]], int]:
     """What to score, and how many there are."""
     from fcnproto.data import datasets
+    from fcnproto.images import parse_mean
     from fcnproto.recognise import preprocessing_of
     from fcnproto.scoring import own_batches, own_length
 
@@ -179,8 +183,14 @@ def _items(
         if known is None:
             raise UsageError("say the classes with --classes (one name a line) or --colours")
         folder = datasets.ImageFolder(settings["images"], settings["masks"], len(known), colours=table)
-        folder.preprocessing = preprocessing_of(net, "data", record)
-        return (folder[index] for index in range(len(folder))), len(folder)
+        blob = _image_blob(net)
+        how = preprocessing_of(net, blob, record)
+        if settings["mean"] is not None:
+            how = dataclasses.replace(how, mean=parse_mean(settings["mean"]), why="")
+        folder.preprocessing = how
+        _preprocessing.tell_assumptions({blob: how})
+        items = (folder[index] for index in range(len(folder)))
+        return ({blob: item["data"], "label": item["label"]} for item in items), len(folder)
     if settings["data_set"] is not None:
         found = _published(record, settings)
         return _renamed(found), len(found)
@@ -188,6 +198,17 @@ def _items(
     if count is None:
         raise UsageError("say what to score: --images and --masks, --data, or --iterations for the net's data layers")
     return own_batches(net, count), count
+
+
+def _image_blob(net: Net) -> str:
+    """The net's one image input. UsageError where there are several."""
+    from fcnproto.inference import image_inputs
+    from fcnproto.segment import score_blobs
+
+    inputs = image_inputs(net, score_blobs(net))
+    if len(inputs) != 1:
+        raise UsageError(f"--images feeds one input, the net has {', '.join(inputs)}; use --data or its data layers")
+    return inputs[0]
 
 
 def _published(record: ModelInfo | None, settings: Mapping[str, Any]) -> Any:

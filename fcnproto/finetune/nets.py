@@ -91,7 +91,9 @@ def read_base(model: str, classes: int) -> Base:
     record = zoo.info(model) if model in zoo.names() else zoo_record(path)
     found = preprocessing_of(built, images[0], record)
     mean = (0.0, 0.0, 0.0) if found.mean is None else tuple(float(value) for value in found.mean.reshape(3, -1).mean(1))
-    return Base(param.name or path.parent.name, changed, images[0], scores[0], mean, record, report)
+    generic = path.stem in ("train", "trainval", "val", "test", "deploy")
+    name = param.name or (path.resolve().parent.name if generic else path.stem)
+    return Base(name, changed, images[0], scores[0], mean, record, report)
 
 
 def _with_input(layers: caffe_pb2.NetParameter, image: str) -> caffe_pb2.NetParameter:

@@ -168,9 +168,9 @@ def _solver(settings: Settings, has_scores: bool, iterations: int) -> caffe_pb2.
 def run(made: Plan, say: Say = lambda line: None) -> Outcome:
     """Train as planned; everything goes into the output folder.
 
-    `train.prototxt`, `deploy.prototxt`, `solver.prototxt`, `classes.txt` and the lists of images (with which
-    `fcnproto train` does the same), `initial.caffemodel`, `weights.caffemodel` (the best by validation mean IU),
-    `validation.csv`, `curves.png`, `scores.json`, `confusion.png`, `samples.png`.
+    `train.prototxt`, `test.prototxt` (of the held-out images), `deploy.prototxt`, `solver.prototxt`, `classes.txt` and
+    the lists of images (with which `fcnproto train` does the same), `initial.caffemodel`, `weights.caffemodel` (the
+    best by validation mean IU), `validation.csv`, `curves.png`, `scores.json`, `confusion.png`, `samples.png`.
     """
     output = made.settings.output
     write_files(made)
@@ -223,26 +223,14 @@ def write_files(made: Plan) -> None:
     for name, ids in made.splits.items():
         (output / f"{name}.txt").write_text("".join(f"{id}\n" for id in ids), encoding="utf-8")
     (output / "classes.txt").write_text("".join(f"{name}\n" for name in settings.classes), encoding="utf-8")
-    source: dict[str, Any] = {
-        "images": str(settings.images.resolve()),
-        "masks": str(settings.masks.resolve()),
-        "split": "train.txt",
-        "classes": len(settings.classes),
-        "mean": made.base.mean,
-        "randomize": True,
-        "seed": settings.seed,
-    }
-    if settings.colours is not None:
-        source["colours"] = list(settings.colours.items())
-    if settings.augmentation:
-        source["augment"] = settings.augmentation.as_dict()
     weights_file = None
     if made.class_weights is not None:
         weights_file = "class-weights.binaryproto"
         count = len(made.class_weights)
         write_blob(output / weights_file, np.diag(made.class_weights).astype(np.float32).reshape(1, 1, count, count))
     loss = make_loss(OPTIMIZATIONS[settings.optimization].mean_loss, weights_file)
-    write_message(output / "train.prototxt", made.base.train(source, loss))
+    for part in ("train", "test"):
+        write_message(output / f"{part}.prototxt", made.base.train(_data_layer(made, part), loss))
     write_message(output / "deploy.prototxt", made.base.deploy())
     solver = caffe_pb2.SolverParameter()
     solver.CopyFrom(made.solver)
@@ -250,6 +238,25 @@ def write_files(made: Plan) -> None:
     solver.snapshot_prefix = str((output / "snapshot").resolve())
     write_message(output / "solver.prototxt", solver)
     made.net.save(output / "initial.caffemodel")
+
+
+def _data_layer(made: Plan, part: str) -> dict[str, Any]:
+    """The options of the data layer for a part of the images: in random order and augmented for training."""
+    settings = made.settings
+    source: dict[str, Any] = {
+        "images": str(settings.images.resolve()),
+        "masks": str(settings.masks.resolve()),
+        "split": f"{part}.txt",
+        "classes": len(settings.classes),
+        "mean": made.base.mean,
+    }
+    if part == "train":
+        source |= {"randomize": True, "seed": settings.seed}
+    if settings.colours is not None:
+        source["colours"] = list(settings.colours.items())
+    if settings.augmentation and part == "train":
+        source["augment"] = settings.augmentation.as_dict()
+    return source
 
 
 def _write_table(path: Path, rows: Sequence[tuple[int, float]]) -> None:
