@@ -29,7 +29,7 @@ MODEL = "fcn-mini"
 SEED = 20_000
 """Scenes of this seed are in no training."""
 
-SCENES = 24
+SCENES = 40
 _SHOWN = 4
 _GAP = 8
 _TITLES = ("image", "truth", "prediction", "overlay")

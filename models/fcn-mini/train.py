@@ -53,7 +53,7 @@ class Stage:
     relative: bool
 
 
-STAGES = (Stage("warmup.prototxt", 2200, 3e-3, 100, False), Stage("train.prototxt", 600, 5e-3, 40, True))
+STAGES = (Stage("warmup.prototxt", 2200, 3e-3, 100, False), Stage("train.prototxt", 1000, 5e-3, 40, True))
 
 
 class SceneSource:
