@@ -218,3 +218,21 @@ def test_layers_of_any_name(name: str) -> None:
     for twin in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(twin(x=X)["y"], X.sum().relu().expand(1, 2))
     assert len(net.state_dict()) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        power("p", "x", "p", 2)
+        + layer("e", "Eltwise", "x p", "y", "eltwise_param { operation: PROD stable_prod_grad: false }"),
+        layer("c", "Reduction", "x", "c", "reduction_param { axis: 2 }")
+        + layer("l", "LSTM", "x c", "y", "recurrent_param { num_output: 2 weight_filler { value: 0.5 } }"),
+    ],
+)
+def test_plans_compile_whole(text: str) -> None:
+    plan = load(INPUT + text).plan("x")
+    compiled = torch.compile(plan.module, backend="eager", fullgraph=True)
+    assert torch.isfinite(compiled(X)[plan.keys["y"]]).all()
+    x = (X + 0.5).requires_grad_()
+    compiled(x)[plan.keys["y"]].sum().backward()
+    assert torch.isfinite(x.grad).all() and x.grad.any()

@@ -79,7 +79,8 @@ class Eltwise(Layer):
             for bottom in bottoms[2:]:
                 result = torch.where(bottom > result, bottom, result)
             return result
-        if not self.config.stable_prod_grad:
+        # torch.compile can't follow the function where it has no gradient to give.
+        if not self.config.stable_prod_grad and any(bottom.requires_grad for bottom in bottoms):
             return _ProductByQuotient.apply(*bottoms)
         return math.prod(bottoms[1:], start=bottoms[0])
 

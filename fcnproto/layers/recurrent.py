@@ -94,7 +94,10 @@ class RecurrentLayer(Layer):
         if all(
             k is not None and k.shape[0] == x.shape[1] and k.dtype == x.dtype and k.device == x.device for k in kept
         ):
-            return tuple(kept)
+            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+                return tuple(kept)
+            # Made under inference_mode, states can't take part in what records gradients; copies can.
+            return tuple(k.clone() if k.is_inference() else k for k in kept)
         return tuple(x.new_zeros(x.shape[1], hidden) for _ in self.states)
 
     def _check(self, bottoms: Sequence[Tensor]) -> None:

@@ -200,3 +200,16 @@ def test_bottoms_that_do_not_fit_are_named(text: str, shapes: list[tuple[int, ..
 def test_other_features_than_at_setup_are_named() -> None:
     with pytest.raises(LayerError, match=r"weights are for \[5\] features per step, got \[6\]"):
         make("LSTM")(torch.zeros(4, 3, 6), torch.zeros(4, 3))
+
+
+def test_states_left_by_inference_mode_serve_in_training() -> None:
+    layer = make_layer(
+        'type: "LSTM" recurrent_param { num_output: 2 weight_filler { type: "xavier" } }', (3, 1, 2), (3, 1)
+    )
+    x, cont = torch.randn(3, 1, 2), torch.ones(3, 1)
+    with torch.inference_mode():
+        first = layer(x, cont)
+    second = layer(x, cont)
+    second.sum().backward()
+    assert not torch.equal(first, second)
+    assert torch.isfinite(layer.blob(0).grad).all()
