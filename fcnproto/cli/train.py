@@ -43,6 +43,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
     help="Arithmetic of forward and backward; parameters stay float32.",
 )
 @click.option("--channels-last", is_flag=True, help="Keep images with channels innermost in memory.")
+@click.option("--optimize", "optimizes", is_flag=True, help="Rewrite the net for speed (same numbers to rounding).")
 @click.option("--compile", "compiles", is_flag=True, help="Run the layers through torch.compile.")
 @click.option(
     "--sample-loss",
@@ -67,6 +68,7 @@ def command(
     sighup_effect: str,
     precision: str,
     channels_last: bool,
+    optimizes: bool,
     compiles: bool,
     sample_loss: str | None,
     log_dir: Path | None,
@@ -91,7 +93,9 @@ def command(
     if wanted is None and param.solver_mode == param.CPU:
         wanted = "cpu"
     _adjust(param, level, stages, weights, state)
-    options = Options(precision, channels_last, compiles, _sampling(sample_loss))
+    if compiles and optimizes:
+        raise UsageError("--compile and --optimize rewrite the net in two ways; give one of them")
+    options = Options(precision, channels_last, compiles, _sampling(sample_loss), optimizes)
     signals = SignalRequests(Request(sigint_effect), Request(sighup_effect))
     with distributed.worker_group(wanted) as own, signals, _display(live):
         solver = Solver(param, device=own, options=options, allow_python=allow_python, path=solver_file)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fcnproto import precision as float32_precision
 from fcnproto.errors import FcnprotoWarning, SolverError
 from fcnproto.net import Net, Outputs
+from fcnproto.passes import optimize
 from fcnproto.solver import distributed
 from fcnproto.solver.optimizers import CaffeOptimizer
 from fcnproto.solver.sampling import LossSampling
@@ -34,16 +35,20 @@ class Options:
         channels_last: keep images with channels innermost, which some processors convolve faster.
         compile: run the layers through `torch.compile`; where that fails a warning is given and they run as they are.
         sampling: sample the losses (patchwise training); batches grow accordingly.
+        optimize: run the net as `fcnproto.optimize` rewrites it: faster, outputs and gradients the same to rounding.
     """
 
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
     sampling: LossSampling | None = None
+    optimize: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise SolverError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        if self.compile and self.optimize:
+            raise SolverError("compile and optimize rewrite the net in two ways; choose one")
 
 
 class _WithLoss(nn.Module):
@@ -78,7 +83,7 @@ class Engine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         if options.compile:
             net.transform = _compiled
-        self._module: nn.Module = _WithLoss(net)
+        self._module: nn.Module = _WithLoss(optimize(net) if options.optimize else net)
         trainable = any(parameter.requires_grad for parameter in net.parameters())
         if distributed.world_size() > 1 and trainable:
             # Buffers are BatchNorm's sums: in Caffe each worker keeps its own, and the first one's are saved.

@@ -493,3 +493,15 @@ def test_the_trained_net_can_be_copied_and_pickled(tmp_path: Path) -> None:
     solver.step(1)
     twin = pickle.loads(pickle.dumps(solver.net))
     assert torch.equal(twin.params["ip"][0], solver.net.params["ip"][0])
+
+
+def test_the_rewritten_net_trains_alike(tmp_path: Path) -> None:
+    path = toy.write(tmp_path, shuffle=False, extra="", test_iter=[1], test_interval=3)
+    plain, fast = Solver(path), Solver(path, options=Options(optimize=True))
+    plain.step(6)
+    fast.step(6)
+    np.testing.assert_allclose(fast.losses, plain.losses, rtol=1e-4)
+    for ours, reference in zip(values(fast), values(plain), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+    with pytest.raises(fcnproto.SolverError, match="choose one"):
+        Options(compile=True, optimize=True)
