@@ -75,7 +75,7 @@ def float64_reference(net: Net, inputs: Mapping[str, Array], *, with_gradients: 
     result.blobs = {name: outputs[name].detach().cpu().numpy() for name in names}
     if wanted:
         if not weighted:
-            result.output_gradients = _random_gradients(net, outputs)
+            result.output_gradients = random_gradients(net, outputs)
         backward(twin, outputs, {n: torch.from_numpy(v).to(net.device) for n, v in result.output_gradients.items()})
         result.input_gradients = {n: t.grad.numpy() for n, t in tensors.items() if t.grad is not None}
         result.param_gradients = {
@@ -87,7 +87,8 @@ def float64_reference(net: Net, inputs: Mapping[str, Array], *, with_gradients: 
     return result
 
 
-def _random_gradients(net: Net, outputs: Mapping[str, Tensor]) -> dict[str, Array]:
+def random_gradients(net: Net, outputs: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Gradients to put in at the net's outputs, the same at every call."""
     draw = np.random.default_rng(_SEED)
     return {
         name: draw.standard_normal(tuple(outputs[name].shape))

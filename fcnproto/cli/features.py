@@ -1,0 +1,85 @@
+"""Write blobs of many images to an HDF5 or npz file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.errors import UsageError
+
+
+@click.command("features")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--blobs", metavar="A,B", callback=_options.names, required=True, help="The blobs to write.")
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), required=True, help="A .h5, .hdf5 or .npz file."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, help="Images run at a time.", show_default=True)
+@click.option("--pool", type=click.Choice(["mean", "max"]), help="Over height and width, instead of the whole blob.")
+@_preprocessing.preprocessing_options
+@click.option("--crop", metavar="HxW", callback=_options.size, help="Cut the middle out of the (scaled) image.")
+@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
+@_options.device_option
+@_options.state_options
+def command(
+    model: Path,
+    weights: Path,
+    images: Sequence[Path],
+    blobs: Sequence[str],
+    output: Path,
+    batch: int,
+    pool: Any,
+    crop: tuple[int, int] | None,
+    phase: str,
+    device: str | None,
+    level: int,
+    stages: Sequence[str],
+    allow_python: bool,
+    **settings: Any,
+) -> None:
+    """Run the net in the prototxt MODEL with WEIGHTS on IMAGES (files or folders) and write the blobs named.
+
+    Images of one size are stacked into one array per blob, a row per image, with `image_names` beside it; images of
+    several sizes give an array `<blob>/<image name>` each.
+    """
+    import fcnproto
+    from fcnproto.features import extract_features, summary
+    from fcnproto.images import find_images
+    from fcnproto.inference import fixed_image_size, image_inputs
+    from fcnproto.recognise import preprocessing_of, zoo_record
+
+    if output.suffix.lower() not in (".h5", ".hdf5", ".npz"):
+        raise UsageError(f"-o {output}: the name must end in .h5, .hdf5 or .npz")
+    options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
+    net = fcnproto.load(model, weights, device=_options.device(device), **options)
+    name = image_inputs(net, blobs)[0]
+    how = preprocessing_of(net, name, zoo_record(model, weights))
+    how = _preprocessing.override(how, name, [name], settings)
+    _preprocessing.tell_assumptions({name: how})
+    size = (
+        fixed_image_size(net, name)
+        if settings["resize"] is None and crop is None
+        else _preprocessing.fixed_size(settings["resize"], net)
+    )
+    found = find_images(images)
+    with _output.progress("images") as bar:
+        task = bar.add_task("", total=len(found))
+        shapes = extract_features(
+            net,
+            found,
+            blobs,
+            output,
+            how,
+            size=size,
+            crop=crop,
+            batch=batch,
+            pool=pool,
+            progress=lambda image: bar.update(task, advance=1, description=image),
+        )
+    _output.note(f"{output}: {summary(shapes)} of {len(found)} images")

@@ -1,0 +1,110 @@
+"""Draw a net's filters, activations and gradients as PNG pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fcnproto.net import Net
+
+
+@click.command("pictures")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), required=True, help="Folder for the pictures."
+)
+@click.option("--filters", metavar="A,B", callback=_options.names, help="Layers  [default: the first convolution].")
+@click.option("--activations", metavar="A,B", callback=_options.names, help="Blobs to show for an input.")
+@click.option("--gradients", is_flag=True, help="The size of gradients per layer, after a backward pass.")
+@click.option("--image", "images", metavar="[BLOB=]FILE", multiple=True, help="An image as an input.")
+@click.option(
+    "--input", "arrays", metavar="FILE", type=click.Path(path_type=Path), help="Inputs (labels too): .npz by blob."
+)
+@_preprocessing.preprocessing_options
+@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
+@_options.device_option
+@_options.state_options
+def command(
+    model: Path,
+    weights: Path | None,
+    output: Path,
+    filters: Sequence[str],
+    activations: Sequence[str],
+    gradients: bool,
+    images: Sequence[str],
+    arrays: Path | None,
+    phase: str,
+    device: str | None,
+    level: int,
+    stages: Sequence[str],
+    allow_python: bool,
+    **settings: Any,
+) -> None:
+    """Draw the net in the prototxt MODEL with WEIGHTS: filters as grids, blobs as grids, gradients as bars.
+
+    Activations and gradients need an input. Gradients start at the net's loss where the labels are given (--input),
+    else at random values put in at its outputs.
+    """
+    if images and arrays is not None:
+        raise UsageError("--image and --input exclude each other")
+    if (activations or gradients) and not images and arrays is None:
+        raise UsageError("--activations and --gradients need an input: give --image or --input")
+    import fcnproto
+    from fcnproto.cli.run import image_values
+    from fcnproto.files import atomic_path
+    from fcnproto.inference import read_arrays
+
+    options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
+    net = fcnproto.load(model, weights, device=_options.device(device), **options)
+    inputs: Mapping[str, Tensor] = {}
+    if arrays is not None:
+        inputs = read_arrays(arrays, net)
+    elif images:
+        inputs = image_values(net, model, weights, images, {**settings, "crop": None})
+    output.mkdir(parents=True, exist_ok=True)
+    for name, picture in _pictures(net, filters, activations, gradients, inputs):
+        file = output / f"{name.replace('/', '_')}.png"
+        with atomic_path(file) as temporary:
+            picture.save(temporary, format="PNG")
+        _output.note(f"{file}: {picture.width}x{picture.height}")
+
+
+def _pictures(
+    net: Net, filters: Sequence[str], activations: Sequence[str], gradients: bool, inputs: Mapping[str, Tensor]
+) -> list[tuple[str, Any]]:
+    """(name, picture) of all that is asked for."""
+    from fcnproto.inference import run_with
+    from fcnproto.parity.comparison import backward
+    from fcnproto.parity.references import random_gradients
+    from fcnproto.weight_pictures import activation_grid, filter_grid, flow_picture, gradient_flow
+
+    made = []
+    if not filters and not activations and not gradients:
+        filters = [layer.name for layer in net.layers if layer.type == "Convolution"][:1]
+    for name in filters:
+        layer = net.layer(name)
+        if not layer.blob_names:
+            raise UsageError(f"--filters {name}: a {layer.type} layer has no filters")
+        made.append((f"filters-{name}", filter_grid(layer.blob(0))))
+    if not activations and not gradients:
+        return made
+    outputs = run_with(net, {name: value.to(net.device) for name, value in inputs.items()}, activations)
+    made += [(f"activations-{name}", activation_grid(outputs[name])) for name in activations]
+    if gradients:
+        weighted = any(blob.name in outputs for blob, _ in net.graph.weighted())
+        seeds = {} if weighted else random_gradients(net, outputs)
+        import torch
+
+        backward(net, outputs, {name: torch.from_numpy(v).to(net.device, net.dtype) for name, v in seeds.items()})
+        made.append(("gradients", flow_picture(gradient_flow(net), net.graph.name or "gradients")))
+    return made
