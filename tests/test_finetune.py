@@ -201,6 +201,10 @@ def test_stages_of_the_published_nets(scenes: Path, tmp_path: Path) -> None:
     steps = finetune.staged(settings(scenes, tmp_path / "out", Path("voc-fcn8s")))
     assert [step.model for step in steps] == ["voc-fcn32s", "voc-fcn16s", "voc-fcn8s"]
     assert [step.output.name for step in steps] == ["1-voc-fcn32s", "2-voc-fcn16s", "out"]
+    for name in ("voc-fcn8s", "voc-fcn8s-atonce", "voc-fcn-alexnet", "pascalcontext-fcn16s"):  # on their data layers
+        base = read_base(name, 2)
+        assert (base.name, base.image, base.score) == (name, "data", "score")
+        assert "data" not in {layer.name for layer in base.layers.layer}
     with pytest.raises(UsageError, match="no finer net"):
         finetune.staged(settings(scenes, tmp_path, Path("voc-fcn32s")))
 
@@ -267,8 +271,12 @@ def test_refusals(scenes: Path, tmp_path: Path) -> None:
         settings(scenes, tmp_path, model, classes=("a", "a"))
     with pytest.raises(UsageError, match="below 1 together"):
         settings(scenes, tmp_path, model, validation=0.6, held_out=0.5)
-    with pytest.raises(UsageError, match="one image and one map of scores"):
-        finetune.plan(settings(scenes, tmp_path, Path("nyud-fcn32s-color-hha")))
+    for name, images, maps in (
+        ("nyud-fcn32s-color-hha", "color, hha", "score"),
+        ("siftflow-fcn8s", "data", "score_sem, score_geo"),
+    ):
+        with pytest.raises(UsageError, match=f"has the images {images} and the scores {maps}"):
+            finetune.plan(settings(scenes, tmp_path, Path(name)))
     with pytest.raises(DataError, match="no such folder"):
         finetune.plan(settings(scenes, tmp_path, model, masks=tmp_path / "none"))
     net = NetSpec()

@@ -207,3 +207,54 @@ def test_command_on_the_nets_own_data_layer_beside_published_scores(
 def test_the_papers_figures() -> None:
     assert [score.mean_iu for score in papers.scores_of("voc-fcn8s")] == [62.7, 62.7, 62.2]
     assert {score.model for score in papers.SCORES if score.model} >= {"voc-fcn32s", "voc-fcn-alexnet"}
+
+
+def write_slim(folder: Path, net: object) -> tuple[str, str]:
+    from fcnproto.schema.text import write_message
+
+    folder.mkdir()
+    write_message(folder / "deploy.prototxt", net)
+    fcnproto.load(folder / "deploy.prototxt").save(folder / "w.caffemodel")
+    return str(folder / "deploy.prototxt"), str(folder / "w.caffemodel")
+
+
+def test_command_on_two_labellings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIFT Flow: both labellings are scored; classes that the test split lacks are left out of the first one's means."""
+    scipy_io = pytest.importorskip("scipy.io")
+    fcn, sources = zoo.definitions("fcn"), zoo.definitions("sources")
+    root, scenes = tmp_path / "sift", "spatial_envelope_256x256_static_8outdoorcategories"
+    for kind, count in (("SemanticLabels", 34), ("GeoLabels", 4)):
+        (root / kind / scenes).mkdir(parents=True)
+        values = np.random.default_rng(0).integers(0, count, (8, 9)).astype(np.uint8)
+        scipy_io.savemat(root / kind / scenes / "coast.mat", {"S": values})
+    save(root / "Images" / scenes / "coast.jpg", np.zeros((8, 9, 3)))
+    (root / "test.txt").write_text("coast\n")
+    shapes = {"data": (1, 3, 8, 9)}
+    model = write_slim(
+        tmp_path / "siftflow-fcn8s", fcn.fcn8s(sources.inputs(shapes), {"sem": 33, "geo": 3}, (2,) * 6).to_proto()
+    )
+    command = ["score", "net", *model, "--data", "siftflow", "--root", str(root), "--split", "test", "--json"]
+    assert main([*command, "--leave-out", "cow,desert,moon"]) == 0
+    semantic, geometric = json.loads(capsys.readouterr().out)["results"]
+    assert (semantic["blob"], geometric["blob"]) == ("score_sem", "score_geo")
+    assert [name for name, facts in semantic["classes"].items() if not facts["in the means"]] == [
+        "cow",
+        "desert",
+        "moon",
+    ]
+    assert len(geometric["classes"]) == 3 and all(facts["in the means"] for facts in geometric["classes"].values())
+
+
+def test_command_on_hha(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NYUDv2: the net's record says that its image is HHA, whatever the blob is called."""
+    scipy_io = pytest.importorskip("scipy.io")
+    fcn, sources = zoo.definitions("fcn"), zoo.definitions("sources")
+    root = tmp_path / "nyud"
+    (root / "segmentation").mkdir(parents=True)
+    scipy_io.savemat(root / "segmentation" / "img_1.mat", {"segmentation": np.ones((8, 9), np.uint8)})
+    save(root / "data" / "hha" / "img_1.png", np.zeros((8, 9, 3)))
+    (root / "test.txt").write_text("1\n")
+    net = fcn.fcn32s(sources.inputs({"data": (1, 3, 8, 9)}), 40, (2,) * 6).to_proto()
+    model = write_slim(tmp_path / "nyud-fcn32s-hha", net)
+    assert main(["score", "net", *model, "--data", "nyud", "--root", str(root), "--split", "test"]) == 0
+    assert "pixel accuracy 1.0000" in capsys.readouterr().out

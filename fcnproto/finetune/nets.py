@@ -16,6 +16,7 @@ from fcnproto.recognise import preprocessing_of, zoo_record
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
 from fcnproto.surgery import Report
+from fcnproto.surgery.nets import is_source
 from fcnproto.zoo import ModelInfo
 
 IGNORE_LABEL = 255
@@ -70,8 +71,8 @@ def read_base(model: str, classes: int) -> Base:
     layers = caffe_pb2.NetParameter(name=param.name)
     kept = {node.name for node in built.graph.nodes}
     for layer in param.layer:
-        kind = lookup(layer.type, layer.name)
-        if layer.name in kept and not kind.is_data and not kind.is_loss and layer.type not in _JUDGES:
+        judges = lookup(layer.type, layer.name).is_loss or layer.type in _JUDGES
+        if layer.name in kept and not is_source(layer) and not judges:
             layers.layer.add().CopyFrom(layer)
     read = {name for layer in layers.layer for name in layer.bottom if name not in layer.top}
     images = [name for name in built.source_shapes if name in read]

@@ -101,7 +101,7 @@ class _Convolution:
         last = learned[-1]
         wanted, kept = set(last.top), []
         for layer in reversed(self.layers):
-            if lookup(layer.type, layer.name).is_data:
+            if is_source(layer):
                 continue
             after = layer is not last and self.layers.index(layer) > self.layers.index(last)
             if wanted.isdisjoint(layer.top) or (after and layer.type in _AFTER_SCORES):
@@ -271,6 +271,11 @@ def set_classes(net: caffe_pb2.NetParameter, classes: int | Mapping[str, int]) -
     return result, report
 
 
+def is_source(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer gives data: those of the data types, and Python layers without bottoms, as in a net's graph."""
+    return bool(lookup(layer.type, layer.name).is_data) or (layer.type == "Python" and not layer.bottom)
+
+
 def _score_blobs(net: caffe_pb2.NetParameter) -> dict[str, coord_map.LinkedBlob]:
     """The blobs of class scores by name, in their last version."""
     blobs = coord_map.link(net)
@@ -281,7 +286,7 @@ def _score_blobs(net: caffe_pb2.NetParameter) -> dict[str, coord_map.LinkedBlob]
     }
     if not judged:
         read = {name for layer in net.layer for name in layer.bottom if name not in layer.top}
-        data = {name for layer in net.layer if lookup(layer.type, layer.name).is_data for name in layer.top}
+        data = {name for layer in net.layer if is_source(layer) for name in layer.top}
         judged = set(blobs) - read - data
     return {name: blobs[name] for name in blobs if name in judged}
 

@@ -165,3 +165,13 @@ def test_set_classes_of_several_tasks_and_a_classifier() -> None:
         surgery.set_classes(net, {"score": 4})
     changed, report = surgery.set_classes(vgg(), 3)
     assert report.layers("changed") == ["fc8"] and fcnproto.load(changed).params["fc8"][0].shape == (3, 24)
+
+
+def test_published_train_nets_keep_their_data_layers() -> None:
+    """Python layers without bottoms are data: their tops are no scores, and they give way to an Input."""
+    spec = sources.sbd("train")
+    net = fcn.fcn16s(spec, 21, SLIM).to_proto()
+    changed, _ = surgery.set_classes(net, 5)
+    assert changed == fcn.fcn16s(sources.sbd("train"), 5, SLIM).to_proto()
+    del net.layer[-1]  # without the loss, the outputs are the scores
+    assert surgery.set_classes(net, 5)[0].layer[-2].convolution_param.num_output == 5
