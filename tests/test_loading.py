@@ -123,6 +123,16 @@ def test_blobs_in_the_prototxt_must_be_the_layers(count: int, kind: str) -> None
         assert torch.equal(values, torch.arange(1.0, 7.0).reshape(2, 3))
 
 
+def test_a_parameter_of_a_negative_extent() -> None:
+    with pytest.raises(LayerError, match=r"parameter blob 'weight' can't have the shape \(-1,\)"):
+        load('layer { name: "p" type: "Parameter" top: "y" parameter_param { shape { dim: -1 } } }')
+
+
+def test_a_layer_without_a_type() -> None:
+    with pytest.raises(UnsupportedLayerError, match="layer 'r': has no type"):
+        load(INPUT + 'layer { name: "r" bottom: "x" top: "y" }')
+
+
 def test_errors_of_the_graph_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "net.prototxt"
     path.write_text(INPUT + 'layer { name: "r" type: "Relu" bottom: "x" top: "y" }')

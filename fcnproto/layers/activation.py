@@ -81,7 +81,8 @@ class Exp(Elementwise):
             self.fail(f"base {base:g} must be positive, or -1 for e")
         log_base = 1.0 if base == -1 else math.log(base)
         self.inner_scale = log_base * self.config.scale
-        self.outer_scale = float(np.exp(log_base * self.config.shift))
+        with np.errstate(over="ignore"):  # infinity is a result like others
+            self.outer_scale = float(np.exp(log_base * self.config.shift))
 
     def forward(self, x: Tensor) -> Tensor:
         # The shift as a factor, as Caffe does it: e^(x + shift) would round the sum before the exponential.

@@ -105,6 +105,8 @@ class Layer(nn.Module):
         (missing: zero), unless weights are loaded before.
         """
         shape = tuple(int(extent) for extent in shape)
+        if min(shape, default=0) < 0:
+            self.fail(f"parameter blob {name!r} can't have the shape {shape}; extents are from 0 on")
         if math.prod(shape) > _MOST_VALUES:
             self.fail(f"parameter blob {name!r} of shape {shape} has more than {_MOST_VALUES} values, Caffe's limit")
         data = torch.empty(shape, device="meta")

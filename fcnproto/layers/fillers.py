@@ -72,6 +72,8 @@ def _constant(tensor: Tensor, filler: caffe_pb2.FillerParameter, generator: Gene
 def _uniform(tensor: Tensor, filler: caffe_pb2.FillerParameter, generator: Generator) -> None:
     if not filler.min <= filler.max:
         _fail(filler, f"min ({filler.min:g}) must not exceed max ({filler.max:g}; the default is 1)")
+    if filler.max - filler.min > torch.finfo(torch.float32).max:
+        _fail(filler, f"min ({filler.min:g}) and max ({filler.max:g}) are too far apart for float32")
     tensor.uniform_(filler.min, filler.max, generator=generator)
 
 

@@ -34,6 +34,8 @@ def lookup(type_name: str, layer_name: str = "") -> type[Layer]:
 
     Raises `UnsupportedLayerError` naming the layer, the nearest registered type and the way to add one.
     """
+    if not type_name:
+        raise UnsupportedLayerError(f'layer {layer_name!r}: has no type; say what it is with type: "..."')
     try:
         return _LAYERS[type_name]
     except KeyError:

@@ -105,6 +105,8 @@ def test_scalar() -> None:
         ('type: "gaussian" sparse: -2', (2, 2), "must be -1"),
         ('type: "gaussian" std: -1', (2, 2), "must not be negative"),
         ('type: "uniform" min: 2', (2, 2), "must not exceed max"),
+        ('type: "uniform" max: inf', (2, 2), "too far apart"),
+        ('type: "uniform" min: -3e38 max: 3e38', (2, 2), "too far apart"),
         ('type: "bilinear"', (2, 2, 3, 4), "square"),
         ('type: "bilinear"', (2, 3), "4-D"),
         ('type: "msra"', (), "at least one axis"),
