@@ -125,6 +125,22 @@ def test_the_files_train_by_themselves_alike(scenes: Path, tmp_path: Path) -> No
     assert not any(layer.type == "Dropout" for layer in net.layers)
 
 
+def test_an_interrupt_ends_the_training_well(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = fcnproto.Solver.step
+
+    def interrupted(solver: fcnproto.Solver, iterations: int) -> None:
+        if solver.iter >= 2:
+            raise KeyboardInterrupt
+        step(solver, iterations)
+
+    monkeypatch.setattr(fcnproto.Solver, "step", interrupted)
+    made = finetune.plan(settings(scenes, tmp_path / "out", slim_net(tmp_path), iterations=6, interval=2))
+    said: list[str] = []
+    outcome = finetune.run(made, said.append)
+    assert [number for number, _ in outcome.validations] == [0, 2] and outcome.score is not None
+    assert said[-1].startswith("interrupted in iteration 2") and (tmp_path / "out" / "scores.json").exists()
+
+
 def test_split_is_complete_and_repeatable(scenes: Path, tmp_path: Path) -> None:
     chosen = settings(scenes, tmp_path, slim_net(tmp_path))
     ids = [f"{index:02}" for index in range(20)]

@@ -166,7 +166,7 @@ def _solver(settings: Settings, has_scores: bool, iterations: int) -> caffe_pb2.
 
 
 def run(made: Plan, say: Say = lambda line: None) -> Outcome:
-    """Train as planned; everything goes into the output folder.
+    """Train as planned; everything goes into the output folder. Ctrl-C ends the training, and the best is scored.
 
     `train.prototxt`, `test.prototxt` (of the held-out images), `deploy.prototxt`, `solver.prototxt`, `classes.txt` and
     the lists of images (with which `fcnproto train` does the same), `initial.caffemodel`, `weights.caffemodel` (the
@@ -192,7 +192,11 @@ def run(made: Plan, say: Say = lambda line: None) -> Outcome:
             tester.save(output / "weights.caffemodel")
         if solver.iter >= made.solver.max_iter or solver.stopping:
             break
-        solver.step(min(made.interval, made.solver.max_iter - solver.iter))
+        try:
+            solver.step(min(made.interval, made.solver.max_iter - solver.iter))
+        except KeyboardInterrupt:
+            say(f"interrupted in iteration {solver.iter}; the best so far, of iteration {outcome.best}, is scored")
+            break
     write_chart(output / "curves.png", recorder.curves, made.base.name)
     _write_table(output / "validation.csv", outcome.validations)
     _finish(made, outcome)
