@@ -205,7 +205,7 @@ def _meta_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     twin = copy.deepcopy(layer).to("meta")
     try:
         with torch.no_grad():
-            result = twin(*(torch.empty(shape, device="meta") for shape in bottoms))
+            result = twin(*(torch.empty(shape, dtype=torch.float32, device="meta") for shape in bottoms))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         if not (isinstance(error, RuntimeError) or is_own(layer)):
             raise
@@ -289,7 +289,7 @@ def give_memory(layers: Sequence[Layer], refs: Sequence[ParamRef], force_backwar
     for ref in refs:
         layer = layers[ref.layer]
         tensor = getattr(layer, layer.blob_names[ref.index])
-        memory = torch.empty(tensor.shape)
+        memory = torch.empty(tensor.shape, dtype=torch.float32)
         if isinstance(tensor, nn.Parameter):
             memory = nn.Parameter(memory, requires_grad=force_backward or ref.lr_mult != 0)
         set_blob(layer, ref.index, memory)

@@ -290,7 +290,7 @@ class Net(nn.Module):
         """The device of the parameters (of the first one)."""
         return next(self._tensors(), self._idle).device
 
-    _idle = torch.empty(0)
+    _idle = torch.empty(0, dtype=torch.float32, device="cpu")
     """What stands for the parameters of a net that has none: moved and converted like them."""
 
     transform: Callable[[nn.Module], Any] | None = None

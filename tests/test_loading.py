@@ -185,3 +185,13 @@ def test_nets_of_no_layers_and_of_no_outputs() -> None:
     assert dict(silent(x=torch.ones(1, 3))) == {}
     x = torch.ones(1, 3)
     assert torch.equal(load(INPUT)(x)["x"], x)
+
+
+def test_nets_are_float32_whatever_torchs_default_is() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        net = load(INPUT + 'layer { name: "b" type: "Bias" bottom: "x" top: "y" }')
+        assert net.dtype == net(x=torch.ones(1, 3))["y"].dtype == torch.float32
+        assert load(INPUT)(x=torch.ones(1, 3))["x"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -109,7 +109,7 @@ class Layer(nn.Module):
             self.fail(f"parameter blob {name!r} can't have the shape {shape}; extents are from 0 on")
         if math.prod(shape) > _MOST_VALUES:
             self.fail(f"parameter blob {name!r} of shape {shape} has more than {_MOST_VALUES} values, Caffe's limit")
-        data = torch.empty(shape, device="meta")
+        data = torch.empty(shape, dtype=torch.float32, device="meta")
         if learnable:
             self.register_parameter(name, nn.Parameter(data))
         else:
