@@ -38,7 +38,7 @@ def command(
     read back and compared before it gets its name.
     """
     import fcnproto
-    from fcnproto.export import STATE_FILES, convert, load_state
+    from fcnproto.export import STATE_FILES, about_inputs, convert, load_state
 
     options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
     is_state = weights.suffix.lower() in STATE_FILES
@@ -46,19 +46,5 @@ def command(
     if is_state:
         load_state(net, weights)
     title = net.graph.name or (model.parent.name if model.stem == "deploy" and model.parent.name else model.stem)
-    done = convert(net, out, size=input_size, title=title, about=_about(net, model, weights))
+    done = convert(net, out, size=input_size, title=title, about=about_inputs(net, model, weights))
     _output.note(f"{', '.join(map(str, done.files))}: {done.checked}")
-
-
-def _about(net: Any, model: Path, weights: Path) -> list[str]:
-    """What a generated module says of its inputs: the preprocessing, where it is known."""
-    from fcnproto.export.source import endpoints
-    from fcnproto.recognise import preprocessing_of, zoo_record
-
-    record = zoo_record(model, weights)
-    lines = []
-    for name in endpoints(net)[0]:
-        how = preprocessing_of(net, name, record)
-        if how.why != "assumed":
-            lines.append(f"Input {name}: {how}.")
-    return lines

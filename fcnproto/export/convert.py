@@ -25,6 +25,7 @@ from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
 from fcnproto.inference import fixed_image_size, run_with
 from fcnproto.net import Net
+from fcnproto.recognise import preprocessing_of, zoo_record
 from fcnproto.safetensors_file import read_safetensors, write_safetensors
 from fcnproto.schema.weights import open_weights
 
@@ -76,6 +77,13 @@ def convert(
                 shutil.move(file, out.parent / file.name)
                 files.append(out.parent / file.name)
     return Conversion(tuple(files), checked)
+
+
+def about_inputs(net: Net, model: Path, weights: Path | None = None) -> list[str]:
+    """A line for each input of an exported net: how images become it, where that is known of these files."""
+    record = zoo_record(model, weights)
+    hows = {name: preprocessing_of(net, name, record) for name in endpoints(net)[0]}
+    return [f"Input {name}: {how}." for name, how in hows.items() if how.why != "assumed"]
 
 
 def load_state(net: Net, path: Path) -> None:

@@ -86,7 +86,7 @@ class _Writer:
         except Unsayable as error:
             raise UnsupportedLayerError(
                 f"layer {node.name!r} ({node.type}) can't be written as plain PyTorch: {error}; "
-                "the other formats take it (.onnx and .pt2 too need plain PyTorch)"
+                "files of weights (.safetensors, .pt, .caffemodel) take every net"
             ) from None
         self.helpers.update(dict.fromkeys(piece.helpers))
         reference = f"self.{module_name}" if module_name.isidentifier() else f"getattr(self, {text(module_name)})"
