@@ -111,8 +111,13 @@ def test_learns_and_leaves_everything_behind(scenes: Path, tmp_path: Path, capsy
     assert again["confusion"] == scores["held out"]["confusion"]
 
 
-def test_the_files_train_by_themselves_alike(scenes: Path, tmp_path: Path) -> None:
-    """`fcnproto train` on the folder does the same steps."""
+def test_the_files_train_by_themselves_alike(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fcnproto train` on the folder does the same steps, also from a folder with files of the same names."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("train.prototxt", "train.txt", "initial.caffemodel", "test.txt"):
+        (elsewhere / name).write_text("something else")
+    monkeypatch.chdir(elsewhere)
     output = tmp_path / "out"
     made = finetune.plan(settings(scenes, output, slim_net(tmp_path), iterations=4, interval=2))
     finetune.run(made)

@@ -219,7 +219,10 @@ def _each(folder: ImageFolder) -> Iterator[Any]:
 
 
 def write_files(made: Plan) -> None:
-    """Write what training reads. Raises `UsageError` where another training's results lie in the folder."""
+    """Write what training reads. File names in it are absolute: where it is started, others may have the same names.
+
+    Raises `UsageError` where another training's results lie in the folder.
+    """
     settings, output = made.settings, made.settings.output
     if (output / "weights.caffemodel").exists():
         raise UsageError(f"{output}: holds the results of another fine-tuning; choose a new folder")
@@ -229,15 +232,16 @@ def write_files(made: Plan) -> None:
     (output / "classes.txt").write_text("".join(f"{name}\n" for name in settings.classes), encoding="utf-8")
     weights_file = None
     if made.class_weights is not None:
-        weights_file = "class-weights.binaryproto"
+        weights_file = str((output / "class-weights.binaryproto").resolve())
         count = len(made.class_weights)
-        write_blob(output / weights_file, np.diag(made.class_weights).astype(np.float32).reshape(1, 1, count, count))
+        write_blob(weights_file, np.diag(made.class_weights).astype(np.float32).reshape(1, 1, count, count))
     loss = make_loss(OPTIMIZATIONS[settings.optimization].mean_loss, weights_file)
     for part in ("train", "test"):
         write_message(output / f"{part}.prototxt", made.base.train(_data_layer(made, part), loss))
     write_message(output / "deploy.prototxt", made.base.deploy())
     solver = caffe_pb2.SolverParameter()
     solver.CopyFrom(made.solver)
+    solver.train_net = str((output / "train.prototxt").resolve())
     solver.weights[:] = [str((output / "initial.caffemodel").resolve())]
     solver.snapshot_prefix = str((output / "snapshot").resolve())
     write_message(output / "solver.prototxt", solver)
@@ -250,7 +254,7 @@ def _data_layer(made: Plan, part: str) -> dict[str, Any]:
     source: dict[str, Any] = {
         "images": str(settings.images.resolve()),
         "masks": str(settings.masks.resolve()),
-        "split": f"{part}.txt",
+        "split": str((settings.output / f"{part}.txt").resolve()),
         "classes": len(settings.classes),
         "mean": made.base.mean,
     }
