@@ -118,10 +118,12 @@ def _embed(request: Request) -> Piece:
 @says("Pooling")
 def _pooling(request: Request) -> Piece:
     layer: Any = request.layer
-    if layer.num_tops > 1 or layer.method == caffe_pb2.PoolingParameter.STOCHASTIC:
-        raise Unsayable("masks and stochastic pooling have no equal")
+    if layer.method == caffe_pb2.PoolingParameter.STOCHASTIC:
+        raise Unsayable("stochastic pooling has no equal")
     average = layer.method == caffe_pb2.PoolingParameter.AVE
     function = "F.avg_pool2d" if average else "F.max_pool2d"
+    if layer.num_tops > 1 and layer.kernel is None:
+        raise Unsayable("global pooling with a mask has no equal")
     if layer.kernel is None:
         return Piece((function, [request.x, f"{request.x}.shape[2:]"]))
     windows = layer.windows
@@ -129,6 +131,11 @@ def _pooling(request: Request) -> Piece:
     fits = fits and (any(windows.pad) or all(s <= k for s, k in zip(windows.stride, windows.kernel, strict=True)))
     size = request.shapes[0][2:]
     fits = fits and all(n + 2 * p >= k for n, p, k in zip(size, windows.pad, windows.kernel, strict=True))
+    if not fits and layer.num_tops > 1:
+        raise Unsayable("PyTorch's pooling with indices takes no such windows")
+    if layer.num_tops > 1:
+        arguments = [request.x, str(windows.kernel), str(windows.stride), str(windows.pad), f"ceil={not windows.floor}"]
+        return Piece(("max_pool_with_mask", arguments), None, ("max_pool_with_mask",))
     if not fits:
         name = "average_pool" if average else "max_pool"
         arguments = [request.x, str(windows.kernel), str(windows.stride), str(windows.pad), f"ceil={not windows.floor}"]
@@ -139,6 +146,30 @@ def _pooling(request: Request) -> Piece:
     if not windows.floor:
         arguments.append("ceil_mode=True")
     return Piece((function, arguments))
+
+
+@says("SPP")
+def _spp(request: Request) -> Piece:
+    config = request.config
+    if config.pool == caffe_pb2.SPPParameter.STOCHASTIC:
+        raise Unsayable("stochastic pooling has no equal")
+    arguments = [request.x, str(config.pyramid_height), f"average={config.pool == caffe_pb2.SPPParameter.AVE}"]
+    pools = ("windows_of", "pool_margins", "max_pool", "average_pool")
+    return Piece(("spatial_pyramid", arguments), None, (*pools, "spatial_pyramid"))
+
+
+@says("LSTM", "RNN")
+def _recurrent(request: Request) -> Piece:
+    layer: Any = request.layer
+    sizes = [str(layer.blob_shapes[0][1]), str(request.config.num_output)]
+    arguments = list(request.args[:2])
+    if layer.has_static:
+        sizes.append(str(layer.blob_shapes[2][1]))
+        arguments.append(request.args[2])
+    if request.config.expose_hidden:
+        first = request.args[2 + layer.has_static :]
+        arguments.append(f"first=({', '.join(first)}{',' if len(first) == 1 else ''})")
+    return Piece(("self", arguments), (layer.type, sizes), (layer.type,))
 
 
 @says("LRN")

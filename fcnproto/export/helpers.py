@@ -4,6 +4,8 @@ A generated file gets the source of those that it uses, so they must stand alone
 no name from outside, and Caffe's rules in full. Parameters are named as in `state_dict`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -153,3 +155,93 @@ def mean_variance_normalise(x: Tensor, axes: tuple, eps: float, variance: bool) 
     if not variance:
         return x
     return x / (x.square().mean(axes, keepdim=True).sqrt() + eps)
+
+
+def max_pool_with_mask(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool) -> tuple:
+    """Max pooling, and the index of each maximum within its plane, as floats."""
+    values, index = F.max_pool2d(x, kernel, stride, pad, ceil_mode=ceil, return_indices=True)
+    return values, index.to(x.dtype)
+
+
+def spatial_pyramid(x: Tensor, levels: int, average: bool) -> Tensor:
+    """Caffe's SPP: poolings into 1, 4, 16, ... bins per channel, flattened and joined."""
+    parts = []
+    for level in range(levels):
+        count = 2**level
+        kernel = tuple(-(-size // count) for size in x.shape[2:])
+        pad = tuple((k * count - size + 1) // 2 for k, size in zip(kernel, x.shape[2:], strict=True))
+        parts.append((average_pool if average else max_pool)(x, kernel, kernel, pad, True))
+    return parts[0] if levels == 1 else torch.cat([part.flatten(1) for part in parts], 1)
+
+
+class LSTM(nn.Module):
+    """Caffe's LSTM: x (T, N, ...), cont (T, N) with 0 where a stream begins anew.
+
+    Gates: input, forget, output, candidate. The last states of a call are the first ones of the
+    next, unless `first` gives them: then they are returned too.
+    """
+
+    def __init__(self, inputs: int, hidden: int, static: int = 0) -> None:
+        super().__init__()
+        self.weight_xc = nn.Parameter(torch.zeros(4 * hidden, inputs))
+        self.bias_c = nn.Parameter(torch.zeros(4 * hidden))
+        if static:
+            self.weight_xc_static = nn.Parameter(torch.zeros(4 * hidden, static))
+        self.weight_hc = nn.Parameter(torch.zeros(4 * hidden, hidden))
+        self.states: tuple | None = None
+
+    def forward(self, x: Tensor, cont: Tensor, static: Tensor | None = None, first: tuple | None = None) -> Any:
+        gates = F.linear(x.flatten(2), self.weight_xc, self.bias_c)
+        if static is not None:
+            gates = gates + F.linear(static.flatten(1), self.weight_xc_static)
+        size = self.weight_hc.shape[1]
+        states = self.states if first is None else tuple(state.reshape(-1, size) for state in first)
+        if states is None or states[0].shape[0] != x.shape[1]:
+            states = (x.new_zeros(x.shape[1], size), x.new_zeros(x.shape[1], size))
+        (hidden, cell), outputs = states, []
+        for step, goes_on in zip(gates.unbind(), cont.reshape(*cont.shape, 1).unbind(), strict=True):
+            step = step + F.linear(hidden * goes_on, self.weight_hc)
+            enter, forget, leave, candidate = step.chunk(4, 1)
+            cell = goes_on * forget.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
+            hidden = leave.sigmoid() * cell.tanh()
+            outputs.append(hidden)
+        if first is not None:
+            return torch.stack(outputs), hidden.detach()[None], cell.detach()[None]
+        self.states = (hidden.detach(), cell.detach())
+        return torch.stack(outputs)
+
+
+class RNN(nn.Module):
+    """Caffe's RNN: h = tanh(W_hh (cont h) + W_xh x + b_h), output tanh(W_ho h + b_o), for x (T, N, ...), cont (T, N).
+
+    The last state of a call is the first one of the next, unless `first` gives it: then it is returned too.
+    """
+
+    def __init__(self, inputs: int, hidden: int, static: int = 0) -> None:
+        super().__init__()
+        self.weight_xh = nn.Parameter(torch.zeros(hidden, inputs))
+        self.bias_h = nn.Parameter(torch.zeros(hidden))
+        if static:
+            self.weight_xh_static = nn.Parameter(torch.zeros(hidden, static))
+        self.weight_hh = nn.Parameter(torch.zeros(hidden, hidden))
+        self.weight_ho = nn.Parameter(torch.zeros(hidden, hidden))
+        self.bias_o = nn.Parameter(torch.zeros(hidden))
+        self.state: Tensor | None = None
+
+    def forward(self, x: Tensor, cont: Tensor, static: Tensor | None = None, first: tuple | None = None) -> Any:
+        steps = F.linear(x.flatten(2), self.weight_xh, self.bias_h)
+        if static is not None:
+            steps = steps + F.linear(static.flatten(1), self.weight_xh_static)
+        size = self.weight_hh.shape[1]
+        hidden = self.state if first is None else first[0].reshape(-1, size)
+        if hidden is None or hidden.shape[0] != x.shape[1]:
+            hidden = x.new_zeros(x.shape[1], size)
+        sequence = []
+        for step, goes_on in zip(steps.unbind(), cont.reshape(*cont.shape, 1).unbind(), strict=True):
+            hidden = torch.tanh(step + F.linear(hidden * goes_on, self.weight_hh))
+            sequence.append(hidden)
+        outputs = torch.tanh(F.linear(torch.stack(sequence), self.weight_ho, self.bias_o))
+        if first is not None:
+            return outputs, hidden.detach()[None]
+        self.state = hidden.detach()
+        return outputs

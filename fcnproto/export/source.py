@@ -256,7 +256,10 @@ def _head(
     docstring = ['"""' + text_lines[0], *text_lines[1:], '"""']
     body = "\n".join([*writer.modules, *writer.body, *(inspect.getsource(getattr(helpers, n)) for n in writer.helpers)])
     imports = ["import json", "import math"] if weights_name.endswith(".safetensors") else []
-    lines = [*docstring, "", *imports, "from pathlib import Path", "", "import torch"]
+    imports.append("from pathlib import Path")
+    if "-> Any:" in body:
+        imports.append("from typing import Any")
+    lines = [*docstring, "", *imports, "", "import torch"]
     if "F." in body:
         lines.append("import torch.nn.functional as F")
     return [*lines, "from torch import Tensor, nn"]
