@@ -14,7 +14,7 @@ from fcnproto.graph import coord_map
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
-from fcnproto.summary import NetSummary, summarise
+from fcnproto.summary import LayerSummary, summarise
 from fcnproto.surgery.report import Report
 
 _AVERAGE = caffe_pb2.PoolingParameter.AVE
@@ -42,14 +42,13 @@ def convolutionalise(
     Args:
         pad: the padding of the first convolution (100 in the published nets); by default as it is.
         classifier: keep the last layer; without, the features that it reads are the output.
-        shapes: shapes of the net's inputs where its data layers don't tell them.
+        shapes: shapes of the net's inputs where neither an Input layer nor a crop_size tells them.
 
     Raises:
         GraphError: the net has no layer with parameters, or one that can't be turned into a convolution.
     """
-    summary = summarise(net, phase="test", shapes=shapes)
-    work = _Convolution(net, summary)
-    result = work.rebuild()
+    work = _Convolution(net)
+    result = work.rebuild(shapes or {})
     if not classifier:
         work.drop_last(result)
     if pad is not None:
@@ -64,26 +63,43 @@ def convolutionalise(
     return result, work.report
 
 
+def _source_shape(layer: caffe_pb2.LayerParameter, index: int, given: Sequence[int] | None) -> Sequence[int]:
+    """The shape of a data layer's top: as given, an Input's own, or that of the crops that are cut from its images."""
+    if given is not None:
+        return given
+    if layer.type == "Input" and layer.input_param.shape:
+        return list(layer.input_param.shape[min(index, len(layer.input_param.shape) - 1)].dim)
+    size = layer.transform_param.crop_size
+    if not size or index:
+        raise GraphError(
+            f"layer {layer.name!r} ({layer.type}): nothing tells the shape of its top {layer.top[index]!r}; give it "
+            f"(--shape {layer.top[index]}=1,3,224,224)"
+        )
+    return [1, 1 if layer.transform_param.force_gray else 3, size, size]
+
+
 @dataclass
 class _Convolution:
     """The rebuilding of one net: `blobs` maps names of dropped layers' tops to what stands for them now."""
 
     net: caffe_pb2.NetParameter
-    summary: NetSummary
     report: Report = field(default_factory=Report)
     blobs: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, LayerSummary] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         state = net_state(self.net, "test")
         self.layers = [layer for layer in self.net.layer if is_kept(layer, state)]
-        self.facts = {layer.name: layer for layer in self.summary.layers}
 
-    def rebuild(self) -> caffe_pb2.NetParameter:
+    def rebuild(self, shapes: Mapping[str, Sequence[int]]) -> caffe_pb2.NetParameter:
         """The new net; `report` says what became of each layer."""
         kept = self._leading_to_the_scores()
+        result = self._inputs(kept, shapes)
+        old = caffe_pb2.NetParameter()
+        old.CopyFrom(result)
+        old.layer.extend(kept)
+        self.facts = {layer.name: layer for layer in summarise(old, phase="test").layers}
         pool = self._last_average(kept)
-        result = caffe_pb2.NetParameter(name=self.net.name)
-        self._inputs(result, kept)
         for layer in kept:
             if layer is pool:
                 self._drop(layer, "the average over the map")
@@ -123,12 +139,24 @@ class _Convolution:
     def _flattens(self, layer: caffe_pb2.LayerParameter) -> bool:
         return all(len(shape) == 2 for shape in self.facts[layer.name].tops.values())
 
-    def _inputs(self, result: caffe_pb2.NetParameter, kept: Sequence[caffe_pb2.LayerParameter]) -> None:
+    def _inputs(
+        self, kept: Sequence[caffe_pb2.LayerParameter], given: Mapping[str, Sequence[int]]
+    ) -> caffe_pb2.NetParameter:
+        """A net of one Input layer with the blobs that these layers read of the data layers, one image each."""
+        result = caffe_pb2.NetParameter(name=self.net.name)
         read = {name for layer in kept for name in layer.bottom}
-        names = [name for name in self.summary.inputs if name in read]
-        layer = result.layer.add(name="input" if len(names) > 1 else names[0], type="Input", top=names)
-        for name in names:
-            layer.input_param.shape.add(dim=[1, *self.summary.inputs[name][1:]])
+        shapes = {}
+        for layer in filter(is_source, self.layers):
+            for index, name in enumerate(layer.top):
+                if name in read:
+                    shapes[name] = [1, *_source_shape(layer, index, given.get(name))[1:]]
+        if not shapes:
+            raise GraphError(f"net {self.net.name!r} has no data layer whose blob is read")
+        name = "input" if len(shapes) > 1 else next(iter(shapes))
+        new = result.layer.add(name=name, type="Input", top=list(shapes))
+        for shape in shapes.values():
+            new.input_param.shape.add(dim=shape)
+        return result
 
     def _drop(self, layer: caffe_pb2.LayerParameter, why: str) -> None:
         self.blobs[layer.top[0]] = self.blobs.get(layer.bottom[0], layer.bottom[0])

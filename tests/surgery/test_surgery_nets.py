@@ -175,3 +175,39 @@ def test_published_train_nets_keep_their_data_layers() -> None:
     assert changed == fcn.fcn16s(sources.sbd("train"), 5, SLIM).to_proto()
     del net.layer[-1]  # without the loss, the outputs are the scores
     assert surgery.set_classes(net, 5)[0].layer[-2].convolution_param.num_output == 5
+
+
+TRAIN_VAL = """
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN } data_param { source: "a" batch_size: 4 } }
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST } transform_param { crop_size: 32 }
+  data_param { source: "b" batch_size: 2 } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 4 kernel_size: 3 pad: 1 stride: 2 } }
+layer { name: "aux/pool" type: "Pooling" bottom: "conv" top: "aux/pool" pooling_param { pool: AVE kernel_size: 5 stride: 3 } }
+layer { name: "aux/fc" type: "InnerProduct" bottom: "aux/pool" top: "aux/fc" inner_product_param { num_output: 5 } }
+layer { name: "aux/loss" type: "SoftmaxWithLoss" bottom: "aux/fc" bottom: "label" top: "aux/loss" loss_weight: 0.3 }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { pool: AVE kernel_size: 16 stride: 1 } }
+layer { name: "drop" type: "Dropout" bottom: "pool" top: "pool" }
+layer { name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param { num_output: 5 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }
+layer { name: "accuracy" type: "Accuracy" bottom: "fc" bottom: "label" top: "accuracy" include { phase: TEST } }
+"""
+
+
+def test_a_train_val_net_with_auxiliary_classifiers() -> None:
+    """As classification nets are trained: the data need not be there, the auxiliary head goes."""
+    definition = parse(TRAIN_VAL, caffe_pb2.NetParameter)
+    net, report = surgery.convolutionalise(definition)
+    kept = [(layer.name, layer.type, list(layer.bottom)) for layer in net.layer]
+    assert kept == [
+        ("data", "Input", []),
+        ("conv", "Convolution", ["data"]),
+        ("drop", "Dropout", ["conv"]),
+        ("fc", "Convolution", ["conv"]),
+    ]
+    assert list(net.layer[0].input_param.shape[0].dim) == [1, 3, 32, 32]
+    assert set(report.layers("dropped")) == {"aux/pool", "aux/fc", "aux/loss", "pool", "loss", "accuracy"}
+    assert fcnproto.load(net)(torch.zeros(1, 3, 40, 50))["fc"].shape == (1, 5, 20, 25)
+    definition.layer[1].transform_param.ClearField("crop_size")
+    with pytest.raises(GraphError, match=r"'data' \(Data\): nothing tells the shape of its top 'data'"):
+        surgery.convolutionalise(definition)
+    assert len(surgery.convolutionalise(definition, shapes={"data": (1, 3, 32, 32)})[0].layer) == 4
