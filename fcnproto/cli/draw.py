@@ -79,23 +79,17 @@ def command(
         layout = lay_out(diagram, graphviz={"auto": None, "graphviz": True, "own": False}[engine])
     except FileNotFoundError as error:
         raise UsageError(f"--layout graphviz: {error}") from None
+    blobs = None
+    if weights is not None:
+        import fcnproto
+
+        net = fcnproto.load(model, weights, shapes=given, allow_python=allow_python, **state)  # type: ignore[arg-type]
+        blobs = {layer.name: {n: getattr(layer, n) for n in layer.blob_names} for layer in reversed(net.layers)}
     if output.suffix.lower() == ".png":
         with atomic_path(output) as temporary:
             to_image(diagram, layout).save(temporary, format="PNG")
     else:
-        if output.suffix.lower() == ".svg":
-            text = to_svg(diagram, layout)
-        else:
-            blobs = None
-            if weights is not None:
-                import fcnproto
-
-                net = fcnproto.load(model, weights, shapes=given, allow_python=allow_python, **state)  # type: ignore[arg-type]
-                blobs = {
-                    layer.name: {name: getattr(layer, name) for name in layer.blob_names}
-                    for layer in reversed(net.layers)
-                }
-            text = to_page(diagram, layout, summary, params, blobs)
+        is_page = output.suffix.lower() == ".html"
         with atomic_write(output, "w") as file:
-            file.write(text)
+            file.write(to_page(diagram, layout, summary, params, blobs) if is_page else to_svg(diagram, layout))
     _output.note(f"{output}: {len(diagram.boxes)} boxes for {len(summary.layers)} layers")

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from fcnproto.errors import DataError, FcnprotoWarning, GraphError
-from fcnproto.graph import Blob, Node
+from fcnproto.graph import Node
 from fcnproto.inference import run_with
 from fcnproto.net import Net, Outputs
 from fcnproto.parity.diagnosis import describe
 from fcnproto.parity.measures import Measures, measure
+from fcnproto.parity.own_layer import own_deviation, to_tensor
 from fcnproto.parity.recording import Recording
 from fcnproto.plan import runnable
 
@@ -164,14 +165,14 @@ def compare(net: Net, reference: Recording, *, tolerance: float = 1e-5, gradient
     comparer = _Comparer(net, reference, tolerance, gradient_tolerance)
     params = list(comparer.params())  # before a forward pass changes statistics
     entries = [entry for entry in params if not entry.agrees]
-    inputs = {name: _tensor(net, value) for name, value in reference.inputs.items()}
+    inputs = {name: to_tensor(net, value) for name, value in reference.inputs.items()}
     if reference.has_gradients:
         inputs = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in inputs.items()}
     with torch.set_grad_enabled(reference.has_gradients):
         outputs = run_with(net, inputs, names)
     entries += comparer.blobs(outputs, names)
     if reference.has_gradients:
-        backward(net, outputs, {name: _tensor(net, seed) for name, seed in reference.output_gradients.items()})
+        backward(net, outputs, {name: to_tensor(net, seed) for name, seed in reference.output_gradients.items()})
         entries += comparer.gradients(inputs)
     if not any(entry.kind != "parameter" for entry in entries):
         raise DataError(f"{reference.source}: has no blob in common with net {net.graph.name!r}; is it another net's?")
@@ -241,13 +242,6 @@ def ordered_blobs(net: Net) -> list[str]:
             if not node.is_data and not automatic and net.graph.blobs.get(blob.name) is blob:
                 found.append(blob.name)
     return found
-
-
-def _tensor(net: Net, value: Array) -> Tensor:
-    kept = value if value.dtype.kind == "f" else value.astype(np.float32)
-    return torch.from_numpy(np.array(kept, dtype=np.float64 if net.dtype == torch.float64 else np.float32)).to(
-        net.device
-    )
 
 
 def _array(tensor: Tensor) -> Array:
@@ -353,7 +347,7 @@ def _departure(
     if entry.kind == "blob":
         theirs = reference.blobs[entry.name]
         ours = _array(outputs[entry.name])
-        return Departure(entry, describe(ours, theirs, entry.type), _own_deviation(net, reference, entry.name))
+        return Departure(entry, describe(ours, theirs, entry.type), own_deviation(net, reference, entry.name))
     if entry.kind == "parameter":
         return Departure(entry, "the weights differ from those of the reference: compare with the same weight file")
     if entry.kind == "input gradient":
@@ -366,36 +360,3 @@ def _departure(
     theirs = reference.param_gradients[entry.name]
     ours = _array(torch.zeros_like(param) if param.grad is None else param.grad)
     return Departure(entry, describe(ours.reshape(theirs.shape) if ours.size == theirs.size else ours, theirs))
-
-
-def _own_deviation(net: Net, reference: Recording, name: str) -> float | None:
-    """The deviation of one blob when the layers that make it are run on the reference's values of what they read."""
-    layers = dict(zip(net.graph.nodes, net.layers, strict=True))
-    known = {**reference.blobs, **reference.inputs}
-
-    def value(blob: Blob) -> Tensor | None:
-        """A blob version from the reference, or made from such: in-place layers leave no trace of what they read."""
-        while blob.producer.type == "Split":
-            blob = blob.producer.bottoms[0]
-        if net.graph.blobs.get(blob.name) is blob and blob.name in known and blob.name != name:
-            return _tensor(net, known[blob.name])
-        node = blob.producer
-        if node.is_data:
-            return _tensor(net, known[blob.name]) if blob.name in known else None
-        if blob.name != name and net.graph.blobs.get(blob.name) is blob:
-            return None
-        bottoms = [value(bottom) for bottom in node.bottoms]
-        if any(bottom is None for bottom in bottoms):
-            return None
-        result = layers[node](*bottoms)
-        made: Tensor = result[blob.top] if isinstance(result, (tuple, list)) else result
-        return made
-
-    with torch.no_grad():
-        try:
-            made = value(net.graph.blobs[name])
-        except (GraphError, RuntimeError):  # the reference's shapes don't suit our layer
-            return None
-    if made is None or tuple(made.shape) != reference.blobs[name].shape:
-        return None
-    return measure(_array(made), reference.blobs[name]).max_rel
