@@ -38,7 +38,12 @@ _LAZY = {
     "optimize": "fcnproto.passes",
     "register_layer": "fcnproto.layers.registry",
 }
-_MODULES = ("data", "graph", "layers", "netspec", "passes", "precision", "schema", "score", "segment", "solver", "surgery", "zoo")
+# fmt: off
+_MODULES = (
+    "data", "finetune", "graph", "layers", "netspec", "passes", "precision", "schema",
+    "score", "scoring", "segment", "solver", "surgery", "zoo",
+)
+# fmt: on
 
 __all__ = [
     "DataError",
