@@ -176,7 +176,7 @@ class ReLU(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         slope = self.config.negative_slope
-        return F.leaky_relu(x, slope) if slope else F.relu(x)
+        return F.leaky_relu(x, slope) if slope else F.relu(x, inplace=self.overwrites)
 
 
 @register("Sigmoid")

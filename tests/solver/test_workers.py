@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,7 +110,8 @@ def test_workers_stop_together(folders: tuple[Path, Path]) -> None:
     (folder / "run.py").write_text(SCRIPT)
     result = torchrun(folder, "run.py")
     assert result.returncode == 0, result.stderr
-    assert sorted(line for line in result.stdout.splitlines() if line.startswith("ended")) == ["ended 0 3", "ended 1 3"]
+    # Two processes write to one stream: their lines may run into each other.
+    assert sorted(re.findall(r"ended (\d) (\d)", result.stdout)) == [("0", "3"), ("1", "3")], result.stdout
     assert (folder / "snap_iter_3.solverstate").exists()
 
 
