@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcnproto.errors import FcnprotoWarning, UsageError, WeightsError
+from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
 from fcnproto.safetensors_file import write_safetensors
@@ -56,6 +56,8 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
 
     Raises `WeightsError`.
     """
+    if net.device.type == "meta":
+        raise WeightsError(f"{path}: can't be copied: the net is on the device 'meta', so its blobs hold no values")
     with open_weights(path) as stored:
         targets: dict[str, tuple[int, Layer]] = {}
         for i, layer in enumerate(net.layers):
@@ -151,7 +153,7 @@ def _read(tensor: Tensor, blob: StoredBlob) -> None:
     target = tensor.detach()
     if target.device.type == "cpu" and target.dtype == torch.float32 and target.is_contiguous():
         blob.read_into(target.numpy())
-    elif target.device.type != "meta":
+    else:
         target.copy_(torch.from_numpy(blob.array()).reshape(target.shape))
 
 

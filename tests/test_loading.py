@@ -173,9 +173,12 @@ def test_nets_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder.h5").mkdir()
     with pytest.raises(WeightsError, match=r"folder\.h5: can't be written: .* is a folder"):
         net.save(tmp_path / "folder.h5")
-    with pytest.raises(WeightsError, match="device 'meta'"):
+    with pytest.raises(WeightsError, match="can't be written: the net is on the device 'meta'"):
         net.to("meta").save(tmp_path / "w.caffemodel")
     assert not list(tmp_path.glob("*.caffemodel"))
+    load(TWO).save(tmp_path / "w.caffemodel")
+    with pytest.raises(WeightsError, match="can't be copied: the net is on the device 'meta'"):
+        net.copy_from(tmp_path / "w.caffemodel")
 
 
 def test_nets_of_no_layers_and_of_no_outputs() -> None:
