@@ -285,6 +285,7 @@ def _write_onnx(
             output_names=list(source.outputs),
         )
     assert exported is not None
+    _name_axes(exported, source)
     exported.save(made, external_data=_bytes_of(program) > _MOST_ONNX_BYTES)
     try:
         import onnxruntime
@@ -298,6 +299,18 @@ def _write_onnx(
         return dict(zip(source.outputs, session.run(list(source.outputs), given), strict=True))
 
     return _check(net, source, run, examples)
+
+
+def _name_axes(exported: Any, source: Source) -> None:
+    """Give the free axes of the inputs readable names instead of the tracer's, where this torch can."""
+    names: dict[str, str] = {}
+    for number, value in enumerate(exported.model.graph.inputs):
+        prefix = "" if number == 0 else f"{source.inputs[number]}_"
+        for axis, word in ((2, "height"), (3, "width")):
+            if value.shape is not None and len(value.shape) == 4 and not isinstance(value.shape[axis], int):
+                names.setdefault(str(value.shape[axis].value), prefix + word)
+    if names and hasattr(exported, "rename_axes"):
+        exported.rename_axes(names)
 
 
 _MOST_ONNX_BYTES = 1_900_000_000
