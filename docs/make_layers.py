@@ -8,7 +8,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-import fcnproto.net  # registers every type
+import fcnproto.net  # noqa: F401  registers every type
 from fcnproto.files import atomic_write
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup, types
@@ -22,10 +22,10 @@ HEAD = """# Layer types
 Made by `make docs` from the registry; a test keeps it current. All layer types of Caffe 1.0 (with its OpenCV and Python
 layers) are here, forward and backward, in both phases, on the CPU and on CUDA.
 
-*Recorded cases*: the cases recorded from the original Caffe in which the type takes part; the tests compare each blob and
-gradient with a tolerance of 1e-5 of the largest value (tests/layers/test_golden.py, tests/test_fcn_golden.py), data and
-shapes exactly. ImageData and WindowData have none: they are tested against OpenCV and Caffe's documented rules. `engine`
-fields choose an implementation in Caffe and have no meaning here.
+*Recorded cases*: the cases recorded from the original Caffe in which the type takes part; the tests compare each blob
+and gradient with a tolerance of 1e-5 of the largest value (tests/layers/test_golden.py, tests/test_fcn_golden.py), data
+and shapes exactly. ImageData and WindowData have none: they are tested against OpenCV and Caffe's documented rules.
+`engine` fields choose an implementation in Caffe and have no meaning here.
 
 | type | bottoms | tops | settings | recorded cases |
 |---|---|---|---|---|
@@ -74,8 +74,8 @@ def document() -> str:
         if cls.differences:
             notes.append(f"* **{name}**: {cls.differences}")
     tail = (
-        "\n## Differences from Caffe\n\nNone where Caffe is right. Where it aborts the process, is silently wrong or leaves a "
-        "value undefined, this is what happens instead:\n\n"
+        "\n## Differences from Caffe\n\nNone where Caffe is right. Where it aborts the process, is silently wrong or leaves "
+        "a value undefined, this is what happens instead:\n\n"
     )
     return HEAD + "\n".join(rows) + "\n" + tail + "\n".join(notes) + "\n"
 
