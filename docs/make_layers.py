@@ -74,8 +74,8 @@ def document() -> str:
         if cls.differences:
             notes.append(f"* **{name}**: {cls.differences}")
     tail = (
-        "\n## Differences from Caffe\n\nNone where Caffe is right. Where it aborts the process, is silently wrong or leaves "
-        "a value undefined, this is what happens instead:\n\n"
+        "\n## Differences from Caffe\n\nNone where Caffe is right. Where it aborts the process, is silently wrong or "
+        "leaves a value undefined, this is what happens instead:\n\n"
     )
     return HEAD + "\n".join(rows) + "\n" + tail + "\n".join(notes) + "\n"
 
