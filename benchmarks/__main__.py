@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
-from benchmarks import inference, load
+from benchmarks import inference, load, training
 
 print("Loading\n")
 load.main([])
 print("\nInference\n")
-sys.exit(inference.main([]))
+inference.main([])
+print("\nTraining\n")
+training.main()
