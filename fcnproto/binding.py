@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fcnproto.calling import first_line, is_own
 from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
-from fcnproto.graph import Blob, Graph, Node
+from fcnproto.graph import Blob, Graph
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.fillers import fill
 from fcnproto.layers.registry import lookup
@@ -72,22 +72,11 @@ def make_layers(graph: Graph, base_dir: Path | None, allow_python: bool) -> list
         layer = lookup(node.type, node.name)(node.param, len(node.tops))
         layer.base_dir = None if base_dir is None else str(base_dir)
         layer.allow_python = allow_python
-        layer.overwrites = _may_overwrite(node)
         warn_unread_settings(layer)
         layer.train(graph.state.phase == caffe_pb2.TRAIN)
         layers.append(layer)
     _warn_engines(layers)
     return layers
-
-
-def _may_overwrite(node: Node) -> bool:
-    """Whether a layer may write over its bottom's memory: in place in the prototxt, so that nobody can ask for what was
-    there before, and after a convolution, whose gradient does not need its output."""
-    return (
-        node.type == "ReLU"
-        and node.bottoms[0].name == node.tops[0].name
-        and node.bottoms[0].producer.type in ("Convolution", "Deconvolution")
-    )
 
 
 def _warn_engines(layers: Sequence[Layer]) -> None:

@@ -233,12 +233,23 @@ def _add_node(trace: fx.Graph, node: Node, target: str, memory: _Memory, force_b
         for blob in node.tops:
             memory.put(blob, bottoms[0])
         return
-    result = trace.create_node("call_module", target, tuple(bottoms), name=_identifier(target, "layer"))
+    options: dict[str, Any] = {"overwrite": True} if _may_overwrite(node) else {}
+    result = trace.create_node("call_module", target, tuple(bottoms), options, name=_identifier(target, "layer"))
     if len(node.tops) == 1:
         memory.put(node.tops[0], result)
     else:
         for j, blob in enumerate(node.tops):
             memory.put(blob, trace.call_function(operator.getitem, (result, j)))
+
+
+def _may_overwrite(node: Node) -> bool:
+    """Whether a layer may write over its bottom's memory: in place in the prototxt, so that nobody can ask for what was
+    there before, and after a convolution, whose gradient does not need its output."""
+    return (
+        node.type == "ReLU"
+        and node.bottoms[0].name == node.tops[0].name
+        and node.bottoms[0].producer.type in ("Convolution", "Deconvolution")
+    )
 
 
 def _placeholder(trace: fx.Graph, name: str) -> fx.Node:

@@ -349,3 +349,14 @@ def test_cuda_is_strict_float32(net: fcnproto.Net) -> None:
     ours = net(data=x.cuda(), blobs=["score"])["score"].cpu()
     assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-5
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_layers_called_by_themselves_leave_their_inputs(net: fcnproto.Net) -> None:
+    """In a net's plan the ReLU writes over its convolution's output; called by hand it must not."""
+    x = torch.randn(1, 4, 3, 3)
+    before = x.clone()
+    leaf = x.clone().requires_grad_()
+    net.layer("relu")(x)
+    net.layer("relu")(leaf).sum().backward()
+    assert torch.equal(x, before)
+    assert "overwrite" in str(net.plan(["data"], ["score"]).module.graph)

@@ -174,9 +174,10 @@ class ReLU(Elementwise):
 
     config_field = "relu_param"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """The top; `overwrite` permits to write it over `x`, which nobody reads again."""
         slope = self.config.negative_slope
-        return F.leaky_relu(x, slope) if slope else F.relu(x, inplace=self.overwrites)
+        return F.leaky_relu(x, slope) if slope else F.relu(x, inplace=overwrite)
 
 
 @register("Sigmoid")

@@ -30,8 +30,7 @@ class Layer(nn.Module):
     found by running it on tensors of the meta device.
 
     Attributes set for every layer: `name`, `param` (the `LayerParameter`), `num_tops`, `base_dir` (the folder of the
-    prototxt, from which file names are looked up too), `allow_python`, `overwrites` (forward may write over its
-    bottom, which nobody reads again), and after `setup` `blob_names`,
+    prototxt, from which file names are looked up too), `allow_python`, and after `setup` `blob_names`,
     `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
     """
 
@@ -65,7 +64,6 @@ class Layer(nn.Module):
         self.num_tops = len(param.top) if num_tops is None else num_tops
         self.base_dir: str | None = None
         self.allow_python = False
-        self.overwrites = False
         self.blob_names: list[str] = []
         self.blob_shapes: list[Shape] = []
         self.blob_fillers: list[caffe_pb2.FillerParameter] = []

@@ -57,6 +57,16 @@ def test_time_needs_shapes_where_nobody_knows_them(folder: Path, capsys: pytest.
     assert main(["time", "--model", "free.prototxt", "--iterations", "1", "--shape", "x=1x3x8x8"]) == 0
 
 
+def test_time_of_a_relu_in_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "relu.prototxt").write_text(
+        'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 dim: 4 dim: 4 } } }'
+        'layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 2 kernel_size: 1 } }'
+        'layer { name: "r" type: "ReLU" bottom: "c" top: "c" }'
+    )
+    assert main(["time", "--model", "relu.prototxt", "--iterations", "1"]) == 0
+    assert re.search(r"^ *r\tbackward: [\d.e-]+ ms\.$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_stages_and_level_reach_the_train_net_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcnproto.solver
 
