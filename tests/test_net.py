@@ -89,7 +89,7 @@ def test_unknown_inputs(net: fcnproto.Net, names: dict[str, int], word: str) -> 
 
 
 def test_unknown_blob_names_the_nearest(net: fcnproto.Net) -> None:
-    with pytest.raises(GraphError, match="did you mean 'score'"):
+    with pytest.raises(GraphError, match='did you mean "score"'):
         net(data=image(), blobs=["scor"])
 
 

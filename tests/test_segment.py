@@ -121,7 +121,7 @@ class TestHeads:
 
     def test_unknown_one(self, tmp_path: Path) -> None:
         net = fcnproto.load(*colour_net(tmp_path))
-        with pytest.raises(fcnproto.GraphError, match="did you mean 'score'"):
+        with pytest.raises(fcnproto.GraphError, match='did you mean "score"'):
             Segmenter(net, blobs=["scores"])
 
     def test_classifier(self, tmp_path: Path) -> None:

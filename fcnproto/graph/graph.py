@@ -6,7 +6,6 @@ with several readers, in-place layers as new versions of a blob. Knows nothing o
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, NoReturn, Protocol
 from fcnproto.errors import FcnprotoWarning, GraphError
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import suggestion
 
 AUTOMATIC = "(automatic)"
 """Caffe's name for the top that a loss layer makes for itself where the prototxt gives it none."""
@@ -80,7 +80,7 @@ class Graph:
         try:
             return self.blobs[name]
         except (KeyError, TypeError):
-            raise GraphError(f"no blob {name!r} in net {self.name!r}{_nearest(str(name), self.blobs)}") from None
+            raise GraphError(f"no blob {name!r} in net {self.name!r}{suggestion(str(name), self.blobs)}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """The graph as tables with numbers for blobs: copied as it is, each layer would be a level of recursion."""
@@ -143,11 +143,6 @@ def build_graph(
     return _connect(net, state, _insert_splits(params), facts)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _unknown_bottom(
     layer: caffe_pb2.LayerParameter, index: int, known: Iterable[str], later: Iterable[str]
 ) -> NoReturn:
@@ -157,7 +152,7 @@ def _unknown_bottom(
         raise GraphError(f"{where}, which no earlier layer writes, only this one itself")
     if name in later:
         raise GraphError(f"{where}, which only a later layer writes; layers must follow the ones they read from")
-    raise GraphError(f"{where}, which no earlier layer writes{_nearest(name, known)}")
+    raise GraphError(f"{where}, which no earlier layer writes{suggestion(name, known)}")
 
 
 def _readers(params: Sequence[caffe_pb2.LayerParameter]) -> dict[tuple[int, int], list[tuple[int, int]]]:

@@ -71,7 +71,7 @@ def test_a_loss_layer_without_top_gets_an_automatic_one() -> None:
     [
         (layer("a", "TanH", "y", "a"), ["'a'", "bottom 0", "'y'", "no earlier layer"]),
         (INPUT + layer("a", "TanH", "z", "a") + layer("b", "TanH", "x", "z"), ["later layer"]),
-        (INPUT + layer("aa", "TanH", "x", "pool3") + layer("b", "TanH", "pool33", "b"), ["did you mean 'pool3'"]),
+        (INPUT + layer("aa", "TanH", "x", "pool3") + layer("b", "TanH", "pool33", "b"), ['did you mean "pool3"']),
         (INPUT + layer("a", "TanH", "x", "a") + layer("b", "TanH", "x", "a"), ["'b'", "'a'", "already"]),
         (INPUT + layer("a", "TanH", "x", "b") + layer("c", "ReLU", "x", "x"), ["already"]),
         (INPUT + layer("a", "AbsVal", "x", "x"), ["in place"]),
