@@ -1,6 +1,7 @@
 """Inference: ours plain and optimised against hand-written PyTorch and OpenCV's dnn, ratios by median in one run.
 
-    python -m benchmarks.inference [--rounds 5] [--threads 2] [--nets voc-fcn8s,...] [--compiled] [--markdown FILE]
+    python -m benchmarks.inference [--rounds 5] [--threads 2] [--nets voc-fcn8s,...] [--compiled] [--growth]
+                                   [--markdown FILE]
 
 Each subject runs in a process of its own (so that its peak memory is its own); the processes take turns, one image
 each, so that a noisy machine disturbs all alike. Weights are seeded; every subject's answer is compared with ours.
@@ -32,6 +33,7 @@ CASES: dict[str, tuple[str, tuple[int, int]]] = {
     "siftflow-fcn8s 256x256": ("siftflow-fcn8s", (256, 256)),
     "nyud-fcn32s-color-d 640x480": ("nyud-fcn32s-color-d", (480, 640)),
 }
+GROWTH = {f"voc-fcn8s {n}x{n}": ("voc-fcn8s", (n, n)) for n in (128, 256, 512, 1024)}
 SUBJECTS = ("hand-written", "compiled", "opencv", "plain", "optimized")
 Answer = list[np.ndarray[Any, Any]]
 
@@ -200,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--compiled", action="store_true", help="torch.compile of the hand-written net too (slow to start)"
     )
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
+    parser.add_argument("--growth", action="store_true", help="FCN-8s from 128x128 to 1024x1024 instead")
     options = parser.parse_args(arguments)
     subjects = [s for s in SUBJECTS if s != "compiled" or options.compiled]
     lines = [
@@ -209,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join(lines))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for title, (name, size) in CASES.items():
+        for title, (name, size) in (GROWTH if options.growth else CASES).items():
             if options.nets and not title.startswith(tuple(options.nets.split(","))):
                 continue
             prepare(folder, name)

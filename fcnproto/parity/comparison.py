@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -168,12 +169,12 @@ def compare(net: Net, reference: Recording, *, tolerance: float = 1e-5, gradient
     inputs = {name: to_tensor(net, value) for name, value in reference.inputs.items()}
     if reference.has_gradients:
         inputs = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in inputs.items()}
-    with torch.set_grad_enabled(reference.has_gradients):
+    with torch.set_grad_enabled(reference.has_gradients), comparer.thawed():
         outputs = run_with(net, inputs, names)
-    entries += comparer.blobs(outputs, names)
-    if reference.has_gradients:
-        backward(net, outputs, {name: to_tensor(net, seed) for name, seed in reference.output_gradients.items()})
-        entries += comparer.gradients(inputs)
+        entries += comparer.blobs(outputs, names)
+        if reference.has_gradients:
+            backward(net, outputs, {name: to_tensor(net, seed) for name, seed in reference.output_gradients.items()})
+            entries += comparer.gradients(inputs)
     if not any(entry.kind != "parameter" for entry in entries):
         raise DataError(f"{reference.source}: has no blob in common with net {net.graph.name!r}; is it another net's?")
     report = Report(
@@ -181,7 +182,7 @@ def compare(net: Net, reference: Recording, *, tolerance: float = 1e-5, gradient
         reference=reference.source,
         entries=entries,
         not_compared=[name for name in ordered_blobs(net) if name not in reference.blobs],
-        unknown=[name for name in reference.blobs if name not in names and name not in reference.inputs],
+        unknown=[name for name in reference.blobs if name not in {*names, *reference.inputs, *_copies(net)}],
         equal_parameters=sum(entry.agrees for entry in params),
         maps=_label_maps(comparer.score_names, outputs, reference),
     )
@@ -237,11 +238,20 @@ def ordered_blobs(net: Net) -> list[str]:
     """The blobs' names in the order of the layers that write them last, inputs and automatic Split tops left out."""
     found = []
     for node in net.graph.nodes:
-        automatic = node.type == "Split" and node.name.endswith("_split")
         for blob in node.tops:
-            if not node.is_data and not automatic and net.graph.blobs.get(blob.name) is blob:
+            if not node.is_data and not _is_automatic(node) and net.graph.blobs.get(blob.name) is blob:
                 found.append(blob.name)
     return found
+
+
+def _is_automatic(node: Node) -> bool:
+    """Whether it is a Split that stands in no prototxt."""
+    return node.type == "Split" and node.name.endswith("_split")
+
+
+def _copies(net: Net) -> set[str]:
+    """The tops of automatic Splits: a Caffe that is asked for its blobs gives them, too."""
+    return {blob.name for node in net.graph.nodes if _is_automatic(node) for blob in node.tops}
 
 
 def _array(tensor: Tensor) -> Array:
@@ -281,6 +291,20 @@ class _Comparer:
                 ours_array = np.zeros(inputs[name].shape) if gradient is None else _array(gradient)
                 layer = self.net.graph.blob(name).producer.name
                 yield self._entry("input gradient", layer, name, ours_array, value, self.gradient_tolerance)
+
+    @contextmanager
+    def thawed(self) -> Iterator[None]:
+        """Have gradients computed of frozen parameters (lr_mult 0), too, where the reference has computed them."""
+        table = self._by_layer(self.reference.param_gradients)
+        frozen = [self._param(key) for key, value in table if value.any()]
+        frozen = [param for param in frozen if isinstance(param, torch.nn.Parameter) and not param.requires_grad]
+        try:
+            for param in frozen:
+                param.requires_grad_(True)
+            yield
+        finally:
+            for param in frozen:
+                param.requires_grad_(False)
 
     def _by_layer(self, table: Mapping[str, Array]) -> list[tuple[str, Array]]:
         known = [item for item in table.items() if item[0].rpartition(".")[0] in self.places]

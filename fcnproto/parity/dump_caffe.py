@@ -8,13 +8,20 @@ Stands alone: needs pycaffe and numpy, Python 2.7 or 3. Run it where Caffe lives
 inputs.npz has one array for each input blob, under the blob's name or `in.` and the name; inputs without one get random
 numbers of the blob's shape (--seed). Keys written: in.<blob>, out.<blob>, and with --backward gout.<blob>, gin.<blob>,
 gparam.<layer>.<i>; with --params also param.<layer>.<i>. --blobs a,b writes these blobs alone.
+
+For a net without loss Caffe computes gradients only where the prototxt says `force_backward: true`. --backward says it
+in a copy of such a prototxt; the gradients of parameters with lr_mult 0 are then computed, too.
 """
 
 # mypy: ignore-errors
 from __future__ import print_function
 
 import argparse
+import os
+import re
+import shutil
 import sys
+import tempfile
 
 import numpy as np
 
@@ -32,6 +39,25 @@ def read_options():
     parser.add_argument("--params", action="store_true", help="write the parameters too")
     parser.add_argument("--seed", type=int, default=1, help="of random inputs and of gradients put in at outputs")
     return parser.parse_args()
+
+
+def load(options):
+    """The net; one without loss with `force_backward`, where gradients are wanted."""
+    import caffe
+
+    phase = caffe.TRAIN if options.phase == "train" else caffe.TEST
+    net = caffe.Net(options.model, options.weights, phase)
+    if not options.backward or has_loss(net):
+        return net
+    folder = tempfile.mkdtemp()
+    try:
+        forced = os.path.join(folder, "forced.prototxt")
+        with open(options.model, "rb") as source, open(forced, "wb") as target:
+            definition = re.sub(b"force_backward[ \t]*:[ \t]*[a-zA-Z0-9]+", b"", source.read())
+            target.write(definition + b"\nforce_backward: true\n")
+        return caffe.Net(forced, options.weights, phase)
+    finally:
+        shutil.rmtree(folder)
 
 
 def set_inputs(net, path, draw):
@@ -61,7 +87,7 @@ def set_inputs(net, path, draw):
 def run_backward(net, draw):
     """Runs backward from the losses, or from random gradients where there is none; returns what was put in."""
     seeds = {}
-    if not any(weight != 0 for weight in loss_weights(net)):
+    if not has_loss(net):
         for name in net.outputs:
             seeds[name] = draw.standard_normal(net.blobs[name].data.shape).astype(np.float32)
     for layer in net.params:
@@ -71,21 +97,19 @@ def run_backward(net, draw):
     return seeds
 
 
-def loss_weights(net):
-    """The gradients that Caffe itself puts at losses; all zero for a net without."""
+def has_loss(net):
+    """Whether Caffe itself puts a gradient at some blob."""
     weights = getattr(net, "blob_loss_weights", None)
     if weights is not None:
-        return [weights[name] for name in weights]
-    return [0 if not layer.type.endswith("Loss") else 1 for layer in net.layers]
+        return any(weights[name] != 0 for name in weights)
+    return any(layer.type.endswith("Loss") for layer in net.layers)
 
 
 def main():
     """Loads, runs, writes."""
     options = read_options()
-    import caffe
-
     draw = np.random.RandomState(options.seed)
-    net = caffe.Net(options.model, options.weights, caffe.TRAIN if options.phase == "train" else caffe.TEST)
+    net = load(options)
     arrays = {}
     for name, value in set_inputs(net, options.input, draw).items():
         arrays["in." + name] = value
@@ -102,7 +126,7 @@ def main():
             arrays["gout." + name] = value
         for key in [key for key in arrays if key.startswith("in.")]:
             slope = np.array(net.blobs[key[3:]].diff, dtype=np.float32)
-            if slope.any():  # Caffe leaves it out (zero) unless the prototxt says force_backward: true
+            if slope.any():  # zero: not computed, as the prototxt does not say force_backward
                 arrays["gin." + key[3:]] = slope
         for layer in net.params:
             for index, blob in enumerate(net.params[layer]):

@@ -6,6 +6,7 @@ Each gives a `Recording` for the same inputs; golden files are read by `recordin
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -149,7 +150,9 @@ def caffe_reference(
 ) -> Recording:
     """What a Caffe gives that the interpreter `python` (a program's name or path) can import, in its own process.
 
-    Raises `DataError` if it can't be started or fails, with the last line that it wrote.
+    A net without loss is run with `force_backward` for its gradients: Caffe computes none there otherwise.
+
+    Raises `DataError` if it can't be started or fails, with its fatal message or the last line that it wrote.
     """
     with _files(net, inputs) as (model, weights), tempfile.TemporaryDirectory(prefix="fcnproto-") as folder:
         given, made = Path(folder) / "inputs.npz", Path(folder) / "dump.npz"
@@ -163,11 +166,17 @@ def caffe_reference(
         except OSError as error:
             raise DataError(f"--python {python}: can't be started: {error.strerror}") from None
         if done.returncode or not made.is_file():
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise DataError(f"Caffe in {python} failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+            raise DataError(f"Caffe in {python} failed: {_complaint(done.stderr) or f'exit status {done.returncode}'}")
         result = read_recording(made)
     result.source = f"Caffe in {python}"
     return result
+
+
+def _complaint(written: str) -> str:
+    """What a Caffe that failed has to say: glog's fatal line (a stack trace follows it), else the last line."""
+    lines = [line for line in written.splitlines() if line.strip()]
+    fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4,8} .*\] ", line)]
+    return (fatal or lines or [""])[-1]
 
 
 @contextmanager
