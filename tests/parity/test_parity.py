@@ -66,6 +66,8 @@ class Net(object):
         for name, value in self.out.items():
             self.blobs[name].data = value.detach().numpy().copy()
     def backward(self, **seeds):
+        if not self.blob_loss_weights and not self.net.graph.force_backward:
+            return
         total = self.net.loss(self.out)
         for name, seed in seeds.items():
             total = total + (self.out[name] * torch.from_numpy(seed)).sum()
@@ -211,6 +213,48 @@ def test_caffe_elsewhere(tmp_path: Path, interpreter: str, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "1x5x24x31" in out
     assert "input gradient data" in out
+    assert "parameter gradient up.0" in out
+
+
+def test_gradients_of_a_net_without_loss(tmp_path: Path, interpreter: str) -> None:
+    # Caffe computes them under force_backward alone, and then those of frozen parameters as well.
+    model, weights = small_fcn(tmp_path)
+    model.write_text(model.read_text() + "force_backward : false # as everywhere\n")
+    dump = tmp_path / "dump.npz"
+    subprocess.run([interpreter, DUMP_SCRIPT, model, weights, dump, "--backward"], check=True)
+    recording = read_recording(dump)
+    assert all(value.any() for value in recording.param_gradients.values())
+    net = fcnproto.load(model, weights)
+    frozen = net.params["up"][0]
+    report = compare(net, recording)
+    assert report.agrees
+    assert "up.0" in [entry.name for entry in report.entries]
+    assert not frozen.requires_grad
+    recording.param_gradients["up.0"] *= 1.5
+    assert not compare(net, recording).agrees
+
+
+def test_automatic_copies_are_known(tmp_path: Path) -> None:
+    net = fcnproto.load(*small_fcn(tmp_path))
+    recording = float64_reference(net, random_inputs(net))
+    for name in ("data_data_0_split_0", "data_data_0_split_1", "of_another_net"):
+        recording.blobs[name] = recording.inputs["data"]
+    assert compare(net, recording).unknown == ["of_another_net"]
+
+
+def test_the_fatal_line_of_a_caffe_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, weights = small_fcn(tmp_path)
+    program = tmp_path / "fatal"
+    lines = (
+        "I20200131 10:00:00.000001    77 net.cpp:255] Network initialization done.",
+        "F20200131 10:00:00.000002    77 argmax_layer.hpp:67] Not Implemented Yet",
+        "*** Check failure stack trace: ***",
+        "    @     0x7f0000000000  google::LogMessage::Fail()",
+    )
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in lines) + "exit 134\n")
+    program.chmod(0o755)
+    assert main(["parity", str(model), str(weights), "--reference", "caffe", "--python", str(program)]) == 1
+    assert capsys.readouterr().err.endswith(f"Caffe in {program} failed: Not Implemented Yet\n")
 
 
 def test_caffe_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
