@@ -35,14 +35,31 @@ DUMP_SCRIPT = Path(__file__).with_name("dump_caffe.py")
 """The stand-alone script that records a net where Caffe lives."""
 
 _SEED = 1
+_READ_CLASSES = frozenset(
+    ["Accuracy", "HingeLoss", "InfogainLoss", "MultinomialLogisticLoss", "SoftmaxWithLoss"]  # as bottom 1
+)
+
+
+def _class_labels(net: Net) -> set[str]:
+    """The inputs that a loss or Accuracy reads as classes."""
+    names = set()
+    for node in net.graph.nodes:
+        if node.type in _READ_CLASSES:
+            blob = node.bottoms[1]
+            while blob.producer.type == "Split":
+                blob = blob.producer.bottoms[0]
+            names.add(blob.name)
+    return names
 
 
 def random_inputs(net: Net, size: tuple[int, int] | None = None) -> dict[str, Array]:
-    """Random values for the net's Input layers, the same at every call: -100 to 100, as images less their mean have.
+    """Random values for the net's Input layers, the same at every call: -100 to 100, as images less their mean have;
+    classes 0 and 1 for labels.
 
     `size` is the (height, width) of inputs with four axes. UsageError where the net does not say a shape.
     """
     draw = np.random.default_rng(_SEED)
+    labels = _class_labels(net)
     values = {}
     for name in net.inputs:
         shape = net.source_shapes[name]
@@ -51,7 +68,8 @@ def random_inputs(net: Net, size: tuple[int, int] | None = None) -> dict[str, Ar
         extents = [1 if extent is None else extent for extent in shape]
         if size is not None and len(extents) == 4:
             extents[2:] = size
-        values[name] = draw.uniform(-100, 100, extents).astype(np.float32)
+        drawn = draw.integers(0, 2, extents) if name in labels else draw.uniform(-100, 100, extents)
+        values[name] = drawn.astype(np.float32)
     if not values:
         raise UsageError("the net has no Input layer; give its inputs with --image or --input")
     return values

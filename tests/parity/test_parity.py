@@ -331,3 +331,11 @@ def test_recording_without_blobs(tmp_path: Path) -> None:
 def test_wrong_usage(options: list[str], tmp_path: Path) -> None:
     model, weights = small_fcn(tmp_path)
     assert main(["parity", str(model), str(weights), *options]) == 2
+
+
+def test_random_inputs_give_labels_that_losses_accept() -> None:
+    net = golden_cases.load("fcn", "voc_fcn8s_train").net()
+    inputs = random_inputs(net, (40, 48))
+    assert set(np.unique(inputs["label"])) == {0, 1}
+    assert inputs["data"].min() < -50
+    assert bool(compare(net, float64_reference(net, inputs)).agrees)
