@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.memory import peak
 
 CLASSES, MOMENTUM, DECAY, RATE = 21, 0.99, 0.0005, 1e-10
 Step = Callable[[], float]
@@ -134,7 +135,7 @@ def serve(name: str, size: tuple[int, int], folder: str, threads: int, pipe: Con
     pipe.send("ready")
     while (request := pipe.recv()) != "quit":
         if request == "memory":
-            pipe.send((0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+            pipe.send((0.0, peak()))
             continue
         start = time.perf_counter()
         result = step() if request == "step" else str(snapshot())
