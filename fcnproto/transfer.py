@@ -50,9 +50,9 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
 
     Also returns the blobs that got values, be it through another layer that shares them.
 
-    Caffe's rules: the first layer of a name is the target, layers unknown to either side are passed over, the number of
-    blobs and their shapes must agree (legacy 4-D shapes after padding with ones on the left). In HDF5 files a blob may
-    be absent where the net shares it by name.
+    Caffe's rules: the first layer of a name is the target (of HDF5 files the last one), layers unknown to either side
+    are passed over, the number of blobs and their shapes must agree (legacy 4-D shapes after padding with ones on the
+    left). In HDF5 files a blob may be absent where the net shares it by name.
 
     Raises `WeightsError`.
     """
@@ -61,7 +61,8 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
     with open_weights(path) as stored:
         targets: dict[str, tuple[int, Layer]] = {}
         for i, layer in enumerate(net.layers):
-            targets.setdefault(layer.name, (i, layer))
+            if stored.kind == "hdf5" or layer.name not in targets:
+                targets[layer.name] = (i, layer)
         plan: list[tuple[Tensor, StoredBlob]] = []
         copied, ignored = [], []
         filled: set[BlobPlace] = set()

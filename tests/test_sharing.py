@@ -7,6 +7,8 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
@@ -130,6 +132,16 @@ def test_of_layers_with_one_name_the_first_is_loaded_and_the_others_keep_their_f
         )
     first, second = other.layers[-2:]
     assert (first.blob(0) == 5).all() and (second.blob(0) == 1).all()
+
+
+def test_hdf5_weights_go_to_the_last_layer_of_a_name(tmp_path: Path) -> None:
+    net = load(TWO.replace('param { name: "w" }', "").replace('name: "b"', 'name: "a"'))
+    first, second = net.layers[-2:]
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for index, shape in enumerate(second.blob_shapes):
+            file[f"data/a/{index}"] = np.full(shape, 7, np.float32)
+    net.copy_from(tmp_path / "w.h5")
+    assert (first.blob(0) == 1).all() and (second.blob(0) == 7).all()
 
 
 def test_functional_calls_replace_shared_parameters_everywhere() -> None:

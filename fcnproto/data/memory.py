@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,6 @@ class MemoryData(SourceLayer):
 
     differences = "batches are copies of the rows handed over (Caffe shares the memory)."
     config_field = "memory_data_param"
-    also_reads = ("transform_param",)
     tops = (2, 2)
     position_fields = ("row",)
 
@@ -52,8 +52,7 @@ class MemoryData(SourceLayer):
         or tensors of any dtype; n a multiple of batch_size. float32 CPU data is referenced, not copied, as in Caffe.
         Raises `DataError`.
         """
-        data = torch.as_tensor(data, dtype=torch.float32, device="cpu").detach()
-        labels = torch.as_tensor(labels, dtype=torch.float32, device="cpu").detach()
+        data, labels = self._rows("data", data), self._rows("labels", labels)
         config = self.config
         item = (config.channels, config.height, config.width)
         if data.ndim != 4 or tuple(data.shape[1:]) != item:
@@ -64,6 +63,18 @@ class MemoryData(SourceLayer):
         if count == 0 or count % config.batch_size:
             self.data_error(f"{count} rows given; expected a multiple of batch_size {config.batch_size}")
         self.data, self.labels, self.row = data, labels.reshape(count, 1, 1, 1), 0
+
+    def _rows(self, what: str, values: Any) -> Tensor:
+        """An array, tensor or list as a float32 CPU tensor; float32 memory is shared where it can be."""
+        if isinstance(values, Tensor):
+            return values.detach().to("cpu", torch.float32)
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            self.data_error(f"{what} must be an array of numbers: {error}")
+        if array.dtype.kind not in "fiub":
+            self.data_error(f"{what} must be an array of numbers, got one of type {array.dtype}")
+        return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
 
     def forward(self) -> tuple[Tensor, ...]:
         if self.data is None or self.labels is None:

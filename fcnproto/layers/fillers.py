@@ -33,6 +33,14 @@ def fill(tensor: Tensor, filler: caffe_pb2.FillerParameter, generator: Generator
     Raises:
         GraphError: an unknown type, settings out of range, or a tensor that the filler can't fill.
     """
+    check(filler)
+    if tensor.numel() == 0:
+        _fail(filler, f"can't fill an empty blob, of shape {tuple(tensor.shape)}")
+    _FILLERS[filler.type](tensor, filler, generator)
+
+
+def check(filler: caffe_pb2.FillerParameter) -> None:
+    """GraphError where no blob could be filled by these settings: an unknown type, or `sparse` with the wrong one."""
     type_name = filler.type
     if type_name not in _FILLERS:
         near = difflib.get_close_matches(type_name, _FILLERS, n=1, cutoff=0.5)
@@ -40,9 +48,6 @@ def fill(tensor: Tensor, filler: caffe_pb2.FillerParameter, generator: Generator
         raise GraphError(f"unknown filler type {type_name!r}; {hint}")
     if filler.sparse != -1 and type_name != "gaussian":
         _fail(filler, f"sparse ({filler.sparse}) works with filler type 'gaussian' only; remove it")
-    if tensor.numel() == 0:
-        _fail(filler, f"can't fill an empty blob, of shape {tuple(tensor.shape)}")
-    _FILLERS[type_name](tensor, filler, generator)
 
 
 def fans(tensor: Tensor) -> tuple[float, float]:

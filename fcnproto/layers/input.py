@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcnproto.errors import GraphError
 from fcnproto.layers.base import Layer, Shape
-from fcnproto.layers.fillers import fill
+from fcnproto.layers.fillers import check, fill
 from fcnproto.layers.registry import register
 from fcnproto.layers.source import PartialShape, SourceLayer
 from fcnproto.schema import caffe_pb2
@@ -57,7 +58,11 @@ class DummyData(SourceLayer):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.top_shapes(shapes)
-        self.fillers()
+        for filler in self.fillers():
+            try:
+                check(filler)
+            except GraphError as error:
+                self.fail(str(error))
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         config = self.config

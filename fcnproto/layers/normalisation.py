@@ -121,6 +121,8 @@ class BatchNorm(Elementwise):
         # The upgrade of old nets sets all of exactly three entries to 0; other counts are the user's own.
         if len(self.param.param) != 3 and any(spec.lr_mult != 0 for spec in self.param.param):
             self.fail("its blobs are statistics, not learned: give each param entry lr_mult: 0, or none at all")
+        while len(self.param.param) < 3:
+            self.param.param.add(lr_mult=0)  # as Caffe does; solvers and saved definitions see it
         self.use_global_stats = self.config.use_global_stats if self.config.HasField("use_global_stats") else None
         self.add_blob("mean", (shape[1],), learnable=False)
         self.add_blob("variance", (shape[1],), learnable=False)

@@ -205,7 +205,7 @@ def _upgrade_batch_norm(net: caffe_pb2.NetParameter) -> bool:
     for layer in net.layer:
         if _is_old_batch_norm(layer):
             for param in layer.param:
-                changed |= param.lr_mult != 0 or param.decay_mult != 0
+                changed |= param.lr_mult != 0  # a decay without a rate does nothing
                 param.lr_mult = param.decay_mult = 0
     return changed
 

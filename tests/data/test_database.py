@@ -16,6 +16,7 @@ from PIL import Image
 
 from fcnproto.data.datum import array_to_datum, datum_array
 from fcnproto.data.records import open_records
+from fcnproto.data.tools import image_mean
 from fcnproto.data.writing import new_database
 from fcnproto.errors import DataError, FcnprotoWarning, LayerError
 from fcnproto.schema import caffe_pb2
@@ -214,6 +215,30 @@ def test_leveldb_through_its_binding(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_resumes(lambda: make_source(text, tmp_path))
     layer.close()
     assert not LevelDB.opened
+
+
+def test_a_real_leveldb(tmp_path: Path) -> None:
+    pytest.importorskip("plyvel", reason="needs plyvel, the binding of LevelDB")
+    with new_database(str(tmp_path / "db"), "leveldb") as writer:
+        for index, item in enumerate(ITEMS):
+            datum = array_to_datum(item, index + 10)
+            writer.put(b"%d" % (5 * index), datum.SerializeToString())  # in the order of bytes: 0 10 15 20 5
+    text = 'type: "Data" top: "d" top: "l" data_param { source: "db" batch_size: 3 }'
+    layer, other = make_source(text, tmp_path), make_source(text, tmp_path)
+    assert layer.top_shapes([]) == [(3, 3, 6, 8), (3,)]
+    found = [batches(reader, 3) for reader in (layer, other)]  # a process may open a LevelDB only once; both read it
+    for pairs in found:
+        assert np.concatenate([label for _, label in pairs]).tolist() == [10, 12, 13, 14, 11, 10, 12, 13, 14]
+        np.testing.assert_array_equal(pairs[0][0], ITEMS[[0, 2, 3]])
+    assert_resumes(lambda: make_source(text, tmp_path))
+    mean = image_mean(str(tmp_path / "db"))
+    assert mean.count == len(ITEMS)
+    np.testing.assert_allclose(mean.mean, ITEMS.mean(axis=0), rtol=1e-6)
+    layer.close()
+    other.close()
+    (tmp_path / "db" / "CURRENT").write_text("nothing\n")
+    with pytest.raises(DataError, match="not a readable LevelDB"):
+        make_source(text, tmp_path)()
 
 
 def test_missing_lmdb_module_says_what_to_do(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:

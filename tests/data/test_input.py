@@ -7,7 +7,10 @@ import pytest
 import torch
 from data_layers import assert_resumes, batches, make_source
 
-from fcnproto.errors import DataError, LayerError
+import fcnproto
+from fcnproto.errors import DataError, FcnprotoWarning, LayerError
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import parse
 
 MEMORY = 'type: "MemoryData" top: "d" top: "l" memory_data_param { batch_size: 2 channels: 1 height: 2 width: 3 }'
 
@@ -53,6 +56,12 @@ def test_dummy_data_refuses(settings: str, message: str) -> None:
         make_source(f'type: "DummyData" top: "a" top: "b" dummy_data_param {{ {settings} }}')
 
 
+@pytest.mark.parametrize("filler", ['type: "gausian"', 'type: "xavier" sparse: 2'])
+def test_dummy_data_refuses_fillers_before_any_call(filler: str) -> None:
+    with pytest.raises(LayerError, match=r"layer 'source' \(DummyData\): .*(did you mean 'gaussian'|sparse)"):
+        make_source(f'type: "DummyData" top: "a" dummy_data_param {{ shape {{ dim: 2 }} data_filler {{ {filler} }} }}')
+
+
 def test_memory_data_goes_round() -> None:
     layer = make_source(MEMORY)
     assert layer.top_shapes([]) == [(2, 1, 2, 3), (2, 1, 1, 1)]
@@ -93,3 +102,27 @@ def test_memory_data_refuses_arrays(data: tuple[int, ...], labels: tuple[int, ..
 def test_memory_data_needs_sizes() -> None:
     with pytest.raises(LayerError, match="channels, height, width above 0"):
         make_source('type: "MemoryData" top: "d" top: "l" memory_data_param { batch_size: 2 }')
+
+
+@pytest.mark.parametrize("rows", ["abc", None, [[1], [1, 2]], np.array(["a"])])
+def test_memory_data_refuses_what_is_no_array(rows: object) -> None:
+    for data, labels in ((rows, np.zeros(2)), (np.zeros((2, 1, 2, 3)), rows)):
+        with pytest.raises(DataError, match="must be an array of numbers"):
+            make_source(MEMORY).set_input_arrays(data, labels)
+
+
+def test_memory_data_takes_any_array() -> None:
+    layer = make_source(MEMORY)
+    data = np.arange(12, dtype=">u2").reshape(2, 1, 2, 3)[:, :, ::-1]
+    layer.set_input_arrays(data, torch.arange(2, dtype=torch.uint8))
+    np.testing.assert_array_equal(layer()[0], data)
+    rows = torch.zeros(2, 1, 2, 3)
+    layer.set_input_arrays(rows, [1, 2])
+    rows += 1  # referenced, not copied
+    assert (layer()[0] == 1).all()
+
+
+def test_memory_data_says_that_it_does_not_transform() -> None:
+    net = parse(f'layer {{ name: "m" {MEMORY} transform_param {{ scale: 2 }} }}', caffe_pb2.NetParameter)
+    with pytest.warns(FcnprotoWarning, match=r"layer 'm' \(MemoryData\): transform_param has no effect"):
+        fcnproto.load(net)

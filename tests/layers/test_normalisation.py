@@ -134,6 +134,12 @@ def test_batch_norm_refuses_to_learn(params: str) -> None:
         make_layer(f'type: "BatchNorm" {params}', (2, 3))
 
 
+@pytest.mark.parametrize("given", range(4))
+def test_batch_norm_blobs_have_no_rate(given: int) -> None:
+    layer = make_layer('type: "BatchNorm"' + " param { lr_mult: 0 }" * given, (2, 3, 4, 4))
+    assert [spec.lr_mult for spec in layer.param.param] == [0, 0, 0]
+
+
 def test_batch_norm_accepts_param_entries_that_do_not_learn() -> None:
     make_layer('type: "BatchNorm" param { lr_mult: 0 } param { lr_mult: 0 }', (2, 3))
     make_layer('type: "BatchNorm" param { lr_mult: 1 } param { lr_mult: 1 } param { lr_mult: 1 }', (2, 3))
