@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from fcnproto.errors import UsageError
 
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+
 
 class CaffeCommand(click.Command):
-    """A command that takes its long options as gflags does, too: with one dash, with underscores."""
+    """A command that takes its long options as gflags does, too: with one dash, with underscores, switches by value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Bring the options into this program's spelling, then parse them."""
-        known = {option for parameter in self.params for option in parameter.opts if option.startswith("--")}
-        return super().parse_args(ctx, [self._spelling(argument, known) for argument in args])
+        options = [parameter for parameter in self.params if isinstance(parameter, click.Option)]
+        known = {name: option.is_flag for option in options for name in option.opts if name.startswith("--")}
+        spelt = [self._spelling(argument, known) for argument in args]
+        return super().parse_args(ctx, [argument for argument in spelt if argument is not None])
 
     @staticmethod
-    def _spelling(argument: str, known: set[str]) -> str:
+    def _spelling(argument: str, known: Mapping[str, bool]) -> str | None:
+        """The argument as click takes it; None for a switch that is set to false."""
         name, equals, value = argument.partition("=")
         wanted = "--" + name.lstrip("-").replace("_", "-")
-        is_option = name.startswith("-") and len(name) > 2 and wanted in known
-        return wanted + equals + value if is_option else argument
+        if not name.startswith("-") or len(name) < 3 or wanted not in known:
+            return argument
+        if known[wanted] and value.lower() in _TRUE + _FALSE:
+            return wanted if value.lower() in _TRUE else None
+        return wanted + equals + value
 
 
 def one_gpu(gpu: str | None, device: str | None) -> str | None:

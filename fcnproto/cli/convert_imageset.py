@@ -1,6 +1,7 @@
 """Make a database (LMDB) of the images in a list, for Data layers.
 
-Named and meant as Caffe's own tool: lines of `path label`, keys of the line's number and the path.
+Named and meant as Caffe's own tool, whose flags are taken as they are (`-resize_height 256`): lines of `path label`,
+keys of the line's number and the path.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import click
 
 from fcnproto.cli import _options, _output
+from fcnproto.cli._caffe_flags import CaffeCommand
+from fcnproto.errors import UsageError
 
 
-@click.command("convert-imageset")
+@click.command("convert-imageset", cls=CaffeCommand)
 @click.argument("root")
 @click.argument("list_file", metavar="LIST", type=click.Path(dir_okay=False))
 @click.argument("database", type=click.Path())
@@ -18,6 +21,10 @@ from fcnproto.cli import _options, _output
 @click.option("--shuffle", is_flag=True, help="Write the lines in random order.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the random order, to have it again.")
 @click.option("--resize", metavar="HxW", callback=_options.size, help="Resize the images (as OpenCV does, bilinear).")
+@click.option("--resize-height", type=click.IntRange(0), default=0, metavar="N", help="Caffe's way to say --resize,")
+@click.option(
+    "--resize-width", type=click.IntRange(0), default=0, metavar="N", help="both together; 0 leaves the size."
+)
 @click.option("--backend", type=click.Choice(["lmdb", "leveldb"]), default="lmdb", show_default=True)
 @click.option("--encoded", is_flag=True, help="Store image files rather than pixels.")
 @click.option(
@@ -32,6 +39,8 @@ def command(
     shuffle: bool,
     seed: int | None,
     resize: tuple[int, int] | None,
+    resize_height: int,
+    resize_width: int,
     backend: str,
     encoded: bool,
     encode_type: str,
@@ -43,6 +52,9 @@ def command(
     """
     from fcnproto.data.tools import ImageOptions, convert_imageset
 
+    if (resize_height > 0) != (resize_width > 0) or (resize is not None and resize_height):
+        raise UsageError("give --resize HxW, or both of --resize-height and --resize-width")
+    resize = (resize_height, resize_width) if resize_height else resize
     with _output.progress("converting") as bar:
         task = bar.add_task("", total=None)
         report = convert_imageset(

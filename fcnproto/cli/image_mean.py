@@ -8,14 +8,18 @@ from __future__ import annotations
 import click
 
 from fcnproto.cli import _options, _output
+from fcnproto.cli._caffe_flags import CaffeCommand
 
 
-@click.command("image-mean")
+@click.command("image-mean", cls=CaffeCommand)
 @click.argument("source", type=click.Path())
 @click.argument("output", type=click.Path(dir_okay=False), required=False)
+@click.option(
+    "--backend", type=click.Choice(["lmdb", "leveldb"]), help="As Caffe's tool has it; the kind is seen anyway."
+)
 @click.option("--gray", is_flag=True, help="Read a folder's images as grey ones.")
 @click.option("--resize", metavar="HxW", callback=_options.size, help="Resize a folder's images first.")
-def command(source: str, output: str | None, gray: bool, resize: tuple[int, int] | None) -> int:
+def command(source: str, output: str | None, backend: str | None, gray: bool, resize: tuple[int, int] | None) -> int:
     """Average the records of SOURCE, a database (LMDB, LevelDB), or the images in it, a folder; all need one size.
 
     The mean image goes to OUTPUT (.binaryproto), the mean of each channel to stdout. Images that can't be read are

@@ -71,6 +71,7 @@ def new_database(path: str, backend: Backend = "lmdb") -> Iterator[_LMDBWriter |
     path = os.path.abspath(path)
     if os.path.exists(path):
         raise DataError(f"{path}: exists already; databases are not overwritten, give another name")
+    _ = import_lmdb() if backend == "lmdb" else import_plyvel(path)
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise DataError(f"{path}: the folder {folder} does not exist")

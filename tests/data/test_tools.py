@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,40 @@ def test_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert-imageset", root, str(folder / "list.txt"), str(folder / "other")]) == 1
     captured = capsys.readouterr()
     assert "image1.png: no such file" in captured.err and "2 records in" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "gray", "size", "encoded"),
+    [
+        (["-resize_height", "6", "-resize_width", "8", "-gray"], True, (6, 8), False),
+        (["--resize_height=6", "--resize_width=8", "--gray=false", "--shuffle=true"], False, (6, 8), False),
+        (["-resize_height=0", "-resize_width=0", "-check_size", "-backend=lmdb"], False, (10, 12), False),
+        (["--encoded=1", "--encode_type=png"], False, (10, 12), True),
+    ],
+)
+def test_flags_as_caffe_spells_them(
+    folder: Path, flags: list[str], gray: bool, size: tuple[int, int], encoded: bool
+) -> None:
+    assert main(["convert-imageset", *flags, f"{folder}/im/", str(folder / "list.txt"), str(folder / "db")]) == 0
+    records = open_records(str(folder / "db"))
+    datum = caffe_pb2.Datum.FromString(records.seek(None)[1])
+    records.close()
+    assert datum.encoded == encoded
+    assert encoded or (datum.channels, datum.height, datum.width) == (1 if gray else 3, *size)
+    assert main(["image-mean", "-backend", "lmdb", str(folder / "db"), str(folder / "mean.binaryproto")]) == 0
+    assert read_blob(folder / "mean.binaryproto").shape == (1, 1 if gray else 3, *size)
+
+
+@pytest.mark.parametrize("flags", [["-resize_height", "6"], ["--resize", "6x8", "-resize_height=6", "-resize_width=8"]])
+def test_half_a_size_is_refused(folder: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert-imageset", *flags, f"{folder}/im/", str(folder / "list.txt"), str(folder / "db")]) == 2
+    assert "both of --resize-height and --resize-width" in capsys.readouterr().err
+
+
+def test_a_leveldb_without_its_module_is_refused_by_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "plyvel", None)
+    target = str(folder / "db")
+    assert main(["convert-imageset", "--backend", "leveldb", f"{folder}/im/", str(folder / "list.txt"), target]) == 1
+    assert f"{target}: a LevelDB needs the module plyvel" in capsys.readouterr().err
