@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from fcnproto import zoo
+from fcnproto.data.folder_layer import ImageMaskLayer
 from fcnproto.data.paths import resolve
 from fcnproto.data.published import NYUDSegDataLayer, PublishedLayer
 from fcnproto.errors import DataError, FcnprotoWarning
@@ -66,6 +67,8 @@ def preprocessing_of(net: Net, blob: str, record: ModelInfo | None) -> Preproces
 def _of_published(layer: Layer, top: int) -> Preprocessing | None:
     if not isinstance(layer, PublishedLayer):
         return None
+    if isinstance(layer, ImageMaskLayer):
+        return layer.inputs[top].preprocessing if top < len(layer.inputs) else None
     what, why = layer.top_kinds()[top], f"from layer {layer.name!r}"
     if what == "hha" and isinstance(layer, NYUDSegDataLayer):
         return Preprocessing("rgb", np.array(layer.hha_mean), why=why)

@@ -18,7 +18,7 @@ from fcnproto.data.datasets import ImageFolder
 from fcnproto.data.scenes import draw_scene
 from fcnproto.errors import DataError, UsageError
 from fcnproto.finetune.nets import read_base
-from fcnproto.finetune.run import balanced_weights, split
+from fcnproto.finetune.data import balanced_weights, split
 from fcnproto.netspec import NetSpec
 from fcnproto.netspec import layers as L
 from fcnproto.schema.text import read_net, read_solver, write_message
@@ -102,7 +102,7 @@ def test_learns_and_leaves_everything_behind(scenes: Path, tmp_path: Path, capsy
     scores = json.loads((output / "scores.json").read_text())
     assert scores["held out"]["mean IU"] == pytest.approx(outcome.score.metrics.mean_iu)
     assert scores["best iteration"] == outcome.best
-    with pytest.raises(UsageError, match="results of another fine-tuning"):
+    with pytest.raises(UsageError, match="has done its 60 iterations"):
         finetune.run(made)
     # The held-out score once more, from the files alone.
     capsys.readouterr()
@@ -170,10 +170,11 @@ def test_weights_of_the_old_classes_by_name(tmp_path: Path) -> None:
                 blob.normal_()
     old.save(folder / "old.caffemodel")
     base = read_base(str(folder / "train.prototxt"), 3)
-    assert base.record is not None and base.mean == pytest.approx((104.00699, 116.66877, 122.67892))
+    assert base.record is not None and list(base.images["data"].mean) == pytest.approx((104.00699, 116.66877, 122.67892))
     from fcnproto.finetune.nets import first_weights
 
-    net, report, has_scores = first_weights(base, folder / "old.caffemodel", ("background", "robot", "cat"))
+    classes = {"score": ("background", "robot", "cat")}
+    net, report, has_scores = first_weights(base, {"": folder / "old.caffemodel"}, classes)
     assert not has_scores
     torch.testing.assert_close(net.params["fc6"][0], old.params["fc6"][0])
     for layer in ("score_fr", "score_pool4", "score_pool3"):
@@ -188,18 +189,18 @@ def test_class_weights(scenes: Path, tmp_path: Path) -> None:
     masks = np.stack([data.read(id)[1] for id in data.ids])
     shares = np.array([(masks == 0).sum(), (masks == 1).sum()]) / (masks != 255).sum()
     expected = np.median(shares) / shares
-    np.testing.assert_allclose(balanced_weights(data, 2), expected)
+    np.testing.assert_allclose(balanced_weights(data, "label"), expected)
     output = tmp_path / "out"
     options = {"class_weights": "balanced", "iterations": 2, "interval": 2}
     made = finetune.plan(settings(scenes, output, slim_net(tmp_path), **options))
     finetune.run(made)
     stored = read_blob(output / "class-weights.binaryproto")
-    np.testing.assert_allclose(stored.reshape(2, 2), np.diag(made.class_weights).astype(np.float32))
+    np.testing.assert_allclose(stored.reshape(2, 2), np.diag(made.class_weights["score"]).astype(np.float32))
     net = fcnproto.load(output / "train.prototxt", output / "initial.caffemodel", phase="train")
     labels = torch.randint(0, 2, (1, 1, 48, 64)).float()
     out = net(data=torch.randn(1, 3, 48, 64), label=labels, blobs=["score"])
     log = out["score"].detach().log_softmax(1)
-    weight = torch.from_numpy(made.class_weights)[labels[0, 0].long()]
+    weight = torch.from_numpy(made.class_weights["score"])[labels[0, 0].long()]
     cost = -(weight * log[0].gather(0, labels[0].long())[0]).mean()  # the mean over the pixels, as the loss is one
     assert float(net.loss(out).detach()) == pytest.approx(float(cost), rel=1e-4)
 
@@ -224,7 +225,7 @@ def test_stages_of_the_published_nets(scenes: Path, tmp_path: Path) -> None:
     assert [step.output.name for step in steps] == ["1-voc-fcn32s", "2-voc-fcn16s", "out"]
     for name in ("voc-fcn8s", "voc-fcn8s-atonce", "voc-fcn-alexnet", "pascalcontext-fcn16s"):  # on their data layers
         base = read_base(name, 2)
-        assert (base.name, base.image, base.score) == (name, "data", "score")
+        assert (base.name, list(base.images), base.scores[0].blob) == (name, ["data"], "score")
         assert "data" not in {layer.name for layer in base.layers.layer}
     with pytest.raises(UsageError, match="no finer net"):
         finetune.staged(settings(scenes, tmp_path, Path("voc-fcn32s")))
@@ -292,11 +293,11 @@ def test_refusals(scenes: Path, tmp_path: Path) -> None:
         settings(scenes, tmp_path, model, classes=("a", "a"))
     with pytest.raises(UsageError, match="below 1 together"):
         settings(scenes, tmp_path, model, validation=0.6, held_out=0.5)
-    for name, images, maps in (
-        ("nyud-fcn32s-color-hha", "color, hha", "score"),
-        ("siftflow-fcn8s", "data", "score_sem, score_geo"),
+    for name, message in (
+        ("nyud-fcn32s-color-hha", r"images: the net has color, hha; say it for 'hha' too \(hha=...\)"),
+        ("siftflow-fcn8s", "classes: the net has sem, geo; say it for 'geo' too"),
     ):
-        with pytest.raises(UsageError, match=f"has the images {images} and the scores {maps}"):
+        with pytest.raises(UsageError, match=message):
             finetune.plan(settings(scenes, tmp_path, Path(name)))
     with pytest.raises(DataError, match="no such folder"):
         finetune.plan(settings(scenes, tmp_path, model, masks=tmp_path / "none"))

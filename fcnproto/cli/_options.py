@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,6 +85,50 @@ def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
             raise UsageError(f"{option}: {name!r} is given twice")
         pairs[name] = value
     return pairs
+
+
+def named(texts: Sequence[str], option: str) -> dict[str, str]:
+    """The values of an option given as VALUE (under the name "") or BLOB=VALUE. UsageError for names given twice.
+
+    A text that is an existing path is a value, whatever signs it has.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or os.path.exists(text) or "/" in name:
+            name, value = "", text
+        if name in pairs:
+            raise UsageError(
+                f"{option}: {name!r} is given twice" if name else f"{option}: is given twice; say BLOB=..."
+            )
+        pairs[name] = value
+    return pairs
+
+
+def classes_and_colours(
+    classes: Sequence[str], colours: Sequence[str]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[tuple[int, int, int], int]]]:
+    """The class names and the tables of colours in the files that `--classes` and `--colours` name, by blob.
+
+    Where only colours are given, their names are the classes'.
+    """
+    from fcnproto.data.masks import read_colours
+    from fcnproto.recognise import read_class_names
+
+    names: dict[str, tuple[str, ...]] = {}
+    tables = {}
+    for blob, file in named(colours, "--colours").items():
+        tables[blob], names[blob] = read_colours(file)
+    for blob, file in named(classes, "--classes").items():
+        wanted, known = read_class_names(file), names.get(blob)
+        if known is not None and sorted(wanted) != sorted(known):
+            raise UsageError(f"{file} has the classes {', '.join(wanted)}, but the colours are of {', '.join(known)}")
+        if known is not None:
+            # The order of --classes holds; labels that no class has stay (void).
+            places = {label: wanted.index(name) for label, name in enumerate(known)}
+            tables[blob] = {colour: places.get(label, label) for colour, label in tables[blob].items()}
+        names[blob] = wanted
+    return names, tables
 
 
 def shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

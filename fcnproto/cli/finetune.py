@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,32 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 
 @click.command("finetune")
 @click.option("--model", required=True, metavar="NAME|FILE", help="A net of the zoo (voc-fcn8s) or a prototxt.")
-@click.option("--weights", type=_path, help="Weights to begin with: of this net, a coarser one, or the classifier.")
+@click.option(
+    "--weights",
+    metavar="[STREAM=]FILE",
+    multiple=True,
+    help="Weights to begin with: of this net, a coarser one, or the classifier; one for each stream: color=A, hha=B.",
+)
 @click.option("--from-scratch", is_flag=True, help="Begin with random weights instead.")
-@click.option("--images", type=_path, required=True, help="Folder of images.")
-@click.option("--masks", type=_path, required=True, help="Folder of masks with the images' names.")
-@click.option("--classes", type=_path, metavar="FILE", help="Class names, one a line, label 0 first.")
-@click.option("--colours", type=_path, metavar="FILE", help="Table of classes and colours, for colour-coded masks.")
+@click.option(
+    "--images", metavar="[BLOB=]DIR", multiple=True, required=True, help="Folder of images; repeat for further inputs."
+)
+@click.option(
+    "--masks",
+    metavar="[BLOB=]DIR",
+    multiple=True,
+    required=True,
+    help="Folder of masks with the images' names; repeat for further labellings (sem=A, geo=B).",
+)
+@click.option(
+    "--classes",
+    metavar="[BLOB=]FILE",
+    multiple=True,
+    help="Class names, one a line, label 0 first; for each labelling.",
+)
+@click.option(
+    "--colours", metavar="[BLOB=]FILE", multiple=True, help="Table of classes and colours, for colour-coded masks."
+)
 @click.option("-o", "--output", type=_path, required=True, help="Folder for the results.")
 @click.option(
     "--optimization", type=click.Choice(_OPTIMIZATIONS), default="heavy", show_default=True, help="See below."
@@ -40,10 +61,12 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @_options.device_option
 def command(
-    weights: Path | None,
+    weights: Sequence[str],
     from_scratch: bool,
-    classes: Path | None,
-    colours: Path | None,
+    images: Sequence[str],
+    masks: Sequence[str],
+    classes: Sequence[str],
+    colours: Sequence[str],
     device: str | None,
     staged: bool,
     dry_run: bool,
@@ -56,24 +79,29 @@ def command(
     FCN-AlexNet (20 images, mean loss), adam suits slim nets. The output folder gets weights.caffemodel (the best by
     mean IU on the validation images), deploy.prototxt, classes.txt, curves.png, samples.png, scores.json, and all that
     `fcnproto train` needs to do it again. Classes that the old net knows by the same name keep their weights.
+
+    Nets of several images (colour and HHA) or labellings (semantic and geometric) take one folder for each:
+    --images color=A --images hha=B, --masks sem=A --masks geo=B. What is given without a name is the first one's.
+
+    After an interruption (Ctrl-C, a crash) the same command goes on from the last validation.
     """
     from fcnproto.data.augmentation import parse_augmentation
-    from fcnproto.data.masks import read_colours
     from fcnproto.finetune import Settings, plan, run, run_staged
     from fcnproto.finetune import staged as stages
-    from fcnproto.recognise import read_class_names
+    from fcnproto.solver.signals import SignalRequests
 
-    if (weights is None) != from_scratch:
+    if bool(weights) == from_scratch:
         raise UsageError("give either --weights or --from-scratch")
-    if classes is None and colours is None:
+    names, tables = _options.classes_and_colours(classes, colours)
+    if not names:
         raise UsageError("say the classes with --classes (one name a line) or --colours")
-    table, names = (None, None) if colours is None else read_colours(colours)
-    names = read_class_names(classes) if classes is not None else names
     fields = {key: settings.pop(key) for key in ("base_lr", "momentum", "iter_size")}
     chosen = Settings(
-        weights=weights,
-        classes=names or (),
-        colours=table,
+        weights=_paths(weights, "--weights") or None,
+        images=_paths(images, "--images"),
+        masks=_paths(masks, "--masks"),
+        classes=names,
+        colours=tables or None,
         augmentation=parse_augmentation(augment),
         solver={key: value for key, value in fields.items() if value is not None},
         device=str(_options.device(device)),
@@ -85,17 +113,24 @@ def command(
             for line in plan(step).lines():
                 _output.print_line(line)
         return
-    if staged:
-        outcome = run_staged(chosen, _output.note)
-    else:
-        made = plan(chosen)
-        for line in made.lines():
-            _output.note(line)
-        outcome = run(made, _output.note)
-    assert outcome.score is not None
-    for line in outcome.score.metrics.lines():
-        _output.print_line(line)
+    with SignalRequests() as asked:
+        if staged:
+            outcome = run_staged(chosen, _output.note, asked)
+        else:
+            made = plan(chosen)
+            for line in made.lines():
+                _output.note(line)
+            outcome = run(made, _output.note, asked)
+    for scored in outcome.scores:
+        if len(outcome.scores) > 1:
+            _output.print_line(f"{scored.blob}:")
+        for line in scored.metrics.lines():
+            _output.print_line(line)
     _output.note(
         f"best weights, of iteration {outcome.best}: {chosen.output / 'weights.caffemodel'}; the metrics are those on "
-        f"{outcome.score.images} held-out images"
+        f"{outcome.scores[0].images} held-out images"
     )
+
+
+def _paths(texts: Sequence[str], option: str) -> dict[str, Path]:
+    return {name: Path(value) for name, value in _options.named(texts, option).items()}

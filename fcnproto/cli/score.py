@@ -16,6 +16,7 @@ from fcnproto.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fcnproto.data.datasets import ImageFolders
     from fcnproto.net import Net
     from fcnproto.scoring import Scored
     from fcnproto.zoo import ModelInfo
@@ -31,8 +32,10 @@ def _result_options(function: _options.Function) -> _options.Function:
         click.option("--leave-out", metavar="A,B", callback=_options.names, help="Classes left out of the means."),
         click.option("--leave-out-absent", is_flag=True, help="Leave classes that the truth lacks out of the means."),
         click.option("--ignore-label", type=int, default=255, show_default=True, help="Label that does not count."),
-        click.option("--colours", type=_path, metavar="FILE", help="Table of colours for colour-coded masks."),
-        click.option("--classes", type=_path, metavar="FILE", help="Class names, one a line, label 0 first."),
+        click.option(
+            "--colours", metavar="[BLOB=]FILE", multiple=True, help="Table of colours for colour-coded masks."
+        ),
+        click.option("--classes", metavar="[BLOB=]FILE", multiple=True, help="Class names, one a line, label 0 first."),
     ):
         function = option(function)
     return function
@@ -47,7 +50,9 @@ def command() -> None:
 @click.argument("predictions", type=_path)
 @click.argument("truth", type=_path)
 @_result_options
-def folders_command(predictions: Path, truth: Path, classes: Path | None, **settings: Any) -> None:
+def folders_command(
+    predictions: Path, truth: Path, classes: Sequence[str], colours: Sequence[str], **settings: Any
+) -> None:
     """Score the label images in PREDICTIONS against those in TRUTH.
 
     The prediction for cat.png is cat.png or cat_labels.png. Pixels are labels (palette and grey images), or colours
@@ -55,16 +60,17 @@ def folders_command(predictions: Path, truth: Path, classes: Path | None, **sett
     """
     from fcnproto.scoring import score_folders
 
-    table, names = _classes(classes, settings["colours"])
-    if names is None:
-        raise UsageError("say the classes with --classes (one name a line) or --colours")
+    known, tables = _options.classes_and_colours(classes, colours)
+    if list(known) != [""]:
+        raise UsageError("say the classes with --classes (one name a line) or --colours, once")
+    names = known[""]
     with _progress() as told:
         scored = score_folders(
             predictions,
             truth,
             names,
             ignore_label=settings["ignore_label"],
-            colours=table,
+            colours=tables.get(""),
             leave_out=_numbers(settings["leave_out"], names),
             told=told,
         )
@@ -74,13 +80,19 @@ def folders_command(predictions: Path, truth: Path, classes: Path | None, **sett
 @command.command("net")
 @click.argument("model", type=_path)
 @click.argument("weights", type=_path)
-@click.option("--images", type=_path, help="Folder of images; with --masks.")
-@click.option("--masks", type=_path, help="Folder of masks with the images' names.")
+@click.option("--images", metavar="[BLOB=]DIR", multiple=True, help="Folder of images; with --masks.")
+@click.option(
+    "--masks", metavar="[BLOB=]DIR", multiple=True, help="Folder of masks with the images' names (sem=A, geo=B)."
+)
 @click.option(
     "--data", "data_set", type=click.Choice(_DATA_SETS), help="A published data set; with --root and --split."
 )
 @click.option(
-    "--mean", metavar="MEAN", help="For --images: numbers in BGR order, a .binaryproto or .npy file, or none."
+    "--mean",
+    "means",
+    metavar="[BLOB=]MEAN",
+    multiple=True,
+    help="For --images: numbers in BGR order, a .binaryproto or .npy file, or none.",
 )
 @click.option("--root", type=_path, help="The data set's folder.")
 @click.option("--split", help="The split to score, such as seg11valid, val or test.")
@@ -93,7 +105,8 @@ def folders_command(predictions: Path, truth: Path, classes: Path | None, **sett
 def net_command(
     model: Path,
     weights: Path,
-    classes: Path | None,
+    classes: Sequence[str],
+    colours: Sequence[str],
     device: str | None,
     level: int,
     stages: Sequence[str],
@@ -113,9 +126,9 @@ def net_command(
         model, weights, level=level, stages=stages, allow_python=allow_python, device=_options.device(device)
     )
     record = zoo_record(model, weights)
-    table, names = _classes(classes, settings["colours"])
-    items, count = _items(net, record, table, names, settings)
+    names, tables = _options.classes_and_colours(classes, colours)
     outputs = _outputs(net, record, names)
+    items, count = _items(net, record, outputs, tables, settings)
     named = next(iter(outputs.values()))[1] if outputs else ()
     with _progress() as told:
         scored = score_net(
@@ -128,15 +141,6 @@ def net_command(
             told=told,
         )
     _show(scored, settings, record)
-
-
-def _classes(classes: Path | None, colours: Path | None) -> tuple[dict[Any, int] | None, tuple[str, ...] | None]:
-    """The table of colours and the class names, as far as given."""
-    from fcnproto.data.masks import read_colours
-    from fcnproto.recognise import read_class_names
-
-    table, names = (None, None) if colours is None else read_colours(colours)
-    return table, read_class_names(classes) if classes is not None else names
 
 
 def _numbers(texts: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -153,44 +157,43 @@ def _numbers(texts: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def _outputs(
-    net: Net, record: ModelInfo | None, names: tuple[str, ...] | None
+    net: Net, record: ModelInfo | None, names: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, Sequence[str]]] | None:
-    """Score blobs with their labels and class names; None where the net itself says them."""
+    """Score blobs with their labels and class names (none where unknown); None where the net itself says them."""
+    from fcnproto.assigning import assign
     from fcnproto.scoring import judged_blobs
     from fcnproto.segment import score_blobs
 
+    pairs = judged_blobs(net)
+    known: dict[str, Sequence[str]] = {}
     if record is not None and all(output.blob in net.graph.blobs for output in record.outputs):
-        return {output.blob: (output.label, names or output.classes) for output in record.outputs}
-    if names is None:
-        return None
-    pairs = judged_blobs(net) or {score_blobs(net)[0]: "label"}
-    return {blob: (label, names) for blob, label in list(pairs.items())[:1]}
+        pairs = {output.blob: output.label for output in record.outputs}
+        known = {output.blob: output.classes for output in record.outputs}
+    if not pairs:
+        found = score_blobs(net)
+        if not names and len(found) > 1:
+            return None
+        pairs = {blob: "label" if len(found) == 1 else f"{blob}_label" for blob in found}
+    if names:
+        known |= assign(names, "--classes", {blob: (label,) for blob, label in pairs.items()}, needed=False)
+    return {blob: (label, known.get(blob, ())) for blob, label in pairs.items()}
 
 
 def _items(
-    net: Net, record: ModelInfo | None, table: Any, names: tuple[str, ...] | None, settings: Mapping[str, Any]
+    net: Net,
+    record: ModelInfo | None,
+    outputs: Mapping[str, tuple[str, Sequence[str]]] | None,
+    tables: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> tuple[Iterable[Mapping[str, Tensor]], int]:
     """What to score, and how many there are."""
-    from fcnproto.data import datasets
-    from fcnproto.images import parse_mean
-    from fcnproto.recognise import preprocessing_of
     from fcnproto.scoring import own_batches, own_length
 
-    if settings["images"] is not None or settings["masks"] is not None:
-        if settings["images"] is None or settings["masks"] is None or settings["data_set"] is not None:
+    if settings["images"] or settings["masks"]:
+        if not settings["images"] or not settings["masks"] or settings["data_set"] is not None:
             raise UsageError("--images and --masks go together, and without --data")
-        known = names or (record.classes if record is not None else None)
-        if known is None:
-            raise UsageError("say the classes with --classes (one name a line) or --colours")
-        folder = datasets.ImageFolder(settings["images"], settings["masks"], len(known), colours=table)
-        blob = _image_blob(net)
-        how = preprocessing_of(net, blob, record)
-        if settings["mean"] is not None:
-            how = dataclasses.replace(how, mean=parse_mean(settings["mean"]), why="")
-        folder.preprocessing = how
-        _preprocessing.tell_assumptions({blob: how})
-        items = (folder[index] for index in range(len(folder)))
-        return ({blob: item["data"], "label": item["label"]} for item in items), len(folder)
+        folders = _folders(net, record, outputs or {}, tables, settings)
+        return (folders[index] for index in range(len(folders))), len(folders)
     if settings["data_set"] is not None:
         found = _published(record, settings)
         return _renamed(found), len(found)
@@ -200,15 +203,38 @@ def _items(
     return own_batches(net, count), count
 
 
-def _image_blob(net: Net) -> str:
-    """The net's one image input. UsageError where there are several."""
+def _folders(
+    net: Net,
+    record: ModelInfo | None,
+    outputs: Mapping[str, tuple[str, Sequence[str]]],
+    tables: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> ImageFolders:
+    """The images and masks in the folders of `--images` and `--masks`, by the net's blobs and labels."""
+    from fcnproto.assigning import assign
+    from fcnproto.data.datasets import ImageFolders, Images, Masks
+    from fcnproto.images import parse_mean
     from fcnproto.inference import image_inputs
+    from fcnproto.recognise import preprocessing_of
     from fcnproto.segment import score_blobs
 
-    inputs = image_inputs(net, score_blobs(net))
-    if len(inputs) != 1:
-        raise UsageError(f"--images feeds one input, the net has {', '.join(inputs)}; use --data or its data layers")
-    return inputs[0]
+    inputs: dict[str, Sequence[str]] = dict.fromkeys(image_inputs(net, score_blobs(net)), ())
+    labels = {label: (blob,) for blob, (label, _) in outputs.items()}
+    names = dict(outputs.values())
+    if not names or not all(names.values()):
+        raise UsageError("say the classes with --classes (one name a line) or --colours")
+    places = assign(_options.named(settings["images"], "--images"), "--images", inputs)
+    masks = assign(_options.named(settings["masks"], "--masks"), "--masks", labels)
+    colours = assign(tables, "--colours", labels, needed=False)
+    means = assign(_options.named(settings["means"], "--mean"), "--mean", inputs, needed=False)
+    how = {blob: preprocessing_of(net, blob, record) for blob in inputs}
+    for blob, mean in means.items():
+        how[blob] = dataclasses.replace(how[blob], mean=parse_mean(mean), why="")
+    _preprocessing.tell_assumptions(how)
+    return ImageFolders(
+        {blob: Images(places[blob], how[blob]) for blob in inputs},
+        {label: Masks(masks[label], len(names[label]), colours.get(label)) for label in labels},
+    )
 
 
 def _published(record: ModelInfo | None, settings: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,36 +50,54 @@ class Augmentation:
 
     def apply(self, image: Image.Image, mask: np.ndarray, rng: random.Random) -> tuple[Image.Image, np.ndarray]:
         """A changed RGB image and mask (height, width) uint8."""
+        (image,), (mask,) = self.apply_all([image], [mask], rng)
+        return image, mask
+
+    def apply_all(
+        self, images: Sequence[Image.Image], masks: Sequence[np.ndarray], rng: random.Random
+    ) -> tuple[list[Image.Image], list[np.ndarray]]:
+        """Changed images and masks of one scene, all mirrored, scaled and cropped alike.
+
+        Colours change in the first image alone (if it is RGB): the others are measurements, such as HHA or depth.
+        """
+        images, masks = list(images), list(masks)
         if self.mirror and rng.random() < 0.5:
-            image, mask = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mask[:, ::-1]
+            images = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
+            masks = [mask[:, ::-1] for mask in masks]
         if self.scale:
             # The logarithm is uniform: twice as large is as likely as half the size.
             factor = (1 + self.scale) ** rng.uniform(-1, 1)
-            width, height = (max(_SMALLEST, round(side * factor)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-            labels = Image.fromarray(np.ascontiguousarray(mask)).resize((width, height), Image.Resampling.NEAREST)
-            mask = np.asarray(labels)
+            width, height = (max(_SMALLEST, round(side * factor)) for side in images[0].size)
+            images = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
+            masks = [_enlarged(mask, width, height) for mask in masks]
         if self.crop is not None:
-            image, mask = _crop(image, mask, self.crop, rng)
-        if self.colour:
+            images, masks = _crop(images, masks, self.crop, rng)
+        if self.colour and images[0].mode == "RGB":
             gain = [1 + self.colour * rng.uniform(-1, 1) for _ in range(3)]
             offset = [128 * self.colour * rng.uniform(-1, 1) for _ in range(3)]
-            pixels = np.asarray(image, dtype=np.float32) * np.array(gain) + np.array(offset)
-            image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
-        return image, np.ascontiguousarray(mask)
+            pixels = np.asarray(images[0], dtype=np.float32) * np.array(gain) + np.array(offset)
+            images[0] = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+        return images, [np.ascontiguousarray(mask) for mask in masks]
+
+
+def _enlarged(mask: np.ndarray, width: int, height: int) -> np.ndarray:
+    labels = Image.fromarray(np.ascontiguousarray(mask)).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(labels)
 
 
 def _crop(
-    image: Image.Image, mask: np.ndarray, size: tuple[int, int], rng: random.Random
-) -> tuple[Image.Image, np.ndarray]:
+    images: Sequence[Image.Image], masks: Sequence[np.ndarray], size: tuple[int, int], rng: random.Random
+) -> tuple[list[Image.Image], list[np.ndarray]]:
     """A window of the size, or of what there is; of a few random ones the first with a label in it."""
-    height, width = min(size[0], image.height), min(size[1], image.width)
+    width, height = images[0].size
+    height, width = min(size[0], height), min(size[1], width)
     top = left = 0
     for _ in range(4):
-        top, left = rng.randint(0, image.height - height), rng.randint(0, image.width - width)
-        if (mask[top : top + height, left : left + width] != _VOID).any():
+        top, left = rng.randint(0, images[0].height - height), rng.randint(0, images[0].width - width)
+        if any((mask[top : top + height, left : left + width] != _VOID).any() for mask in masks):
             break
-    return image.crop((left, top, left + width, top + height)), mask[top : top + height, left : left + width]
+    box = (left, top, left + width, top + height)
+    return [image.crop(box) for image in images], [mask[top : top + height, left : left + width] for mask in masks]
 
 
 def parse_augmentation(text: str) -> Augmentation:

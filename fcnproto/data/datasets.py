@@ -4,15 +4,17 @@ An item is a dict of tensors by what they hold: `data` (3, height, width) and `l
 void 255; other data sets have further keys (`depth`, `hha`, `sem`, `geo`). With a batch size of 1, a DataLoader's
 batches are a net's inputs: `net(**batch)`. The published sets are read by the code of the published data layers
 (`published.py`), so both give the same numbers. `VOC`, `SBD`, `NYUD`, `SIFTFlow`, `PASCALContext`; `ImageFolder` is for
-anybody's images and masks.
+anybody's images and masks, `ImageFolders` for several of each.
 
 Every item is checked: image and labels of one size, labels among the classes; a `DataError` names the file.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +27,7 @@ from torch.utils.data import Dataset
 from fcnproto.data import published
 from fcnproto.data.masks import Colour, read_mask
 from fcnproto.errors import DataError, UsageError
-from fcnproto.images import Preprocessing, find_images, read_image, to_blob
+from fcnproto.images import Preprocessing, find_images, read_depth, read_image, to_blob
 from fcnproto.schema import caffe_pb2
 
 PathLike = str | os.PathLike[str]
@@ -161,19 +163,102 @@ class PASCALContext(PublishedDataset):
         super().__init__(context_dir=os.fspath(root), voc_dir=os.fspath(voc), split=split)
 
 
+@dataclass(frozen=True)
+class Images:
+    """The images of one input: their folder (subfolders are looked into), and how they become the blob."""
+
+    folder: PathLike
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of one labelling: pixels are 0 .. classes - 1, or 255 where void; `colours` gives the label of each RGB
+    colour where colours stand for classes (`masks.read_colours`)."""
+
+    folder: PathLike
+    classes: int
+    colours: Mapping[Colour, int] | None = None
+
+
+Scene = tuple[dict[str, Image.Image], dict[str, np.ndarray]]
+"""The images and the masks (height, width) uint8 of an item, by key."""
+
+
+class ImageFolders(SegmentationDataset):
+    """Images and their masks in folders, whose files are called the same but for the suffixes.
+
+    Args:
+        images: one folder or several (colour and HHA) by key; the first one says which items there are.
+        masks: one folder or several (two labellings) by key. Every image must have each.
+        ids: the items' names (stems, with folders in between) where not all are wanted, in this order.
+        augment: changes the images and masks each time they are read, before the mean is taken off.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, Images],
+        masks: Mapping[str, Masks],
+        *,
+        ids: Sequence[str] | None = None,
+        augment: Callable[[Scene], Scene] | None = None,
+    ) -> None:
+        self.images, self.masks, self.augment = dict(images), dict(masks), augment
+        places = {key: one.folder for key, one in images.items()} | {key: one.folder for key, one in masks.items()}
+        self._files = {key: _by_name(place) for key, place in places.items()}
+        first = next(iter(self.images))
+        found = self._files[first]
+        for key in (*self.images, *self.masks):
+            missing = [name for name in found if name not in self._files[key]]
+            if missing:
+                what = "mask" if key in self.masks else "image"
+                raise DataError(
+                    f"{found[missing[0]]}: has no {what} called {missing[0]!r} in {os.fspath(places[key])} "
+                    f"({len(missing)} of {len(found)} images have none)"
+                )
+        for name in ids or ():
+            if name not in found:
+                raise DataError(f"{os.fspath(self.images[first].folder)}: no image called {name!r}")
+        self.ids = list(found) if ids is None else list(ids)
+        self.classes = {key: one.classes for key, one in self.masks.items()}
+
+    def paths(self, id: str) -> dict[str, Path]:
+        """The files of an item by key."""
+        return {key: files[id] for key, files in self._files.items()}
+
+    def scene(self, id: str) -> Scene:
+        """The images (RGB; depth as in its file) and labels of an item as they are, checked."""
+        paths = self.paths(id)
+        images = {}
+        for key, one in self.images.items():
+            images[key] = (read_depth if one.preprocessing.kind == "depth" else read_image)(paths[key])
+        masks = {key: read_mask(paths[key], one.colours) for key, one in self.masks.items()}
+        pixels = {key: np.empty((0, image.height, image.width)) for key, image in images.items()}
+        self.check(pixels | masks, {key: str(path) for key, path in paths.items()})
+        return images, masks
+
+    def load(self, id: str) -> Item:
+        images, masks = self.scene(id) if self.augment is None else self.augment(self.scene(id))
+        item = {}
+        for key, image in images.items():
+            try:
+                item[key] = torch.from_numpy(to_blob(image, self.images[key].preprocessing))
+            except DataError as error:
+                raise DataError(f"{self.paths(id)[key]}: {error}") from None
+        return item | {key: torch.from_numpy(mask.astype(np.float32)[None]) for key, mask in masks.items()}
+
+
 Augment = Callable[[Image.Image, np.ndarray], tuple[Image.Image, np.ndarray]]
 
 
-class ImageFolder(SegmentationDataset):
-    """Images and their masks, two files or folders with the same names but for the suffixes.
+class ImageFolder(ImageFolders):
+    """`ImageFolders` of one colour image and one labelling: the keys are `data` and `label`.
 
     Args:
-        images, masks: folders (subfolders are looked into); every image must have a mask.
-        classes: the number of classes; mask pixels are 0 .. classes - 1, or 255 where void.
-        colours: for masks whose colours stand for classes: labels by RGB colour (`masks.read_colours`).
+        images, masks, classes, colours: as in `Images` and `Masks`.
         mean: BGR, taken off after the channels are turned.
-        ids: the items' names (stems, with folders in between) where not all are wanted, in this order.
-        augment: changes an image and its mask each time they are read, before the mean is taken off.
+        preprocessing: in place of `mean`, for images that become blobs in another way.
+        ids, augment: as in `ImageFolders`; `augment` changes one image and its mask.
     """
 
     def __init__(
@@ -184,43 +269,27 @@ class ImageFolder(SegmentationDataset):
         *,
         colours: Mapping[Colour, int] | None = None,
         mean: Sequence[float] = MEAN,
+        preprocessing: Preprocessing | None = None,
         ids: Sequence[str] | None = None,
         augment: Augment | None = None,
     ) -> None:
-        found, labels = _by_name(images), _by_name(masks)
-        missing = [name for name in found if name not in labels]
-        if missing:
-            raise DataError(
-                f"{found[missing[0]]}: has no mask called {missing[0]!r} in {os.fspath(masks)} "
-                f"({len(missing)} of {len(found)} images have none)"
-            )
-        for name in ids or ():
-            if name not in found:
-                raise DataError(f"{os.fspath(images)}: no image called {name!r}")
-        self.ids = list(found) if ids is None else list(ids)
-        self.classes = {"label": classes}
-        self.colours, self.augment = colours, augment
-        self.preprocessing = Preprocessing("bgr", np.array(mean, dtype=np.float64))
-        self._images, self._masks = found, labels
-
-    def paths(self, id: str) -> dict[str, Path]:
-        """The files of an item: its image ("color") and its mask ("label")."""
-        return {"color": self._images[id], "label": self._masks[id]}
+        how = preprocessing or Preprocessing("bgr", np.array(mean, dtype=np.float64))
+        super().__init__(
+            {"data": Images(images, how)},
+            {"label": Masks(masks, classes, colours)},
+            ids=ids,
+            augment=None if augment is None else functools.partial(_one_of_each, augment),
+        )
 
     def read(self, id: str) -> tuple[Image.Image, np.ndarray]:
         """The image (RGB) and its labels (height, width) uint8 as they are, checked."""
-        paths = self.paths(id)
-        image, mask = read_image(paths["color"]), read_mask(paths["label"], self.colours)
-        pixels = {"color": np.empty((0, image.height, image.width)), "label": mask}
-        self.check(pixels, {key: str(path) for key, path in paths.items()})
-        return image, mask
+        images, masks = self.scene(id)
+        return images["data"], masks["label"]
 
-    def load(self, id: str) -> Item:
-        image, mask = self.read(id)
-        if self.augment is not None:
-            image, mask = self.augment(image, mask)
-        data = torch.from_numpy(to_blob(image, self.preprocessing))
-        return {"data": data, "label": torch.from_numpy(mask.astype(np.float32)[None])}
+
+def _one_of_each(augment: Augment, scene: Scene) -> Scene:
+    image, mask = augment(scene[0]["data"], scene[1]["label"])
+    return {"data": image}, {"label": mask}
 
 
 def _by_name(folder: PathLike) -> dict[str, Path]:

@@ -1,24 +1,26 @@
 """A data layer for anybody's images and masks, in the manner of the published ones.
 
 `python_param { module: "fcnproto_layers" layer: "ImageMaskLayer" param_str: "{...}" }` with two tops, the image and the
-labels. It comes with the package, so that nets that are fine-tuned here train from their prototxt alone.
+labels, or with several of each. It comes with the package, so that nets that are fine-tuned here train from their
+prototxt alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
 from fcnproto.data.augmentation import Augmentation, from_dict
-from fcnproto.data.datasets import ImageFolder
+from fcnproto.data.datasets import ImageFolders, Images, Masks
 from fcnproto.data.paths import resolve
 from fcnproto.data.published import PublishedLayer
 from fcnproto.data.python_layer import register_python_layer
-from fcnproto.errors import UsageError
-from fcnproto.images import to_blob
+from fcnproto.errors import DataError, UsageError
+from fcnproto.images import Kind, Preprocessing, to_blob
 from fcnproto.layers.base import Shape
+from fcnproto.layers.source import PartialShape
 
 MODULE, LAYER = "fcnproto_layers", "ImageMaskLayer"
 
@@ -30,29 +32,71 @@ class ImageMaskLayer(PublishedLayer):
     Options: `images` and `masks`, folders; `split`, a text file of the images' names without suffix; `classes`, their
     number; `mean` (BGR); `colours`, pairs of an RGB colour and its label where masks are colour-coded; `randomize`
     (False: in order) and `seed`; `augment`, a dict of what `Augmentation` takes.
+
+    For several images or labellings `images` is a list of dicts with `folder`, `kind` ("bgr", "rgb", "grey", "depth")
+    and `mean`, and `masks` one of dicts with `folder`, `classes` and `colours`; tops are the images, then the labels.
     """
 
-    folders = ("images", "masks")
-    required = ("split", "classes", "mean")
-    optional = ("randomize", "seed", "colours", "augment")
+    required = ("images", "masks", "split")
+    optional = ("classes", "mean", "randomize", "seed", "colours", "augment")
     handles: ClassVar[tuple[str, ...]] = ("ids", "data")
 
     def __init__(self, param: Any, num_tops: int | None = None) -> None:
         super().__init__(param, num_tops)
-        self.data: ImageFolder | None = None
+        self.data: ImageFolders | None = None
+        self.inputs: list[Images] = []
+        self.labellings: list[Masks] = []
         self.augmentation = Augmentation()
 
-    def setup(self, shapes: Sequence[Shape]) -> None:
-        super().setup(shapes)
-        classes, mean = self.options["classes"], self.options["mean"]
-        if not isinstance(classes, int) or not 2 <= classes <= 255:
-            self.fail(f"param_str: 'classes' must be a number from 2 to 255, not {classes!r}")
-        if not isinstance(mean, (list, tuple)) or len(mean) != 3:
-            self.fail(f"param_str: 'mean' must be three numbers, not {mean!r}")
+    def _parse_options(self) -> dict[str, Any]:
+        options = super()._parse_options()
+        single = {"folder": options["images"], "kind": "bgr", "mean": options.get("mean")}
+        task = {"folder": options["masks"], "classes": options.get("classes"), "colours": options.get("colours")}
+        if "mean" not in options and isinstance(options["images"], str):
+            self.fail("param_str lacks 'mean'")
+        self.inputs = [self._images(one) for one in self._dicts("images", options["images"], single)]
+        self.labellings = [self._masks(one) for one in self._dicts("masks", options["masks"], task)]
         try:
-            self.augmentation = from_dict(self.options.get("augment", {}))
+            self.augmentation = from_dict(options.get("augment", {}))
         except UsageError as error:
             self.fail(str(error))
+        return options
+
+    def _dicts(self, name: str, value: Any, single: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The dicts of a list of them, or the one that a folder alone stands for."""
+        if isinstance(value, str):
+            return [single]
+        dicts = value if isinstance(value, (list, tuple)) else ()
+        for one in dicts:
+            if not isinstance(one, dict) or not isinstance(one.get("folder"), str) or set(one) - set(single):
+                self.fail(f"param_str: {name!r} has {one!r}, expected a dict with {', '.join(map(repr, single))}")
+        if not dicts:
+            self.fail(f"param_str: {name!r} must be a folder or a list of dicts, not {value!r}")
+        return list(dicts)
+
+    def _images(self, one: Mapping[str, Any]) -> Images:
+        kind, mean = one.get("kind", "bgr"), one.get("mean")
+        if kind not in get_args(Kind):
+            self.fail(f"param_str: 'kind' must be one of {', '.join(get_args(Kind))}, not {kind!r}")
+        channels = Preprocessing(kind).channels
+        if mean is not None and (not isinstance(mean, (list, tuple)) or len(mean) != channels):
+            self.fail(f"param_str: 'mean' must be {channels} numbers for {kind} images, not {mean!r}")
+        values = None if mean is None else np.array(mean, dtype=np.float64)
+        return Images(one["folder"], Preprocessing(kind, values, why=f"from layer {self.name!r}"))
+
+    def _masks(self, one: Mapping[str, Any]) -> Masks:
+        classes, colours = one.get("classes"), one.get("colours")
+        if not isinstance(classes, int) or not 2 <= classes <= 255:
+            self.fail(f"param_str: 'classes' must be a number from 2 to 255, not {classes!r}")
+        table = None if colours is None else {tuple(colour): label for colour, label in colours}
+        return Masks(one["folder"], classes, table)
+
+    def top_kinds(self) -> list[str]:
+        return [one.preprocessing.kind for one in self.inputs] + ["label"] * len(self.labellings)
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
+        channels = [one.preprocessing.channels for one in self.inputs] + [1] * len(self.labellings)
+        return [(1, count, None, None) for count in channels]
 
     def split_file(self) -> str:
         return resolve(self.options["split"], self.base_dir, "list of images (split)")
@@ -60,25 +104,36 @@ class ImageMaskLayer(PublishedLayer):
     def _draws(self) -> bool:
         return bool(self.options.get("randomize", False))
 
-    def path(self, kind: str, id: str) -> str:
-        return str(self._folder().paths(id)[kind])
-
     def load_all(self, id: str) -> list[np.ndarray]:
-        folder = self._folder()
-        image, mask = folder.read(id)
+        folders = self._folders()
+        scene, labels = folders.scene(id)
+        images, masks = list(scene.values()), list(labels.values())
         if self.augmentation:
-            image, mask = self.augmentation.apply(image, mask, self.random_numbers())
-        return [to_blob(image, folder.preprocessing), mask[None]]
+            images, masks = self.augmentation.apply_all(images, masks, self.random_numbers())
+        blobs = []
+        for image, key in zip(images, scene, strict=True):
+            try:
+                blobs.append(to_blob(image, folders.images[key].preprocessing))
+            except DataError as error:
+                raise DataError(f"{folders.paths(id)[key]}: {error}") from None
+        return blobs + [mask[None] for mask in masks]
 
-    def _folder(self) -> ImageFolder:
+    def _folders(self) -> ImageFolders:
         if self.data is None:
-            colours = self.options.get("colours")
-            self.data = ImageFolder(
-                self.folder("images"),
-                self.folder("masks"),
-                self.options["classes"],
-                colours=None if colours is None else {tuple(colour): label for colour, label in colours},
-                mean=self.options["mean"],
-                ids=self.read_ids(),
-            )
+            tops, count = list(self.param.top), len(self.inputs)
+            images = {
+                top: Images(self._resolved(one.folder), one.preprocessing)
+                for top, one in zip(tops[:count], self.inputs, strict=True)
+            }
+            masks = {
+                top: Masks(self._resolved(one.folder), one.classes, one.colours)
+                for top, one in zip(tops[count:], self.labellings, strict=True)
+            }
+            self.data = ImageFolders(images, masks, ids=self.read_ids())
         return self.data
+
+    def _resolved(self, folder: Any) -> str:
+        try:
+            return resolve(str(folder), self.base_dir, "folder of images")
+        except DataError as error:
+            self.data_error(str(error))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fcnproto import surgery, zoo
 from fcnproto.data.folder_layer import LAYER, MODULE
-from fcnproto.errors import UsageError
+from fcnproto.errors import UsageError, WeightsError
+from fcnproto.images import Preprocessing
 from fcnproto.layers.registry import lookup
 from fcnproto.net import Net, load
 from fcnproto.recognise import preprocessing_of, zoo_record
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
+from fcnproto.scoring import judged_blobs
 from fcnproto.surgery import Report
 from fcnproto.surgery.nets import is_source
 from fcnproto.zoo import ModelInfo
@@ -26,88 +28,129 @@ _LEARNS = ("Convolution", "InnerProduct")
 
 
 @dataclass(frozen=True)
+class Scores:
+    """A map of scores: its blob, the blob of its labels, the layers that make its classes, and the names of the classes
+    that the net was published with (none where they aren't known)."""
+
+    blob: str
+    label: str
+    layers: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Base:
-    """The net to be fine-tuned: its layers without data and losses, the names of its image and score blobs, the mean
-    of its images (BGR), and what the zoo says of it. `report` says which score layers got another size."""
+    """The net to be fine-tuned: its layers without data and losses, how images become each of its image blobs, its maps
+    of scores, and what the zoo says of it. `report` says which score layers got another size."""
 
     name: str
     layers: caffe_pb2.NetParameter
-    image: str
-    score: str
-    mean: tuple[float, ...]
+    images: dict[str, Preprocessing]
+    scores: tuple[Scores, ...]
     record: ModelInfo | None
     report: Report
 
-    def train(self, source: Mapping[str, Any], loss: caffe_pb2.LayerParameter) -> caffe_pb2.NetParameter:
-        """The net on a data layer with these options, with a loss."""
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """The label blobs, each with the score blobs that are trained on it."""
+        found: dict[str, list[str]] = {}
+        for one in self.scores:
+            found.setdefault(one.label, []).append(one.blob)
+        return found
+
+    def train(
+        self, source: Mapping[str, Any], losses: Mapping[str, caffe_pb2.LayerParameter]
+    ) -> caffe_pb2.NetParameter:
+        """The net on a data layer with these options, with a loss for each score blob."""
         net = caffe_pb2.NetParameter(name=self.name)
-        data = net.layer.add(name="data", type="Python", top=[self.image, "label"])
+        data = net.layer.add(name="data", type="Python", top=[*self.images, *self.labels])
         data.python_param.module, data.python_param.layer = MODULE, LAYER
         data.python_param.param_str = repr(dict(source))
         net.layer.extend(self.layers.layer)
-        net.layer.add().CopyFrom(loss)
-        net.layer[-1].bottom.extend([self.score, "label"])
+        for one in self.scores:
+            net.layer.add().CopyFrom(losses[one.blob])
+            net.layer[-1].bottom.extend([one.blob, one.label])
         return net
 
     def deploy(self, size: tuple[int, int] = (256, 256)) -> caffe_pb2.NetParameter:
-        """The net on an input, without dropout and loss."""
-        net = caffe_pb2.NetParameter(name=self.name)
-        data = net.layer.add(name=self.image, type="Input", top=[self.image])
-        data.input_param.shape.add(dim=[1, 3, *size])
-        net.layer.extend(one for one in self.layers.layer if one.type != "Dropout" or one.bottom != one.top)
+        """The net on inputs, without dropout and loss."""
+        net = _on_inputs(self.layers, {blob: how.channels for blob, how in self.images.items()}, size)
+        kept = [one for one in net.layer if one.type != "Dropout" or one.bottom != one.top]
+        del net.layer[:]
+        net.layer.extend(kept)
         return net
 
 
-def read_base(model: str, classes: int) -> Base:
-    """A net of the zoo or in a file, made for so many classes.
+def read_base(model: str, classes: int | Mapping[str, int] | None = None) -> Base:
+    """A net of the zoo or in a file, made for so many classes (by score blob where it has several maps of scores).
 
-    Raises `UsageError` for nets of several images or score blobs, and for classification nets.
+    Raises `UsageError` for nets without images or maps of scores, and for classification nets.
     """
     path = zoo.path(model, "train") if model in zoo.names() else Path(model)
     if not path.is_file():
         raise UsageError(f"{model!r} is neither a prototxt nor a net of the zoo ({', '.join(zoo.names())})")
     param = read_net(path)
     built = Net(param, "train", base_dir=path.resolve().parent, fill=False)
+    layers = _between_data_and_losses(param, built)
+    read = {name for layer in layers.layer for name in layer.bottom if name not in layer.top}
+    record = zoo.info(model) if model in zoo.names() else zoo_record(path)
+    images = {name: preprocessing_of(built, name, record) for name in built.source_shapes if name in read}
+    blobs = [name for name in dict.fromkeys(top for layer in layers.layer for top in layer.top) if name not in read]
+    if not images or not blobs:
+        raise UsageError(f"{model}: fine-tuning takes nets that make maps of scores of images; this one has none")
+    for name, how in images.items():
+        shape = built.source_shapes[name]
+        if shape is not None and (len(shape) != 4 or shape[1] != how.channels):
+            raise UsageError(f"{model}: its input {name!r} has the shape {shape}; images have {how.channels} channels")
+    if not any(layer.type in ("Crop", "Deconvolution") for layer in layers.layer):
+        raise UsageError(f"{model}: gives no map as large as the image; see `fcnproto surgery convolutionalise`")
+    labels = _labels(built, record, blobs)
+    net = _on_inputs(layers, {name: how.channels for name, how in images.items()})
+    report = Report()
+    if classes is not None:
+        net, report = surgery.set_classes(net, classes if isinstance(classes, int) else dict(classes))
+    makers = surgery.score_layers(net)
+    known = {output.blob: output.classes for output in record.outputs} if record is not None else {}
+    scores = tuple(Scores(blob, labels[blob], tuple(makers[blob]), known.get(blob, ())) for blob in blobs)
+    del net.layer[: len(images)]
+    generic = path.stem in ("train", "trainval", "val", "test", "deploy")
+    name = param.name or (path.resolve().parent.name if generic else path.stem)
+    return Base(name, net, images, scores, record, report)
+
+
+def _between_data_and_losses(param: caffe_pb2.NetParameter, built: Net) -> caffe_pb2.NetParameter:
     layers = caffe_pb2.NetParameter(name=param.name)
     kept = {node.name for node in built.graph.nodes}
     for layer in param.layer:
         judges = lookup(layer.type, layer.name).is_loss or layer.type in _JUDGES
         if layer.name in kept and not is_source(layer) and not judges:
             layers.layer.add().CopyFrom(layer)
-    read = {name for layer in layers.layer for name in layer.bottom if name not in layer.top}
-    images = [name for name in built.source_shapes if name in read]
-    scores = [name for name in dict.fromkeys(top for layer in layers.layer for top in layer.top) if name not in read]
-    if len(images) != 1 or len(scores) != 1:
-        raise UsageError(
-            f"{model}: fine-tuning takes nets of one image and one map of scores; this one has the images "
-            f"{', '.join(images)} and the scores {', '.join(scores)}"
-        )
-    shape = built.source_shapes[images[0]]
-    if shape is not None and shape[1] != 3:
-        raise UsageError(f"{model}: its input {images[0]!r} has {shape[1]} channels; colour images have 3")
-    if not any(layer.type in ("Crop", "Deconvolution") for layer in layers.layer):
-        raise UsageError(f"{model}: gives no map as large as the image; see `fcnproto surgery convolutionalise`")
-    changed, report = surgery.set_classes(_with_input(layers, images[0]), classes)
-    del changed.layer[0]
-    record = zoo.info(model) if model in zoo.names() else zoo_record(path)
-    found = preprocessing_of(built, images[0], record)
-    mean = (0.0, 0.0, 0.0) if found.mean is None else tuple(float(value) for value in found.mean.reshape(3, -1).mean(1))
-    generic = path.stem in ("train", "trainval", "val", "test", "deploy")
-    name = param.name or (path.resolve().parent.name if generic else path.stem)
-    return Base(name, changed, images[0], scores[0], mean, record, report)
+    return layers
 
 
-def _with_input(layers: caffe_pb2.NetParameter, image: str) -> caffe_pb2.NetParameter:
+def _labels(built: Net, record: ModelInfo | None, blobs: Sequence[str]) -> dict[str, str]:
+    """The label blob of each score blob: the one that its loss reads, else the published one, else one made up."""
+    found = {blob: "label" if len(blobs) == 1 else f"{blob}_label" for blob in blobs}
+    if record is not None:
+        found |= {output.blob: output.label for output in record.outputs if output.blob in found}
+    return found | {blob: label for blob, label in judged_blobs(built).items() if blob in found}
+
+
+def _on_inputs(
+    layers: caffe_pb2.NetParameter, channels: Mapping[str, int], size: tuple[int, int] = (256, 256)
+) -> caffe_pb2.NetParameter:
     net = caffe_pb2.NetParameter(name=layers.name)
-    net.layer.add(name=image, type="Input", top=[image])
+    for name, count in channels.items():
+        data = net.layer.add(name=name, type="Input", top=[name])
+        data.input_param.shape.add(dim=[1, count, *size])
     net.layer.extend(layers.layer)
     return net
 
 
-def make_loss(mean: bool, weights: str | None = None) -> caffe_pb2.LayerParameter:
+def make_loss(name: str, mean: bool, weights: str | None = None) -> caffe_pb2.LayerParameter:
     """The loss over the pixels that are not void, their sum or mean; `weights` is the file of class weights if any."""
-    loss = caffe_pb2.LayerParameter(name="loss", type="SoftmaxWithLoss" if weights is None else "InfogainLoss")
-    loss.top.append("loss")
+    loss = caffe_pb2.LayerParameter(name=name, type="SoftmaxWithLoss" if weights is None else "InfogainLoss")
+    loss.top.append(name)
     loss.loss_param.ignore_label = IGNORE_LABEL
     if weights is None:
         loss.loss_param.normalize = mean
@@ -119,33 +162,87 @@ def make_loss(mean: bool, weights: str | None = None) -> caffe_pb2.LayerParamete
     return loss
 
 
-def first_weights(base: Base, weights: Path | None, classes: tuple[str, ...]) -> tuple[Net, Report, bool]:
+def first_weights(
+    base: Base, weights: Mapping[str, Path], classes: Mapping[str, tuple[str, ...]]
+) -> tuple[Net, Report, bool]:
     """The net for use with its values before training, what was done to get them, and whether it has scores already.
 
-    From `weights` come all layers that fit; score layers of another number of classes begin at zero, but classes whose
-    names the old net knows keep their old weights. Layers called up... interpolate. Without weights the convolutions
-    begin at random values (He's), the score layers at zero.
+    From `weights` (by suffix of the net's layers) come all layers that fit; score layers of another number of classes
+    begin at zero, but classes (by score blob) whose names the old net knows keep their old weights. A first layer that
+    sees more channels than the old one gets the mean of the old for each. Layers called up... interpolate. Without
+    weights the convolutions begin at random values (He's), the score layers at zero.
     """
     definition = base.deploy()
-    if weights is None:
+    if not weights:
+        scoring = {name for one in base.scores for name in one.layers}
         for layer in definition.layer:
-            if layer.type in _LEARNS and not layer.name.startswith("score"):
+            if layer.type in _LEARNS and layer.name not in scoring:
                 settings = layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
                 if not settings.HasField("weight_filler"):
                     settings.weight_filler.type = "msra"
         net = load(definition)
         return net, surgery.with_interpolation(net, Report(list(base.report.steps))), False
     net, report = load(definition), Report(list(base.report.steps))
-    resized = base.report.layers("changed")
-    with surgery.opened(weights) as layers:
-        stored = {layer.name: tuple(layer.blobs[0].shape) for layer in layers}
-    misfits = [name for name in resized if name in stored and stored[name] != tuple(net.params[name][0].shape)]
-    moved = surgery.transplant(net, weights, leave_out=misfits)
-    report += moved
-    has_scores = any(name.startswith("score") for name in moved.layers("copied"))
-    old = base.record.classes if base.record is not None else ()
-    known = {new: old.index(name) for new, name in enumerate(classes) if name in old}
-    for name in misfits:
-        if known and net.layer(name).type == "Convolution" and stored[name][0] == len(old):
-            report += surgery.transfer_classes(net, name, weights, known)
+    has_scores = False
+    for suffix, file in weights.items():
+        moved, scored = _move(base, net, file, suffix, classes)
+        report = _then(report, moved)
+        has_scores |= scored
     return net, surgery.with_interpolation(net, report), has_scores
+
+
+def _then(report: Report, more: Report) -> Report:
+    """Both reports; what got something in the second isn't "kept" in the first."""
+    filled = {*more.layers("copied"), *more.layers("coerced"), *more.layers("made")}
+    return Report([step for step in report.steps if step.action != "kept" or step.layer not in filled]) + more
+
+
+def _move(base: Base, net: Net, file: Path, suffix: str, classes: Mapping[str, tuple[str, ...]]) -> tuple[Report, bool]:
+    """Fill the layers whose names end in the suffix from one file; whether scores came over as they were."""
+    with surgery.opened(file) as layers:
+        stored = {layer.name: tuple(layer.blobs[0].shape) for layer in layers}
+    left_out: list[str] = []
+    by_class: dict[str, dict[int, int]] = {}
+    for one in base.scores:
+        new = classes[one.blob]
+        known = {place: one.known.index(name) for place, name in enumerate(new) if name in one.known}
+        for layer in one.layers:
+            old = layer[: len(layer) - len(suffix)] if suffix and layer.endswith(suffix) else layer
+            if old not in stored or layer not in net.params:
+                continue
+            fits = stored[old] == tuple(net.params[layer][0].shape)
+            # As many classes as before, but others: their weights are of no use in the old order.
+            if fits and (not one.known or one.known == new or stored[old][0] != len(one.known)):
+                continue
+            left_out.append(old)
+            if known and net.layer(layer).type == "Convolution" and stored[old][0] == len(one.known):
+                by_class[layer] = known
+    report, scoring = Report(), {name for one in base.scores for name in one.layers}
+    widened = _widened(net, stored, suffix)
+    if widened is not None:
+        report += surgery.widen_input(net, widened[0], file, widened[1])
+        left_out.append(widened[1])
+    try:
+        moved = surgery.transplant(net, file, suffix, leave_out=left_out)
+    except WeightsError as error:
+        if suffix or "none of its layers" not in str(error):
+            raise
+        raise WeightsError(
+            f"{error}; for a net of several streams say which: --weights STREAM=FILE, repeated"
+        ) from None
+    report += Report([step for step in moved.steps if widened is None or step.layer not in widened])
+    has_scores = any(name in scoring and net.layer(name).type != "Deconvolution" for name in moved.layers("copied"))
+    for layer, known in by_class.items():
+        old = layer[: len(layer) - len(suffix)] if suffix else layer
+        report = _then(report, surgery.transfer_classes(net, layer, file, known, old))
+    return report, has_scores
+
+
+def _widened(net: Net, stored: Mapping[str, tuple[int, ...]], suffix: str) -> tuple[str, str] | None:
+    """The net's first layer and the file's, where the net's has another name and reads more channels (early fusion)."""
+    target = next((name for name, blobs in net.params.items() if blobs[0].ndim == 4), None)
+    source = next((name for name, shape in stored.items() if len(shape) == 4), None)
+    if suffix or target is None or source is None or target in stored or source in net.params:
+        return None
+    old, new = stored[source], tuple(net.params[target][0].shape)
+    return (target, source) if old[0] == new[0] and old[2:] == new[2:] and old[1] < new[1] else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fcnproto.data.datasets import VOID, ImageFolder
+from fcnproto.data.datasets import VOID, ImageFolders
 from fcnproto.finetune.nets import Base
 from fcnproto.images import to_blob
 from fcnproto.net import Net
@@ -16,32 +16,62 @@ from fcnproto.pictures import beside, label_image, legend, overlay
 from fcnproto.zoo import palette
 
 _SIDE, _GAP, _TITLE = 240, 6, 24
-_TITLES = ("image", "truth", "prediction", "overlay")
+
+Panel = tuple[Image.Image, bool]
+"""A picture, and whether its colours are labels, which must not be mixed when it is scaled."""
 
 
-def sample_picture(net: Net, base: Base, folder: ImageFolder, classes: Sequence[str], count: int) -> Image.Image:
-    """A row for each of the first `count` images: image, truth (void is light), prediction, overlay; with a legend."""
-    ids = folder.ids[:count]
+def sample_picture(
+    net: Net, base: Base, data: ImageFolders, classes: Mapping[str, tuple[str, ...]], count: int
+) -> Image.Image:
+    """A row for each of the first `count` images: the images, and for each map of scores (with its names in `classes`)
+    truth (void is light), prediction and overlay; with a legend of each."""
+    ids = data.ids[:count]
+    several = len(base.scores) > 1
+    titles = list(base.images) if len(base.images) > 1 else ["image"]
+    for one in base.scores:
+        titles += [f"{title} {one.label}" if several else title for title in ("truth", "prediction", "overlay")]
     size = _SIDE + _GAP
-    grid = Image.new("RGB", (4 * size + _GAP, _TITLE + len(ids) * size + _GAP), "white")
+    grid = Image.new("RGB", (len(titles) * size + _GAP, _TITLE + len(ids) * size + _GAP), "white")
     draw = ImageDraw.Draw(grid)
     font = ImageFont.load_default(14)
-    for column, title in enumerate(_TITLES):
+    for column, title in enumerate(titles):
         draw.text((_GAP + column * size + _SIDE / 2, _TITLE / 2), title, "black", font, anchor="mm")
     for row, id in enumerate(ids):
-        image, mask = folder.read(id)
-        with torch.no_grad():
-            data = torch.from_numpy(to_blob(image, folder.preprocessing))[None].to(net.device)
-            labels = net({base.image: data})[base.score][0].argmax(0).cpu().numpy().astype(np.uint8)
-        colours = palette()
-        colours[VOID] = (224, 224, 192)
-        panels = (image, label_image(mask, colours), label_image(labels), overlay(image, labels, bare=()))
-        for column, panel in enumerate(panels):
-            small = _fitted(panel.convert("RGB"), column in (1, 2))
+        for column, (panel, labels) in enumerate(_panels(net, base, data, id)):
+            small = _fitted(panel.convert("RGB"), labels)
             left, top = _GAP + column * size, _TITLE + row * size
             grid.paste(small, (left + (_SIDE - small.width) // 2, top + (_SIDE - small.height) // 2))
-    entries = list(zip(classes, palette(len(classes)), strict=True))
-    return beside(grid, legend(entries, grid.height, text_size=14))
+    for names in classes.values():
+        entries = list(zip(names, palette(len(names)), strict=True))
+        grid = beside(grid, legend(entries, grid.height, text_size=14))
+    return grid
+
+
+def _panels(net: Net, base: Base, data: ImageFolders, id: str) -> list[Panel]:
+    """The panels of an item, from left to right."""
+    images, masks = data.scene(id)
+    blobs = {key: to_blob(image, data.images[key].preprocessing) for key, image in images.items()}
+    with torch.no_grad():
+        outputs = net({key: torch.from_numpy(blob)[None].to(net.device) for key, blob in blobs.items()})
+    shown = [_visible(image) for image in images.values()]
+    panels: list[Panel] = [(image, False) for image in shown]
+    colours = palette()
+    colours[VOID] = (224, 224, 192)
+    for one in base.scores:
+        labels = outputs[one.blob][0].argmax(0).cpu().numpy().astype(np.uint8)
+        panels += [(label_image(masks[one.label], colours), True), (label_image(labels), True)]
+        panels.append((overlay(shown[0], labels, bare=()), False))
+    return panels
+
+
+def _visible(image: Image.Image) -> Image.Image:
+    """An image that can be shown: depths (mode F) as grey, from the nearest to the farthest."""
+    if image.mode != "F":
+        return image
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)).convert("RGB")
 
 
 def _fitted(panel: Image.Image, labels: bool) -> Image.Image:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcnproto.assigning import by_name
 from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.masks import Colour
 from fcnproto.errors import UsageError
@@ -39,18 +41,26 @@ OPTIMIZATIONS = {
 }
 
 
+Table = dict[Colour, int]
+
+
 @dataclass(frozen=True)
 class Settings:
     """A fine-tuning.
 
+    What a net of several image inputs or several maps of scores needs more than once is a dict by the blob's name; the
+    key "" (and a value alone) stands for the first one.
+
     Attributes:
-        model: a name of the zoo, or the path of a prototxt with one image input and one score blob.
+        model: a name of the zoo, or the path of a prototxt.
         weights: what to begin with: weights of that net, of a coarser one, or of the classification net that it is
-            made from. None to begin from random values.
-        images, masks: folders with files of the same names.
-        classes: their names, label 0 first.
+            made from. In a dict the keys are suffixes of the net's layers ({"color": A, "hha": B}: late fusion). None
+            to begin from random values.
+        images: a folder, or one by image blob ({"color": A, "hha": B}); files are matched by name.
+        masks: a folder with files of the images' names, or one by label or score blob ({"sem": A, "geo": B}).
+        classes: their names, label 0 first; or in a dict, likewise.
         output: the folder for everything that is made.
-        colours: for masks whose colours stand for classes.
+        colours: for masks whose colours stand for classes; or in a dict, likewise.
         optimization: a key of OPTIMIZATIONS; `solver` holds fields that are to be different.
         iterations, interval: training steps, and after how many to validate; None for the defaults.
         validation, held_out: shares of the images for choosing the best weights, and for the final score.
@@ -61,12 +71,12 @@ class Settings:
     """
 
     model: str
-    weights: Path | None
-    images: Path
-    masks: Path
-    classes: tuple[str, ...]
+    weights: Path | Mapping[str, Path] | None
+    images: Path | Mapping[str, Path]
+    masks: Path | Mapping[str, Path]
+    classes: tuple[str, ...] | Mapping[str, tuple[str, ...]]
     output: Path
-    colours: dict[Colour, int] | None = None
+    colours: Table | Mapping[str, Table] | None = None
     optimization: str = "heavy"
     solver: dict[str, Any] = field(default_factory=dict)
     iterations: int | None = None
@@ -79,10 +89,12 @@ class Settings:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.classes) < 2 or len(self.classes) > 255:
-            raise UsageError(f"{len(self.classes)} classes: 2 to 255 can be learned")
-        if len(set(self.classes)) < len(self.classes):
-            raise UsageError("two classes have the same name")
+        for names in by_name(self.classes).values():
+            if len(names) < 2 or len(names) > 255:
+                raise UsageError(f"{len(names)} classes: 2 to 255 can be learned")
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise UsageError(f"two classes have the same name, {twice!r}")
         if self.optimization not in OPTIMIZATIONS:
             raise UsageError(f"optimization {self.optimization!r}: choose one of {', '.join(OPTIMIZATIONS)}")
         if self.validation <= 0 or self.held_out <= 0 or self.validation + self.held_out >= 1:

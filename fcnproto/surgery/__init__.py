@@ -3,13 +3,13 @@
 Dense scores without interpolation: `shift_and_stitch`, `rarefy`.
 
 On weights: `transplant`, `interpolate`, `expand_score`, `transfer_classes`, `widen_input`, `early_fusion`,
-`late_fusion`. On definitions: `convolutionalise`, `add_scores`, `set_classes`.
+`late_fusion`. On definitions: `convolutionalise`, `add_scores`, `set_classes`, `score_layers`.
 """
 
 from __future__ import annotations
 
 from fcnproto.surgery.dense import Dense, rarefy, shift_and_stitch
-from fcnproto.surgery.nets import add_scores, convolutionalise, set_classes
+from fcnproto.surgery.nets import add_scores, convolutionalise, score_layers, set_classes
 from fcnproto.surgery.report import Report, Step
 from fcnproto.surgery.sources import Source, opened
 from fcnproto.surgery.weights import (
@@ -38,6 +38,7 @@ __all__ = [
     "late_fusion",
     "opened",
     "rarefy",
+    "score_layers",
     "set_classes",
     "shift_and_stitch",
     "transfer_classes",

@@ -5,7 +5,7 @@ All work on upgraded `NetParameter`s, give a new one and a `Report`; weights fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -319,7 +319,33 @@ def _score_blobs(net: caffe_pb2.NetParameter) -> dict[str, coord_map.LinkedBlob]
     return {name: blobs[name] for name in blobs if name in judged}
 
 
+def score_layers(net: caffe_pb2.NetParameter) -> dict[str, list[str]]:
+    """For each score blob the layers with weights that make its classes: those that `set_classes` would change.
+
+    Raises `GraphError` where scores don't come from such layers.
+    """
+    return {
+        name: [layer.name for layer in _makers(blob) if layer.type in _SIZED]
+        for name, blob in _score_blobs(net).items()
+    }
+
+
+_SIZED = ("Convolution", "InnerProduct", "Deconvolution")
+
+
 def _change(start: coord_map.LinkedBlob, count: int, report: Report) -> None:
+    for param in _makers(start):
+        if param.type in _SIZED:
+            settings = param.inner_product_param if param.type == "InnerProduct" else param.convolution_param
+            if settings.num_output != count:
+                report.add("changed", param.name, f"{settings.num_output} -> {count} classes")
+            if param.type == "Deconvolution" and settings.group == settings.num_output:
+                settings.group = count
+            settings.num_output = count
+
+
+def _makers(start: coord_map.LinkedBlob) -> Iterator[caffe_pb2.LayerParameter]:
+    """The layers from a score blob back to the convolutions (or inner products) that its classes come from."""
     todo, seen = [start], set()
     while todo:
         layer = todo.pop().producer
@@ -327,16 +353,10 @@ def _change(start: coord_map.LinkedBlob, count: int, report: Report) -> None:
             continue
         seen.add(id(layer))
         param = layer.param
-        if param.type in ("Convolution", "InnerProduct", "Deconvolution"):
-            settings = param.inner_product_param if param.type == "InnerProduct" else param.convolution_param
-            if settings.num_output != count:
-                report.add("changed", param.name, f"{settings.num_output} -> {count} classes")
-            if param.type == "Deconvolution" and settings.group == settings.num_output:
-                settings.group = count
-            settings.num_output = count
-        elif not layer.bottoms or param.type in ("Concat", "Slice"):
+        if param.type not in _SIZED and (not layer.bottoms or param.type in ("Concat", "Slice")):
             raise GraphError(
                 f"the scores come from layer {param.name!r} ({param.type}), whose channels can't be changed"
             )
+        yield param
         if param.type not in ("Convolution", "InnerProduct"):
             todo += layer.bottoms[:1] if param.type == "Crop" else layer.bottoms

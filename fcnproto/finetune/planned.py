@@ -1,0 +1,79 @@
+"""A fine-tuning that is ready to start, with its words for people and what tells it from others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fcnproto import zoo
+from fcnproto.assigning import by_name
+from fcnproto.finetune.nets import Base
+from fcnproto.finetune.settings import OPTIMIZATIONS, Settings
+from fcnproto.net import Net
+from fcnproto.schema import caffe_pb2
+from fcnproto.surgery import Report
+
+
+@dataclass
+class Plan:
+    """A fine-tuning ready to start: its files, its nets and the values they begin with.
+
+    `splits` are the images' names under "train", "val" and "test"; `solver` is the solver.prototxt; `classes` are the
+    names by score blob; `class_weights` has a factor for each class of a score blob, or is empty.
+    """
+
+    settings: Settings
+    base: Base
+    net: Net
+    report: Report
+    splits: dict[str, list[str]]
+    solver: caffe_pb2.SolverParameter
+    interval: int
+    classes: dict[str, tuple[str, ...]]
+    class_weights: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[str]:
+        """The plan for people."""
+        settings, solver, base = self.settings, self.solver, self.base
+        images, scores = (", ".join(map(repr, blobs)) for blobs in (base.images, self.classes))
+        yield f"net {base.name}: image blob {images}, score blob {scores}"
+        for blob, names in self.classes.items():
+            of = f" of {blob}" if len(self.classes) > 1 else ""
+            yield f"{len(names)} classes{of}: {', '.join(names)}"
+        counts = ", ".join(f"{name} {len(ids)}" for name, ids in self.splits.items())
+        yield f"{sum(map(len, self.splits.values()))} images: {counts}"
+        files = [f"{suffix}={path}" if suffix else str(path) for suffix, path in by_name(settings.weights).items()]
+        yield f"weights: {', '.join(files) or 'none, random values'}"
+        yield from (f"  {line}" for line in self.report.lines())
+        rates = f"base_lr {solver.base_lr:g}, momentum {solver.momentum:g}, iter_size {solver.iter_size}"
+        yield f"optimization {settings.optimization}: {OPTIMIZATIONS[settings.optimization].what}"
+        yield f"  {solver.type}, {rates}, weight_decay {solver.weight_decay:g}"
+        yield f"augmentation: {settings.augmentation or 'none'}"
+        for blob, weights in self.class_weights.items():
+            pairs = ", ".join(f"{name} {one:.2f}" for name, one in zip(self.classes[blob], weights, strict=True))
+            yield f"class weights: {pairs}"
+        yield f"{solver.max_iter} iterations, validated every {self.interval}; results in {settings.output}"
+
+    def request(self) -> dict[str, Any]:
+        """What makes a fine-tuning the same one, for going on with it; how long it takes and where is no part of it."""
+        settings = self.settings
+        paths = {
+            name: {key: os.path.abspath(path) for key, path in by_name(getattr(settings, name)).items()}
+            for name in ("weights", "images", "masks")
+        }
+        model = settings.model if settings.model in zoo.names() else os.path.abspath(settings.model)
+        colours = {key: sorted(table.items()) for key, table in by_name(settings.colours).items()}
+        plain = ("optimization", "solver", "validation", "held_out", "class_weights", "seed")
+        return {
+            "model": model,
+            **paths,
+            "classes": self.classes,
+            "colours": colours,
+            **{name: getattr(settings, name) for name in plain},
+            "augmentation": settings.augmentation.as_dict(),
+            "names of images": self.splits,
+        }
