@@ -17,8 +17,8 @@ from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.datasets import ImageFolder
 from fcnproto.data.scenes import draw_scene
 from fcnproto.errors import DataError, UsageError
-from fcnproto.finetune.nets import read_base
 from fcnproto.finetune.data import balanced_weights, split
+from fcnproto.finetune.nets import read_base
 from fcnproto.netspec import NetSpec
 from fcnproto.netspec import layers as L
 from fcnproto.schema.text import read_net, read_solver, write_message
@@ -170,7 +170,9 @@ def test_weights_of_the_old_classes_by_name(tmp_path: Path) -> None:
                 blob.normal_()
     old.save(folder / "old.caffemodel")
     base = read_base(str(folder / "train.prototxt"), 3)
-    assert base.record is not None and list(base.images["data"].mean) == pytest.approx((104.00699, 116.66877, 122.67892))
+    assert base.record is not None and list(base.images["data"].mean) == pytest.approx(
+        (104.00699, 116.66877, 122.67892)
+    )
     from fcnproto.finetune.nets import first_weights
 
     classes = {"score": ("background", "robot", "cat")}

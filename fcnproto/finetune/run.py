@@ -43,12 +43,14 @@ _SAMPLES = 6
 @dataclass
 class Outcome:
     """What came of it: validation mean IU by iteration, the iteration of the best, the scores on held-out images (one
-    for each map of scores; the mean IU of several maps is their mean). `begun_at` is the iteration it went on from."""
+    for each map of scores; the mean IU of several maps is their mean). `begun_at` is the iteration it went on from,
+    `stopped` whether it was stopped."""
 
     validations: list[tuple[int, float]] = field(default_factory=list)
     best: int = 0
     scores: list[Scored] = field(default_factory=list)
     begun_at: int = 0
+    stopped: bool = False
 
     @property
     def score(self) -> Scored | None:
@@ -128,7 +130,7 @@ def run(made: Plan, say: Say = lambda line: None, asked: Asked = lambda: Request
     training.run()
     write_chart(output / "curves.png", reached.curves, made.base.name)
     write_table(output / "validation.csv", reached.validations)
-    outcome = Outcome(reached.validations, reached.best, begun_at=training.begun_at)
+    outcome = Outcome(reached.validations, reached.best, begun_at=training.begun_at, stopped=training.stopped)
     _finish(made, outcome)
     reached.finished = reached.iteration
     reached.write(output)
@@ -150,7 +152,7 @@ class _Training:
         if reached.iteration >= 0:
             self.solver.restore(self.output / reached.snapshot)
             say(f"goes on at iteration {self.solver.iter}")
-        self.begun_at = self.solver.iter
+        self.begun_at, self.stopped = self.solver.iter, False
         self.solver.share_weights(self.tester)
         self.validation = folders(made.settings, made.base, made.splits["val"])
 
@@ -167,9 +169,11 @@ class _Training:
                     f"interrupted in iteration {solver.iter}; the best so far, of iteration {self.reached.best}, is "
                     "scored; the same command goes on from the last validation"
                 )
+                self.stopped = True
                 return
             self._validate()
             solver.obey()
+        self.stopped = solver.stopping
         if solver.iter < self.made.solver.max_iter:
             self.say(f"stopped after iteration {solver.iter}; the same command goes on from here")
 
@@ -268,7 +272,7 @@ def run_staged(settings: Settings, say: Say = lambda line: None, asked: Asked = 
             continue
         say(f"stage {number + 1}: {step.model}, base_lr {made.solver.base_lr:g}")
         outcome = run(made, say, asked)
-        if outcome.validations[-1][0] < made.solver.max_iter:
+        if outcome.stopped:
             break
     if outcome is None:
         raise Error("there are no stages")
