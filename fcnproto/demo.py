@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fcnproto import zoo
 from fcnproto.data.scenes import Scene, draw_scenes
 from fcnproto.errors import DataError, Error
-from fcnproto.files import atomic_write
+from fcnproto.files import ARRAY_FAULTS, atomic_write
 from fcnproto.images import Preprocessing, to_blob
 from fcnproto.net import Net, load
 from fcnproto.pictures import beside, label_image, legend, overlay
@@ -55,7 +54,7 @@ class ScoreSample:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return ScoreSample(file["image"], file["score"], int(file["step"]))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except ARRAY_FAULTS as error:
             raise DataError(f"{path}: not a readable score sample ({error}); reinstall the package") from error
 
     def deviation(self, score: np.ndarray) -> float:

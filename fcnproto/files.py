@@ -1,15 +1,26 @@
-"""Writing files so that a reader, or a crash, never sees half of one. Not for reading."""
+"""Writing files so that a reader, or a crash, never sees half of one; for readers, what numpy may raise."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 PathLike = str | os.PathLike[str]
+
+# fmt: off
+ARRAY_FAULTS = (
+    OSError, ValueError, EOFError, KeyError, SyntaxError, tokenize.TokenError, MemoryError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)
+# fmt: on
+"""What `numpy.load` and its archives raise for files that are damaged, claim too much, or hold Python objects."""
 
 
 @contextmanager
@@ -24,7 +35,7 @@ def atomic_write(path: PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder")
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent)
+    descriptor, temporary = _temporary_beside(target)
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
         with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
@@ -43,7 +54,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder")
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent)
+    descriptor, temporary = _temporary_beside(target)
     os.close(descriptor)
     try:
         yield Path(temporary)
@@ -52,6 +63,15 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         _finish(temporary, target)
     except BaseException:
         _remove(temporary)
+        raise
+
+
+def _temporary_beside(target: Path) -> tuple[int, str]:
+    """An open file of another name in the same folder; what goes wrong is told of the target."""
+    try:
+        return tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent)
+    except OSError as error:
+        error.filename = str(target)
         raise
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fcnproto.errors import DataError, FcnprotoWarning
+from fcnproto.files import ARRAY_FAULTS
 
 PathLike = str | os.PathLike[str]
 Array = npt.NDArray[Any]
@@ -217,12 +218,12 @@ def read_mean(path: PathLike) -> Array:
     if file.suffix == ".npy":
         try:
             mean = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except ARRAY_FAULTS as error:
             raise DataError(f"{file}: can't be read as .npy: {error}") from error
     else:
         mean = read_blob(file)
     mean = np.asarray(mean)
-    if mean.dtype.kind not in "fiu" or not np.isfinite(mean).all():
+    if mean.dtype.kind not in "fiu" or not (np.abs(mean.astype(np.float64)) < 1e30).all():
         raise DataError(f"{file}: a mean consists of finite numbers")
     while mean.ndim > 3 and mean.shape[0] == 1:
         mean = mean[0]

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fcnproto.errors import DataError, GraphError, UsageError
-from fcnproto.files import atomic_write
+from fcnproto.files import ARRAY_FAULTS, atomic_write
 from fcnproto.images import Preprocessing, read_depth, read_image, resize, to_blob
 from fcnproto.net import Net
 from fcnproto.plan import missing_inputs, runnable
@@ -120,7 +120,7 @@ def read_arrays(path: PathLike, net: Net) -> dict[str, Tensor]:
         content = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except ARRAY_FAULTS as error:
         raise DataError(f"{file}: not a readable .npz or .npy file ({error})") from error
     if isinstance(content, np.ndarray):
         names = list(net.source_shapes)
@@ -132,7 +132,10 @@ def read_arrays(path: PathLike, net: Net) -> dict[str, Tensor]:
     with content:
         keys = content.files
         prefix = "" if any(key in net.source_shapes for key in keys) else _GOLDEN_PREFIX
-        arrays = {key[len(prefix) :]: content[key] for key in keys if key.startswith(prefix)}
+        try:
+            arrays = {key[len(prefix) :]: content[key] for key in keys if key.startswith(prefix)}
+        except ARRAY_FAULTS as error:
+            raise DataError(f"{file}: not a readable .npz file ({error})") from error
     unknown = [name for name in arrays if name not in net.source_shapes]
     if unknown or not arrays:
         what = f"{unknown[0]!r} is no input of the net" if unknown else "no inputs in it"

@@ -39,6 +39,9 @@ def test_folders_are_refused(tmp_path: Path, writer: object) -> None:
         pass
     with pytest.raises(OSError), writer(tmp_path / "missing" / "a.bin"):  # type: ignore[operator]
         pass
+    with pytest.raises(OSError) as caught, writer(tmp_path / "missing" / "a.bin"):  # type: ignore[operator]
+        pass
+    assert caught.value.filename == str(tmp_path / "missing" / "a.bin")  # not that of the temporary file
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,6 @@ Other keys are left alone. In HDF5 the keys are datasets at the top, or groups `
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcnproto.errors import DataError
+from fcnproto.files import ARRAY_FAULTS
 
 Array = npt.NDArray[Any]
 
@@ -100,7 +100,7 @@ def _items(file: Path) -> Iterator[tuple[str, Array]]:
                 raise DataError(f"{file}: one array without a name; an .npz or HDF5 file is expected")
             for key in archive.files:
                 yield key, archive[key]
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+    except ARRAY_FAULTS as error:
         raise DataError(f"{file}: not a readable .npz or HDF5 file ({error})") from error
 
 
