@@ -6,6 +6,8 @@ Flags follow `caffe train`. On a terminal one live line shows how it goes, elsew
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ import click
 
 from fcnproto.cli import _options, _output
 from fcnproto.cli._caffe_flags import CaffeCommand, one_gpu
-from fcnproto.errors import UsageError
+from fcnproto.errors import FcnprotoWarning, UsageError
 
 if TYPE_CHECKING:
     from fcnproto.schema import caffe_pb2
@@ -28,7 +30,12 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
 @click.command("train", cls=CaffeCommand, short_help="Train a net.")
 @click.option("--solver", "solver_file", type=click.Path(path_type=Path), required=True, help="The solver.prototxt.")
 @click.option("--weights", metavar="W[,W2]", help="Weights to begin with; in place of the solver's own.")
-@click.option("--snapshot", "state", type=click.Path(path_type=Path), help="A .solverstate[.h5] to go on from.")
+@click.option(
+    "--snapshot",
+    "state",
+    type=click.Path(path_type=Path),
+    help="A .solverstate[.h5] to go on from, with its own weights.",
+)
 @click.option("--iterations", type=click.IntRange(0), help="Stop (with a snapshot) after so many iterations.")
 @click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: by solver_mode]")
@@ -82,6 +89,8 @@ def command(
     """
     if weights and state is not None:
         raise UsageError("--weights and --snapshot: the snapshot brings its own weights; give one of them")
+    if os.environ.get("RANK", "0") != "0":  # workers would warn of the same
+        warnings.simplefilter("ignore", FcnprotoWarning)
     wanted = one_gpu(gpu, device)
     if wanted is not None:
         _options.device(wanted)
@@ -121,6 +130,9 @@ def _adjust(
     param: caffe_pb2.SolverParameter, level: int, stages: tuple[str, ...], weights: str | None, state: Path | None
 ) -> None:
     """Write the flags into the solver, as Caffe's tool does: without stages it adds an empty one."""
+    if param.train_state.level not in (0, level):
+        message = f"the solver's train_state.level {param.train_state.level} gives way to --level {level}, as in Caffe"
+        warnings.warn(message, FcnprotoWarning, stacklevel=2)
     param.train_state.level = level
     param.train_state.stage.extend(stages or [""])
     if state is not None or weights:

@@ -6,6 +6,7 @@ layers see to that), rank 0 tests, writes and prints. Gloo connects CPUs, NCCL G
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fcnproto.errors import UsageError
+from fcnproto.errors import SolverError, UsageError
+
+#: How long a worker waits for the others. They wait while rank 0 tests and writes, which may take hours; a worker that
+#: has died is noticed at once all the same, by its closed connection and by `torchrun`.
+_PATIENCE = datetime.timedelta(days=2)
 
 
 def is_running() -> bool:
@@ -38,7 +43,7 @@ def worker_group(device: str | None = None) -> Iterator[str | None]:
     """Join the workers that `torchrun` started, for the length of the block; does nothing in a process of its own.
 
     Gives the device to use: `device` as asked for, or the worker's own GPU where all are on GPUs.
-    Raises `UsageError` where a machine has fewer GPUs than workers.
+    Raises `UsageError` where a machine has fewer GPUs than workers, `SolverError` where another worker has gone.
     """
     if "LOCAL_RANK" not in os.environ or is_running():
         yield device
@@ -53,11 +58,25 @@ def worker_group(device: str | None = None) -> Iterator[str | None]:
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=torch.device(device) if on_gpu and device else None)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=_PATIENCE,
+        device_id=torch.device(device) if on_gpu and device else None,
+    )
     try:
         yield device
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise SolverError(f"another worker has ended or can't be reached, see its own message ({reason})") from error
     finally:
         dist.destroy_process_group()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    # Gloo's errors are bare RuntimeErrors with the place in its source.
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _device() -> torch.device:
@@ -83,10 +102,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def barrier() -> None:
-    """Wait until all workers are here."""
-    if world_size() > 1:
-        dist.barrier()
+def raise_together(error: Exception | None) -> None:
+    """Raise the error on all workers if any of them has one (the first by rank); else go on once all are here."""
+    (failed,) = any_of([error is not None])
+    if failed:
+        raise next(found for found in gather(error) if found is not None)
 
 
 def broadcast(module: nn.Module) -> None:

@@ -54,9 +54,7 @@ def net_sources(param: caffe_pb2.SolverParameter, base_dir: Path | None) -> tupl
     """
     train = _train_source(param, base_dir)
     tests = _test_definitions(param, base_dir)
-    if not tests:
-        return train, []
-    if param.test_interval <= 0:
+    if tests and param.test_interval <= 0:
         raise SolverError(f"the solver has {len(tests)} test nets, but no test_interval; give one above 0")
     states: list[caffe_pb2.NetState | None] = list(param.test_state) or [None] * len(tests)
     if len(states) != len(tests):

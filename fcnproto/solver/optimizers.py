@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.errors import SolverError
+from fcnproto.schema.blobs import StoredBlob
 from fcnproto.solver import buckets
 
 Tensors = list[Tensor]
@@ -125,25 +126,32 @@ class CaffeOptimizer(torch.optim.Optimizer):
             for state, tensor in zip(states, ordered, strict=True)
         ]
 
-    def load_history(self, blobs: Sequence[Any], read: Callable[[Any, Tensor], object] | None = None) -> None:
-        """Copy state blobs, ordered as `history`, into the optimizer.
+    def check_history(self, blobs: Sequence[Any]) -> None:
+        """Raise `SolverError` where the number or a shape of state blobs is not this optimizer's.
 
-        `blobs` are tensors, or anything with a `shape` that `read(blob, target)` can bring into a tensor.
-        Raises `SolverError` where their number or a shape is not this optimizer's (another solver type, another net).
+        They come from another solver type or another net then. Old files' shapes of four axes count as in weights.
         """
-        ordered = self._ordered()
-        targets = [(name, tensor) for name in self.histories for tensor in ordered]
+        targets = self._ordered() * len(self.histories)
         if len(blobs) != len(targets):
             raise SolverError(
                 f"the state has {len(blobs)} history blobs, {type(self).__name__} on this net needs {len(targets)}: "
                 "it was saved by another solver type or for another net"
             )
-        for place, ((_, tensor), blob) in enumerate(zip(targets, blobs, strict=True)):
-            if tuple(tensor.shape) != tuple(blob.shape):
+        for place, (tensor, blob) in enumerate(zip(targets, blobs, strict=True)):
+            shape = tuple(tensor.shape)
+            if not (blob.matches(shape) if isinstance(blob, StoredBlob) else shape == tuple(blob.shape)):
                 raise SolverError(
-                    f"history blob {place} of the state has shape {tuple(blob.shape)}, "
-                    f"its parameter has {tuple(tensor.shape)}"
+                    f"history blob {place} of the state has shape {tuple(blob.shape)}, its parameter has {shape}"
                 )
+
+    def load_history(self, blobs: Sequence[Any], read: Callable[[Any, Tensor], object] | None = None) -> None:
+        """Copy state blobs, ordered as `history`, into the optimizer.
+
+        `blobs` are tensors, or blobs of a file that `read(blob, target)` brings into a tensor.
+        Raises `SolverError` as `check_history` does.
+        """
+        self.check_history(blobs)
+        targets = [(name, tensor) for name in self.histories for tensor in self._ordered()]
         frozen = {id(tensor) for group in self.param_groups if group["lr_mult"] == 0 for tensor in group["params"]}
         for (name, tensor), blob in zip(targets, blobs, strict=True):
             target = torch.zeros_like(tensor, requires_grad=False)
@@ -151,7 +159,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
                 target.copy_(blob)
             else:
                 read(blob, target)
-            if id(tensor) not in frozen or bool(target.any()):
+            if id(tensor) not in frozen or name in self.state.get(tensor, ()) or bool(target.any()):
                 self.state[tensor][name] = target
 
     def _state(self, tensor: Tensor) -> dict[str, Tensor]:
@@ -196,7 +204,8 @@ class CaffeOptimizer(torch.optim.Optimizer):
         first = next(iter(by_device))
         norms = [norm.to(first) for grads in by_device.values() for norm in torch._foreach_norm(grads)]
         # Without a branch on the value, so that a GPU need not be waited for: a factor of 1 changes nothing.
-        scale = (self.clip_gradients / torch.linalg.vector_norm(torch.stack(norms))).clamp(max=1.0)
+        # (nan_to_num: a limit of 0 and no gradient; gradients that are no number remain so.)
+        scale = (self.clip_gradients / torch.linalg.vector_norm(torch.stack(norms))).nan_to_num(nan=1.0).clamp(max=1.0)
         return {device: scale.to(device) for device in by_device}
 
     def _normalise(self, weights: Tensors, grads: Tensors, decay: float, scale: Tensor | None) -> Tensors:

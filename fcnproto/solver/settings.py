@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import warnings
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ _ANY_POLICY = ("gamma", "power", "stepsize", "stepvalue")
 
 
 def check(param: caffe_pb2.SolverParameter) -> None:
-    """Raise `SolverError` for what can't be trained with, warn of fields that have no effect."""
+    """Raise `SolverError` for what can't be trained with, warn of fields that have no effect or are left at zero."""
     if param.type not in TYPES:
         raise SolverError(f"type {param.type!r} is unknown; choose one of {', '.join(TYPES)}")
     if param.average_loss < 1:
@@ -41,22 +42,44 @@ def check(param: caffe_pb2.SolverParameter) -> None:
     for name in ("display", "snapshot", "test_interval", "max_iter"):
         if getattr(param, name) < 0:
             raise SolverError(f"{name} must not be negative, not {getattr(param, name)}")
-    idle = [name for name in _ANY_TYPE if name not in _TYPE_FIELDS[param.type] and param.HasField(name)]
-    _warn(idle, f"by type {param.type}")
+    if any(count < 0 for count in param.test_iter):
+        raise SolverError(f"test_iter must not be negative, not {min(param.test_iter)}")
+    given = {field.name for field, _ in param.ListFields()}
+    for fields, reason in _idle(param, given):
+        if fields:
+            warn(f"{', '.join(fields)} not used {reason}")
+    if not param.base_lr:
+        warn("base_lr is 0, so nothing is learned")
+    read = policies.FIELDS.get(param.lr_policy, ())  # without stepsize or max_iter the policy refuses
+    missing = [name for name in read if name in ("gamma", "power", "stepvalue") and name not in given]
+    if missing:
+        warn(f"lr_policy {param.lr_policy!r} reads {', '.join(missing)}, not given: taken for 0 or none, as in Caffe")
+
+
+def _idle(param: caffe_pb2.SolverParameter, given: set[str]) -> Iterator[tuple[list[str], str]]:
+    """Fields that are given but of no effect, with the reason."""
+
+    def among(names: Iterable[str]) -> list[str]:
+        return [name for name in names if name in given]
+
+    yield among(name for name in _ANY_TYPE if name not in _TYPE_FIELDS[param.type]), f"by type {param.type}"
     if param.lr_policy in policies.FIELDS:
         used = policies.FIELDS[param.lr_policy]
-        given = {field.name for field, _ in param.ListFields()}
-        _warn([name for name in _ANY_POLICY if name in given and name not in used], f"by lr_policy {param.lr_policy!r}")
-    if param.HasField("regularization_type") and not param.weight_decay:
-        _warn(["regularization_type"], "without weight_decay")
+        yield among(name for name in _ANY_POLICY if name not in used), f"by lr_policy {param.lr_policy!r}"
+    if not param.weight_decay:
+        yield among(["regularization_type"]), "without weight_decay"
+    tested = param.test_iter or param.test_net or param.test_net_param
+    if not tested:
+        yield among(["test_interval", "test_initialization", "test_compute_loss"]), "without test nets (test_iter)"
+    if param.debug_info and not param.display and not tested:
+        yield ["debug_info"], "without display: the train net is traced in the iterations that are displayed"
     if param.HasField("layer_wise_reduce") and not param.layer_wise_reduce:
-        message = "layer_wise_reduce: false has no effect: workers' gradients are averaged while backward runs"
-        warnings.warn(message, FcnprotoWarning, stacklevel=4)
+        yield ["layer_wise_reduce: false"], "here: workers' gradients are averaged while backward runs"
 
 
-def _warn(fields: list[str], why: str) -> None:
-    if fields:
-        warnings.warn(f"solver: {', '.join(fields)} not used {why}", FcnprotoWarning, stacklevel=5)
+def warn(message: str) -> None:
+    """Warn of something in the solver file that can't be followed."""
+    warnings.warn(f"solver: {message}", FcnprotoWarning, stacklevel=4)
 
 
 # What torch's generator is seeded with before anybody seeds it.
@@ -78,10 +101,22 @@ def seed(param: caffe_pb2.SolverParameter, rank: int) -> None:
 
 
 def choose_device(param: caffe_pb2.SolverParameter) -> torch.device:
-    """The GPU that `solver_mode: GPU` (the schema's default) and `device_id` name, where there is one; else the CPU."""
-    if param.solver_mode == caffe_pb2.SolverParameter.CPU or not torch.cuda.is_available():
+    """The GPU that `solver_mode: GPU` (the schema's default) and `device_id` name, where there is one; else the CPU.
+
+    Warns where a field that the file gives can't be followed.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    on_cpu = param.solver_mode == caffe_pb2.SolverParameter.CPU
+    if count == 0 and not on_cpu and param.HasField("solver_mode"):
+        warn("solver_mode: GPU can't be followed, there is no GPU; training on the CPU")
+    if on_cpu or count == 0:
+        if param.device_id:
+            warn(f"device_id {param.device_id} not used on the CPU")
         return torch.device("cpu")
-    return torch.device("cuda", param.device_id if param.device_id < torch.cuda.device_count() else 0)
+    if not 0 <= param.device_id < count:
+        warn(f"device_id {param.device_id} can't be followed, there are {count} GPUs; training on GPU 0")
+        return torch.device("cuda", 0)
+    return torch.device("cuda", param.device_id)
 
 
 def make_optimizer(param: caffe_pb2.SolverParameter, net: Net) -> CaffeOptimizer:

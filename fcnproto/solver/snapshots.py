@@ -65,9 +65,14 @@ def write(
     finals = (files.model, files.resume, files.state)
     temporary = [_partial(path) for path in finals]
     arrays = [_array(blob) for blob in history]
-    save_weights(net, temporary[0], diffs=diffs, format_of=files.model)
-    resume.write(temporary[1], iteration, workers)
-    write_state(temporary[2], iteration, str(files.model), current_step, arrays, hdf5=files.state.suffix == ".h5")
+    try:
+        save_weights(net, temporary[0], diffs=diffs, format_of=files.model)
+        resume.write(temporary[1], iteration, workers)
+        write_state(temporary[2], iteration, str(files.model), current_step, arrays, hdf5=files.state.suffix == ".h5")
+    except BaseException:  # a full disk, say: give back the room
+        for path in temporary:
+            path.unlink(missing_ok=True)
+        raise
     moves = [(path.name, final.name) for path, final in zip(temporary, finals, strict=True)]
     pending = _pending(files.state)
     replaces = files.state.exists()

@@ -19,6 +19,7 @@ from fcnproto.errors import DataError
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_solver
+from fcnproto.schema.upgrade import upgrade_solver
 from fcnproto.solver import debug, distributed, health, nets, resume, settings, snapshots
 from fcnproto.solver.engine import Engine, Options
 from fcnproto.solver.listeners import Listener, Request
@@ -33,7 +34,7 @@ class Solver:
     """Caffe's solver.
 
     Args:
-        solver: path of a solver.prototxt, or a `SolverParameter` (brought up to date).
+        solver: path of a solver.prototxt, or a `SolverParameter` (which is copied and brought up to date).
         device: where to train; by default what `solver_mode` and `device_id` say, the CPU where there is no GPU.
         options: precision, memory layout and compiling; Caffe's arithmetic by default.
         allow_python: permit the import of modules that the nets' Python layers name.
@@ -62,10 +63,14 @@ class Solver:
         path: PathLike | None = None,
     ) -> None:
         if isinstance(solver, caffe_pb2.SolverParameter):
-            self.param, self._file = solver, None if path is None else Path(path)
+            self.param, self._file = caffe_pb2.SolverParameter(), None if path is None else Path(path)
+            self.param.CopyFrom(solver)
+            upgrade_solver(self.param)
         else:
             self.param, self._file = read_solver(solver), Path(solver)
         settings.check(self.param)
+        if self.param.debug_info and options is not None and (options.compile or options.optimize):
+            settings.warn("debug_info shows test nets only where the train net is compiled or rewritten")
         sampling = None if options is None else options.sampling
         if sampling is not None:
             self.param = sampling.adjusted(self.param)
@@ -221,6 +226,7 @@ class Solver:
     def _forward_backward(self, inputs: Mapping[str, Tensor]) -> tuple[float, Mapping[str, Tensor]]:
         """`iter_size` passes, whose gradients add up; the mean of their losses and the last one's outputs."""
         total, size = 0.0, self.param.iter_size
+        failure: health.DivergedError | None = None
         tracing = self.param.debug_info and self._displays()
         for index in range(size):
             last = index == size - 1
@@ -229,14 +235,20 @@ class Solver:
                 self.engine.backward(loss, last)
                 log_gradients()
             self.losses.append(float(loss.detach()))
-            self._check(inputs)
             total += self.losses[-1]
+            failure = failure or self._failure(inputs)
+            if failure is not None and distributed.world_size() == 1:
+                raise failure
+        distributed.raise_together(failure)
         self.engine.unscale(self.optimizer)
         return total / size, outputs
 
     def apply_update(self) -> None:
         """Change the parameters by the gradients that are there, at the rate of this iteration, which ends with it."""
+        step = self.policy.current_step
         self._rate = self.policy(self.iter)
+        if self.param.lr_policy == "multistep" and self.policy.current_step != step:
+            self.say(f"MultiStep Status: Iteration {self.iter}, step = {self.policy.current_step}")
         if self._displays():
             self.say(f"Iteration {self.iter}, lr = {figure(self._rate)}")
         for group in self.optimizer.param_groups:
@@ -257,11 +269,11 @@ class Solver:
         (self.stopping,) = distributed.any_of([self.stopping])
         return results
 
-    def _check(self, inputs: Mapping[str, Tensor]) -> None:
-        """Raise `DivergedError` where the last forward's loss shows that training has failed."""
+    def _failure(self, inputs: Mapping[str, Tensor]) -> health.DivergedError | None:
+        """What went wrong where the last forward's loss shows that training has failed."""
         complaint = self._watch.complaint(self.losses[-1])
         if complaint is None:
-            return
+            return None
         origin: tuple[str | None, str] | None = health.broken_parameter(self.net)
         if origin is None:
             batch = self.engine.batch
@@ -269,7 +281,7 @@ class Solver:
         if origin is None:
             origin = health.largest_parameter(self.net)
         layer, blob = origin or (None, None)
-        raise health.DivergedError(complaint, self.iter, layer, blob, self.last_snapshot)
+        return health.DivergedError(complaint, self.iter, layer, blob, self.last_snapshot)
 
     # Snapshots.
 
@@ -285,15 +297,17 @@ class Solver:
         if broken is not None:
             raise health.DivergedError("parameters are not finite", self.iter, *broken, self.last_snapshot)
         workers = distributed.gather(self._resume_state())
+        failure: Exception | None = None
         if self._leads:
             kind = "HDF5" if hdf5 else "binary proto"
             self.say(f"Snapshotting to {kind} file {files.model}")
             self.say(f"Snapshotting solver state to {kind} file {files.state}")
-            step = self.policy.current_step
-            snapshots.write(
-                files, self.net, self.iter, step, self.optimizer.history, workers, diffs=self.param.snapshot_diff
-            )
-        distributed.barrier()
+            history, diffs = self.optimizer.history, self.param.snapshot_diff
+            try:
+                snapshots.write(files, self.net, self.iter, self._current_step(), history, workers, diffs=diffs)
+            except Exception as error:
+                failure = error
+        distributed.raise_together(failure)
         self.last_snapshot = str(files.state)
         self._tell("snapshotted", self.last_snapshot)
         return self.last_snapshot
@@ -305,11 +319,16 @@ class Solver:
         """
         opened, model = snapshots.open_snapshot(Path(path))
         with opened as state:
-            self.optimizer.load_history(state.history, snapshots.read_blob)
+            # All that can be wrong with the state shows before the first value is changed.
+            self.optimizer.check_history(state.history)
+            for blob in state.history:
+                blob.check()
             self.say(f"Restoring iteration {state.iter} from {path} and {model}")
             self.net.copy_from(model)
+            self.optimizer.load_history(state.history, snapshots.read_blob)
             self.iter, self._rate = state.iter, None
-            self.policy.current_step = state.current_step
+            if self._policy is not None:  # without one, the first step says that it is missing
+                self._policy.current_step = state.current_step
         side = resume.path_beside(Path(path))
         worker = resume.read(side, self.iter, distributed.rank(), distributed.world_size())
         if worker is not None:
@@ -318,6 +337,9 @@ class Solver:
             except (DataError, IndexError, KeyError, TypeError, ValueError) as error:
                 resume.warn_useless(side, str(error))
         self.last_snapshot = str(path)
+
+    def _current_step(self) -> int:
+        return 0 if self._policy is None else self._policy.current_step
 
     def _resume_state(self) -> dict[str, Any]:
         return {

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
+import torch
 
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import write_message
+from fcnproto.solver import Solver
 
 NET = """
 name: "toy"
@@ -35,6 +38,11 @@ def write(folder: Path, *, shuffle: bool = True, extra: str = DROPOUT, **fields:
         file["label"] = labels.astype(np.float32)
     (folder / "list.txt").write_text(f"{folder}/rows.h5\n")
     (folder / "net.prototxt").write_text(NET.format(folder=folder, shuffle=str(shuffle).lower(), extra=extra))
+    return write_solver(folder, **fields)
+
+
+def write_solver(folder: Path, **fields: object) -> Path:
+    """Write the solver alone; a field given as None is left out."""
     settings: dict[str, object] = {
         "net": f"{folder}/net.prototxt",
         "base_lr": 0.01,
@@ -46,5 +54,18 @@ def write(folder: Path, *, shuffle: bool = True, extra: str = DROPOUT, **fields:
         "solver_mode": caffe_pb2.SolverParameter.CPU,
         **fields,
     }
-    write_message(folder / "solver.prototxt", caffe_pb2.SolverParameter(**settings))  # type: ignore[arg-type]
+    given = {name: value for name, value in settings.items() if value is not None}
+    write_message(folder / "solver.prototxt", caffe_pb2.SolverParameter(**given))  # type: ignore[arg-type]
     return folder / "solver.prototxt"
+
+
+def values(solver: Solver) -> list[torch.Tensor]:
+    return [entry.tensor.detach().clone() for entry in solver.net.learnable]
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "fcnproto.solver"]

@@ -206,3 +206,21 @@ def test_torch_schedulers_drive_the_rate() -> None:
 def test_refusals(kind: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SolverError, match=message):
         optimizers.TYPES[kind]([torch.zeros(1, requires_grad=True)], 0.1, **settings)
+
+
+def test_a_limit_of_zero_without_gradients_is_no_nan() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = optimizers.SGD([weight], 0.1, clip_gradients=0.0)
+    for gradient in (0.0, 2.0):  # nothing to clip; all clipped away
+        weight.grad = torch.full((3,), gradient)
+        optimizer.step()
+        assert weight.tolist() == [1, 1, 1]
+
+
+def test_loading_history_forgets_what_a_frozen_parameter_had() -> None:
+    frozen = torch.ones(2, requires_grad=True)
+    optimizer = optimizers.AdaGrad([{"params": [frozen], "lr_mult": 0.0}], 0.1, weight_decay=1.0)
+    optimizer.step()
+    assert optimizer.history[0].tolist() == [1, 1]
+    optimizer.load_history([torch.zeros(2)])
+    assert optimizer.history[0].tolist() == [0, 0]

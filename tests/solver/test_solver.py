@@ -14,23 +14,12 @@ import numpy as np
 import pytest
 import solver_toy as toy
 import torch
+from solver_toy import equal, messages, values
 
 import fcnproto
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse
 from fcnproto.solver import DivergedError, Listener, Options, Request, Solver
-
-
-def values(solver: Solver) -> list[torch.Tensor]:
-    return [entry.tensor.detach().clone() for entry in solver.net.learnable]
-
-
-def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "fcnproto.solver"]
 
 
 def test_log_lines_are_what_caffes_parsers_look_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,102 +161,6 @@ def test_step_ignores_max_iter_and_solve_does_not(tmp_path: Path) -> None:
     assert solver.iter == 5 and not list(tmp_path.glob("snap*"))
 
 
-@pytest.mark.parametrize("hdf5", [False, True])
-def test_resume_is_exact(tmp_path: Path, hdf5: bool, caplog: pytest.LogCaptureFixture) -> None:
-    form = caffe_pb2.SolverParameter.HDF5 if hdf5 else caffe_pb2.SolverParameter.BINARYPROTO
-    more = """
-      layer { name: "noise" type: "DummyData" top: "noise" dummy_data_param { shape { dim: 4 dim: 4 dim: 4 dim: 4 }
-        data_filler { type: "gaussian" std: 0.1 } } }
-      layer { name: "cont" type: "DummyData" top: "cont" dummy_data_param { shape { dim: 4 dim: 4 }
-        data_filler { type: "constant" value: 1 } } }
-      layer { name: "add" type: "Eltwise" bottom: "conv" bottom: "noise" top: "sum" }
-      layer { name: "lstm" type: "LSTM" bottom: "sum" bottom: "cont" top: "lstm"
-        recurrent_param { num_output: 3 weight_filler { type: "xavier" } } }
-      layer { name: "mean" type: "Reduction" bottom: "lstm" top: "mean" loss_weight: 1 }
-    """
-    fields = {"type": "Adam", "display": 1, "average_loss": 4, "test_iter": [2], "test_interval": 5}
-    path = toy.write(tmp_path, extra=toy.DROPOUT + more, snapshot_format=form, **fields)
-
-    def shown() -> list[str]:
-        return [m.split(", loss = ")[1] for m in messages(caplog) if ", loss = " in m]
-
-    with caplog.at_level("INFO", logger="fcnproto.solver"):
-        whole = Solver(path)
-        whole.step(12)
-        expected = shown()[7:]
-        first = Solver(path)
-        first.step(7)
-        state = first.snapshot()
-        torch.manual_seed(99)
-        second = Solver(path)
-        second.step(3)
-        second.restore(state)
-        assert second.iter == 7 and second.last_snapshot == state
-        caplog.clear()
-        second.step(5)
-    assert equal(values(whole), values(second))
-    assert whole.losses[7:] == second.losses[3:]
-    assert shown() == expected
-
-
-def test_restore_finds_a_model_that_moved_with_its_state(tmp_path: Path) -> None:
-    solver = Solver(toy.write(tmp_path))
-    solver.step(2)
-    solver.snapshot()
-    (tmp_path / "moved").mkdir()
-    for file in tmp_path.glob("snap_iter_2*"):
-        file.rename(tmp_path / "moved" / file.name)
-    fresh = Solver(tmp_path / "solver.prototxt")
-    fresh.restore(tmp_path / "moved" / "snap_iter_2.solverstate")
-    assert equal(values(solver), values(fresh))
-    (tmp_path / "moved" / "snap_iter_2.caffemodel").unlink()
-    with pytest.raises(fcnproto.WeightsError, match=r"its model .* is neither in"):
-        fresh.restore(tmp_path / "moved" / "snap_iter_2.solverstate")
-
-
-def test_useless_side_file_is_a_warning(tmp_path: Path) -> None:
-    solver = Solver(toy.write(tmp_path))
-    solver.step(1)
-    state = solver.snapshot()
-    for content, reason in (("{", "Expecting"), ('{"version": 9}', "version 1"), ('{"version": 1}', "iteration 1")):
-        (tmp_path / "snap_iter_1.resume.json").write_text(content)
-        with pytest.warns(fcnproto.FcnprotoWarning, match=f"can't be used.*{reason}"):
-            Solver(tmp_path / "solver.prototxt").restore(state)
-
-
-def test_resuming_on_other_data_is_a_warning(tmp_path: Path) -> None:
-    solver = Solver(toy.write(tmp_path))
-    solver.step(1)
-    state = solver.snapshot()
-    net = tmp_path / "net.prototxt"
-    net.write_text(net.read_text().replace('name: "src"', 'name: "elsewhere"'))
-    other = Solver(tmp_path / "solver.prototxt")
-    with pytest.warns(fcnproto.FcnprotoWarning, match="the data layers are others"):
-        other.restore(state)
-    other.step(1)
-    assert other.iter == 2
-
-
-def test_snapshot_diff_and_prefix_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = toy.write(tmp_path, snapshot_diff=True, snapshot_prefix="")
-    solver = Solver(path)
-    solver.step(1)
-    assert solver.snapshot() == str(tmp_path / "solver_iter_1.solverstate")
-    model = caffe_pb2.NetParameter()
-    model.ParseFromString((tmp_path / "solver_iter_1.caffemodel").read_bytes())
-    stored = {layer.name: layer for layer in model.layer}["ip"].blobs[0].diff
-    np.testing.assert_array_equal(np.array(stored, np.float32), solver.net.params["ip"][0].grad.flatten().numpy())
-    (tmp_path / "into").mkdir()
-    other = Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/into"))
-    assert other.snapshot() == str(tmp_path / "into" / "solver_iter_0.solverstate")
-    made = Solver(toy.write(tmp_path, snapshot_prefix="new/folder/snap", snapshot=5))
-    monkeypatch.chdir(tmp_path / "into")
-    assert made.snapshot() == "new/folder/snap_iter_0.solverstate"
-    assert (tmp_path / "into" / "new" / "folder" / "snap_iter_0.caffemodel").exists()
-    with pytest.raises(fcnproto.SolverError, match=r"solver\.prototxt is no folder that can be written to"):
-        Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/solver.prototxt/snap", snapshot=5))
-
-
 def test_requests_stop_and_snapshot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     solver = Solver(toy.write(tmp_path, test_iter=[1], test_interval=4, test_initialization=False))
     asked: list[int] = []
@@ -297,15 +190,6 @@ def test_a_stop_during_a_test_ends_the_step_before_the_iteration(tmp_path: Path)
     assert solver.iter == 0 and solver.losses == []
 
 
-def test_weights_go_into_all_nets(tmp_path: Path) -> None:
-    first = Solver(toy.write(tmp_path))
-    first.net.save(tmp_path / "w.caffemodel")
-    path = toy.write(tmp_path, weights=[f" {tmp_path}/w.caffemodel , "], random_seed=8, test_iter=[1], test_interval=5)
-    second = Solver(path)
-    for net in (second.net, second.test_nets[0]):
-        assert torch.equal(net.params["conv"][0], first.net.params["conv"][0])
-
-
 def test_random_seed_makes_runs_repeatable(tmp_path: Path) -> None:
     path = toy.write(tmp_path)
     runs = []
@@ -318,6 +202,14 @@ def test_random_seed_makes_runs_repeatable(tmp_path: Path) -> None:
     assert not torch.equal(first, Solver(toy.write(tmp_path, random_seed=6)).net.params["conv"][0])
 
 
+def test_steps_of_multistep_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    solver = Solver(toy.write(tmp_path, lr_policy="multistep", gamma=0.1, stepvalue=[1, 3]))
+    with caplog.at_level("INFO", logger="fcnproto.solver"):
+        solver.step(4)
+    lines = [line for line in messages(caplog) if "MultiStep" in line]
+    assert lines == ["MultiStep Status: Iteration 1, step = 1", "MultiStep Status: Iteration 3, step = 2"]
+
+
 def test_lr_is_the_rate_used_last(tmp_path: Path) -> None:
     solver = Solver(toy.write(tmp_path, lr_policy="multistep", gamma=0.1, stepvalue=[1, 2]))
     assert solver.lr == solver.lr == pytest.approx(0.01)
@@ -326,25 +218,6 @@ def test_lr_is_the_rate_used_last(tmp_path: Path) -> None:
         solver.step(1)
         rates += [solver.lr, solver.lr]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
-
-
-def test_debug_info_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plain = Solver(toy.write(tmp_path, test_iter=[1], test_interval=2))
-    plain.step(3)
-    solver = Solver(toy.write(tmp_path, debug_info=True, display=1, test_iter=[1], test_interval=2))
-    with caplog.at_level("INFO", logger="fcnproto.solver"):
-        solver.step(3)
-    assert equal(values(plain), values(solver))
-    text = "\n".join(messages(caplog))
-    for line in (
-        r"    \[Forward\] Layer conv, top blob conv data: [\d.]+",
-        r"    \[Forward\] Layer conv, param blob 0 data: [\d.]+",
-        r"    \[Forward\] Layer accuracy, top blob accuracy data: [\d.]+",
-        r"    \[Backward\] Layer ip, bottom blob conv diff: [\d.e-]+",
-        r"    \[Backward\] Layer ip, param blob 1 diff: [\d.e-]+",
-        r"    \[Backward\] All net params \(data, diff\): L1 norm = \([\d.]+, [\d.]+\); L2 norm = \([\d.]+, [\d.]+\)",
-    ):
-        assert re.search(line, text), line
 
 
 class TestDivergence:
@@ -398,47 +271,12 @@ class TestDivergence:
         assert caught.value.layer == "conv"
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"net": ""}, "names no net to train|no net of the solver given"),
-        ({"train_net": "net.prototxt"}, "has net and train_net; give exactly one"),
-        ({"type": "Momentum"}, "type 'Momentum' is unknown"),
-        ({"lr_policy": "never"}, "lr_policy 'never' is unknown"),
-        ({"average_loss": 0}, "average_loss"),
-        ({"test_iter": [1]}, "no test_interval"),
-        ({"test_iter": [1], "test_interval": 1, "test_state": [{}, {}]}, "2 test_state entries for 1 test nets"),
-        ({"test_net": ["net.prototxt", "net.prototxt"], "test_iter": [1], "test_interval": 1}, "1 test_iter entries"),
-        ({"type": "AdaGrad"}, "AdaGrad has no momentum"),
-        ({"regularization_type": "L0", "weight_decay": 0.1}, "L1 or L2"),
-        ({"net": "missing.prototxt"}, "missing.prototxt"),
-    ],
-)
-def test_refusals(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(fcnproto.Error, match=message):
-        Solver(toy.write(tmp_path, **fields))
-
-
 def test_no_policy_is_an_error_at_the_first_step(tmp_path: Path) -> None:
     path = toy.write(tmp_path)
     path.write_text(path.read_text().replace('lr_policy: "fixed"', ""))
     solver = Solver(path)
     with pytest.raises(fcnproto.SolverError, match="no lr_policy"):
         solver.step(1)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"delta": 0.1}, "delta not used by type SGD"),
-        ({"stepsize": 3, "gamma": 0.5}, "gamma, stepsize not used by lr_policy 'fixed'"),
-        ({"regularization_type": "L1"}, "regularization_type not used without weight_decay"),
-        ({"layer_wise_reduce": False}, "layer_wise_reduce"),
-    ],
-)
-def test_fields_without_effect_are_warned_of(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
-    with pytest.warns(fcnproto.FcnprotoWarning, match=message):
-        Solver(toy.write(tmp_path, **fields))
 
 
 def test_batchnorm_sums_are_not_decayed(tmp_path: Path) -> None:

@@ -46,10 +46,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "two", tmp_path / "one"
 
 
+@pytest.mark.filterwarnings("ignore:solver. gamma not used")
 def test_two_workers_are_one_with_both_batches(folders: tuple[Path, Path]) -> None:
     """In order, worker r of 2 reads every second row: two batches of 4 rows are the rows of one batch of 8."""
     two, one = folders
     fields = {"max_iter": 5, "weight_decay": 0.01, "clip_gradients": 0.5, "iter_size": 2, "display": 1}
+    fields |= {"test_iter": [2, 1], "test_interval": 2, "snapshot": 2, "gamma": 0.5}
     for folder in folders:
         toy.write(folder, shuffle=False, extra="", **fields)
     Solver(two / "solver.prototxt").net.save(two / "start.caffemodel")
@@ -65,7 +67,14 @@ def test_two_workers_are_one_with_both_batches(folders: tuple[Path, Path]) -> No
     for ours, reference in zip(weights(two, 5), weights(one, 5), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
     lines = [line for line in result.stderr.splitlines() if "Iteration 3, lr" in line]
-    assert len(lines) == 1  # rank 0 alone prints
+    assert len(lines) == 1  # rank 0 alone prints, tests and writes
+    tested = [line.split("] ")[1] for line in result.stderr.splitlines() if "Testing net" in line]
+    assert tested == [f"Iteration {iteration}, Testing net (#{net})" for iteration in (0, 2, 4) for net in (0, 1)]
+    assert result.stderr.count("gamma not used") == 1
+    assert sorted(path.name for path in two.glob("snap_iter_*.solverstate")) == [
+        f"snap_iter_{iteration}.solverstate" for iteration in (2, 4, 5)
+    ]
+    assert not [path.name for path in two.iterdir() if path.name.startswith(".")]
     stored = json.loads((two / "snap_iter_5.resume.json").read_text())
     assert len(stored["workers"]) == 2
     assert stored["workers"][0]["random"] != stored["workers"][1]["random"]
@@ -112,6 +121,58 @@ def test_workers_stop_together(folders: tuple[Path, Path]) -> None:
     assert result.returncode == 0, result.stderr
     assert [(folder / f"ended-{rank}").read_text() for rank in range(2)] == ["3", "3"]
     assert (folder / "snap_iter_3.solverstate").exists()
+
+
+FAILURES = """
+import os, signal
+from pathlib import Path
+import torch
+from fcnproto.errors import SolverError
+from fcnproto.solver import DivergedError, Solver, distributed
+
+def note(name, text):
+    Path(f"{name}-{distributed.rank()}").write_text(text)
+
+try:
+    with distributed.worker_group("cpu") as device:
+        rank = distributed.rank()
+        solver = Solver("solver.prototxt", device=device)
+        solver.step(2)
+        data = torch.full((4, 2, 6, 6), float("nan") if rank == 1 else 1.0)
+        try:
+            solver.step(1, data=data, label=torch.zeros(4))
+        except DivergedError as error:
+            note("diverged", str(error))
+        if rank == 0:
+            (Path("snap_iter_2.caffemodel") / "in the way").mkdir(parents=True)
+        try:
+            solver.snapshot()
+        except OSError as error:
+            note("unwritten", str(error))
+        if rank == 1:
+            solver.add_callback(lambda: None, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        solver.step(5)
+except SolverError as error:
+    note("alone", str(error))
+    raise
+"""
+
+
+def test_workers_fail_together(folders: tuple[Path, Path]) -> None:
+    """What one worker can't go on from is said by all; one that dies takes the others with it instead of hanging them."""
+    folder, _ = folders
+    toy.write(folder)
+    (folder / "run.py").write_text(FAILURES)
+    result = torchrun(folder, "run.py")
+    assert result.returncode != 0
+    assert [path.name for path in sorted(folder.glob("diverged-*"))] == ["diverged-0", "diverged-1"]
+    messages = [(folder / f"diverged-{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1] and "the loss is nan; it began in input 'data'" in messages[0]
+    messages = [(folder / f"unwritten-{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1] and "snap_iter_2.caffemodel" in messages[0]
+    assert not list(folder.glob("*.solverstate"))
+    if (folder / "alone-0").exists():  # unless torchrun was quicker to end it
+        assert "another worker has ended" in (folder / "alone-0").read_text()
 
 
 def test_sigint_and_sighup_of_the_command_line(tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""Snapshots and resuming: names, contents, what a damaged or foreign file does, and that nothing is half done."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import solver_toy as toy
+import torch
+from solver_toy import equal, messages, values
+
+import fcnproto
+from fcnproto.schema import caffe_pb2
+from fcnproto.solver import Solver
+
+
+@pytest.mark.parametrize("hdf5", [False, True])
+def test_resume_is_exact(tmp_path: Path, hdf5: bool, caplog: pytest.LogCaptureFixture) -> None:
+    form = caffe_pb2.SolverParameter.HDF5 if hdf5 else caffe_pb2.SolverParameter.BINARYPROTO
+    more = """
+      layer { name: "noise" type: "DummyData" top: "noise" dummy_data_param { shape { dim: 4 dim: 4 dim: 4 dim: 4 }
+        data_filler { type: "gaussian" std: 0.1 } } }
+      layer { name: "cont" type: "DummyData" top: "cont" dummy_data_param { shape { dim: 4 dim: 4 }
+        data_filler { type: "constant" value: 1 } } }
+      layer { name: "add" type: "Eltwise" bottom: "conv" bottom: "noise" top: "sum" }
+      layer { name: "lstm" type: "LSTM" bottom: "sum" bottom: "cont" top: "lstm"
+        recurrent_param { num_output: 3 weight_filler { type: "xavier" } } }
+      layer { name: "mean" type: "Reduction" bottom: "lstm" top: "mean" loss_weight: 1 }
+    """
+    fields = {"type": "Adam", "display": 1, "average_loss": 4, "test_iter": [2], "test_interval": 5}
+    path = toy.write(tmp_path, extra=toy.DROPOUT + more, snapshot_format=form, **fields)
+
+    def shown() -> list[str]:
+        return [m.split(", loss = ")[1] for m in messages(caplog) if ", loss = " in m]
+
+    with caplog.at_level("INFO", logger="fcnproto.solver"):
+        whole = Solver(path)
+        whole.step(12)
+        expected = shown()[7:]
+        first = Solver(path)
+        first.step(7)
+        state = first.snapshot()
+        torch.manual_seed(99)
+        second = Solver(path)
+        second.step(3)
+        second.restore(state)
+        assert second.iter == 7 and second.last_snapshot == state
+        caplog.clear()
+        second.step(5)
+    assert equal(values(whole), values(second))
+    assert whole.losses[7:] == second.losses[3:]
+    assert shown() == expected
+
+
+def test_restore_finds_a_model_that_moved_with_its_state(tmp_path: Path) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(2)
+    solver.snapshot()
+    (tmp_path / "moved").mkdir()
+    for file in tmp_path.glob("snap_iter_2*"):
+        file.rename(tmp_path / "moved" / file.name)
+    fresh = Solver(tmp_path / "solver.prototxt")
+    fresh.restore(tmp_path / "moved" / "snap_iter_2.solverstate")
+    assert equal(values(solver), values(fresh))
+    (tmp_path / "moved" / "snap_iter_2.caffemodel").unlink()
+    with pytest.raises(fcnproto.WeightsError, match=r"its model .* is neither in"):
+        fresh.restore(tmp_path / "moved" / "snap_iter_2.solverstate")
+
+
+@pytest.mark.parametrize("hdf5", [False, True])
+def test_a_failed_restore_changes_nothing(tmp_path: Path, hdf5: bool) -> None:
+    form = caffe_pb2.SolverParameter.HDF5 if hdf5 else caffe_pb2.SolverParameter.BINARYPROTO
+    path = toy.write(tmp_path, snapshot_format=form)
+    solver = Solver(path)
+    solver.step(3)
+    state = Path(solver.snapshot())
+    model = state.with_name(state.name.replace("solverstate", "caffemodel"))
+    fresh = Solver(path)
+    fresh.step(1)
+    before = values(fresh), [blob.clone() for blob in fresh.optimizer.history]
+    for damaged in (model, state):
+        whole = damaged.read_bytes()
+        for length in (0, 5, len(whole) // 2, len(whole) - 1):
+            damaged.write_bytes(whole[:length])
+            with pytest.raises(fcnproto.WeightsError, match=re.escape(damaged.name)) as caught:
+                fresh.restore(state)
+            assert "\n" not in str(caught.value)
+            assert fresh.iter == 1
+            assert equal(before[0], values(fresh)) and equal(before[1], fresh.optimizer.history)
+        damaged.write_bytes(whole)
+    fresh.restore(state)
+    assert fresh.iter == 3 and equal(values(solver), values(fresh))
+
+
+def test_history_of_an_old_state_with_four_axes(tmp_path: Path) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(2)
+    path = Path(solver.snapshot())
+    state = caffe_pb2.SolverState.FromString(path.read_bytes())
+    for blob in state.history:
+        extents = [1] * (4 - len(blob.shape.dim)) + list(blob.shape.dim)
+        blob.ClearField("shape")
+        blob.num, blob.channels, blob.height, blob.width = extents
+    path.write_bytes(state.SerializeToString())
+    fresh = Solver(tmp_path / "solver.prototxt")
+    fresh.restore(path)
+    assert equal(fresh.optimizer.history, solver.optimizer.history)
+
+
+def test_snapshot_and_restore_without_a_policy(tmp_path: Path) -> None:
+    path = toy.write(tmp_path, lr_policy=None)
+    state = Solver(path).snapshot()
+    fresh = Solver(path)
+    fresh.restore(state)
+    with pytest.raises(fcnproto.SolverError, match="no lr_policy"):
+        fresh.step(1)
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = Solver(toy.write(tmp_path))
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fcnproto.solver.snapshots.write_state", full)
+    with pytest.raises(OSError, match="No space"):
+        solver.snapshot()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_useless_side_file_is_a_warning(tmp_path: Path) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(1)
+    state = solver.snapshot()
+    for content, reason in (("{", "Expecting"), ('{"version": 9}', "version 1"), ('{"version": 1}', "iteration 1")):
+        (tmp_path / "snap_iter_1.resume.json").write_text(content)
+        with pytest.warns(fcnproto.FcnprotoWarning, match=f"can't be used.*{reason}"):
+            Solver(tmp_path / "solver.prototxt").restore(state)
+
+
+def test_resuming_on_other_data_is_a_warning(tmp_path: Path) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(1)
+    state = solver.snapshot()
+    net = tmp_path / "net.prototxt"
+    net.write_text(net.read_text().replace('name: "src"', 'name: "elsewhere"'))
+    other = Solver(tmp_path / "solver.prototxt")
+    with pytest.warns(fcnproto.FcnprotoWarning, match="the data layers are others"):
+        other.restore(state)
+    other.step(1)
+    assert other.iter == 2
+
+
+def test_snapshot_diff_and_prefix_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = toy.write(tmp_path, snapshot_diff=True, snapshot_prefix="")
+    solver = Solver(path)
+    solver.step(1)
+    assert solver.snapshot() == str(tmp_path / "solver_iter_1.solverstate")
+    model = caffe_pb2.NetParameter()
+    model.ParseFromString((tmp_path / "solver_iter_1.caffemodel").read_bytes())
+    stored = {layer.name: layer for layer in model.layer}["ip"].blobs[0].diff
+    np.testing.assert_array_equal(np.array(stored, np.float32), solver.net.params["ip"][0].grad.flatten().numpy())
+    (tmp_path / "into").mkdir()
+    other = Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/into"))
+    assert other.snapshot() == str(tmp_path / "into" / "solver_iter_0.solverstate")
+    made = Solver(toy.write(tmp_path, snapshot_prefix="new/folder/snap", snapshot=5))
+    monkeypatch.chdir(tmp_path / "into")
+    assert made.snapshot() == "new/folder/snap_iter_0.solverstate"
+    assert (tmp_path / "into" / "new" / "folder" / "snap_iter_0.caffemodel").exists()
+    with pytest.raises(fcnproto.SolverError, match=r"solver\.prototxt is no folder that can be written to"):
+        Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/solver.prototxt/snap", snapshot=5))
+
+
+def test_weights_go_into_all_nets(tmp_path: Path) -> None:
+    first = Solver(toy.write(tmp_path))
+    first.net.save(tmp_path / "w.caffemodel")
+    path = toy.write(tmp_path, weights=[f" {tmp_path}/w.caffemodel , "], random_seed=8, test_iter=[1], test_interval=5)
+    second = Solver(path)
+    for net in (second.net, second.test_nets[0]):
+        assert torch.equal(net.params["conv"][0], first.net.params["conv"][0])
