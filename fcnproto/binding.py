@@ -332,9 +332,14 @@ def index_inputs(graph: Graph, layers: Sequence[Layer]) -> set[str]:
     found = set()
     for node, layer in zip(graph.nodes, layers, strict=True):
         for index in layer.index_bottoms:
-            blob = node.bottoms[index] if index < len(node.bottoms) else None
-            while blob is not None and blob.producer.type in _MOVING:
-                blob = blob.producer.bottoms[0]
-            if blob is not None and blob.producer.is_data:
-                found.add(blob.name)
+            source = moved_from(node.bottoms[index]) if index < len(node.bottoms) else None
+            if source is not None and source.producer.is_data:
+                found.add(source.name)
     return found
+
+
+def moved_from(blob: Blob) -> Blob:
+    """The blob whose values this one has, behind layers that only cut, copy and reshape."""
+    while blob.producer.type in _MOVING:
+        blob = blob.producer.bottoms[0]
+    return blob

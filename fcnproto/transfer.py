@@ -76,7 +76,8 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
                 copied.append(source.name)
                 plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
                 filled |= {net._shared.get((index, k), (index, k)) for k in matched}
-        if not copied:
+        empty = not any(layer.blobs for layer in stored.layers) and not any(layer.blob_names for layer in net.layers)
+        if not copied and not empty:
             raise WeightsError(_nothing_fits(net, path, stored.layers))
         for tensor, blob in plan:
             _read(tensor, blob)

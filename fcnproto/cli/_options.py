@@ -29,7 +29,9 @@ def state_options(function: Function) -> Function:
         click.option(
             "--allow-python", is_flag=True, help="Import the modules that Python layers name; they run as you."
         ),
-        click.option("--stage", "stages", metavar="A,B", help="Stages for the rules of the prototxt.", callback=names),
+        click.option(
+            "--stage", "stages", metavar="A,B", multiple=True, help="Stages for the prototxt's rules.", callback=_stages
+        ),
         click.option("--level", type=int, default=0, help="Level for the rules of the prototxt.", show_default=True),
     ):
         function = option(function)
@@ -54,6 +56,11 @@ def device(name: str | None) -> torch.device:
 def names(context: click.Context | None, parameter: click.Parameter | None, value: str | None) -> tuple[str, ...]:
     """A click callback: the parts of a list separated by commas."""
     return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+def _stages(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """A click callback: all names, whether the option is repeated or they stand in one list."""
+    return tuple(name for value in values for name in names(context, parameter, value))
 
 
 def size(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:

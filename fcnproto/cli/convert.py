@@ -17,6 +17,7 @@ from fcnproto.cli import _options, _output
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs that a .py speaks of.")
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
+@click.option("--losses", is_flag=True, help="Keep losses and accuracies in .py, .pt2 and .onnx, labels being inputs.")
 @click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of a data layer's top.")
 @_options.state_options
 def command(
@@ -25,6 +26,7 @@ def command(
     out: Path,
     input_size: tuple[int, int] | None,
     phase: str,
+    losses: bool,
     shapes: Sequence[str],
     level: int,
     stages: Sequence[str],
@@ -46,5 +48,5 @@ def command(
     if is_state:
         load_state(net, weights)
     title = net.graph.name or (model.parent.name if model.stem == "deploy" and model.parent.name else model.stem)
-    done = convert(net, out, size=input_size, title=title, about=about_inputs(net, model, weights))
+    done = convert(net, out, size=input_size, title=title, about=about_inputs(net, model, weights), losses=losses)
     _output.note(f"{', '.join(map(str, done.files))}: {done.checked}")

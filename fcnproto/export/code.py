@@ -27,6 +27,15 @@ def call(start: str, arguments: Sequence[str], end: str, indent: int) -> list[st
     return [f"{margin}{start}{opening}", *each, f"{margin}{closing}{end}"]
 
 
+def several(targets: str, values: Sequence[str], indent: int) -> list[str]:
+    """The lines of `targets = value, value`: one line, else one for each value in brackets."""
+    margin = " " * indent
+    line = f"{margin}{targets} = {', '.join(values)}"
+    if len(line) <= WIDTH or len(values) == 1:
+        return [line]
+    return [f"{margin}{targets} = (", *(f"{margin}    {value}," for value in values), f"{margin})"]
+
+
 def with_comment(lines: Sequence[str], comment: str) -> list[str]:
     """The lines with a comment: behind a single short line, else above."""
     if not comment:

@@ -8,10 +8,12 @@ weights bit by bit, outputs on random images of two sizes.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcnproto.errors import Error, FcnprotoWarning, GraphError, UsageError, WeightsError
+from fcnproto.errors import Error, FcnprotoWarning, UsageError, WeightsError
+from fcnproto.export.checking import Example, compare, independent, make_examples, without_chance
 from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
-from fcnproto.inference import fixed_image_size, run_with
 from fcnproto.net import Net
 from fcnproto.recognise import preprocessing_of, zoo_record
 from fcnproto.safetensors_file import read_safetensors, write_safetensors
@@ -32,8 +34,6 @@ from fcnproto.schema.weights import open_weights
 FORMATS = (".safetensors", ".pt", ".caffemodel.h5", ".h5", ".caffemodel", ".py", ".pt2", ".onnx")
 STATE_FILES = (".safetensors", ".pt", ".pth")
 
-TOLERANCE = 1e-5
-_SIZES = ((96, 64), (67, 93))
 _OPSET = 18
 
 
@@ -45,14 +45,34 @@ class Conversion:
     checked: str
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What `convert` was told about a net's code."""
+
+    size: tuple[int, int] | None
+    title: str
+    about: Sequence[str]
+    losses: bool
+
+
 def convert(
-    net: Net, out: Path, *, size: tuple[int, int] | None = None, title: str = "", about: Sequence[str] = ()
+    net: Net,
+    out: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    title: str = "",
+    about: Sequence[str] = (),
+    losses: bool = False,
 ) -> Conversion:
     """Write a net in the format of the path's ending, check it, and only then give the files their names.
 
     Args:
         size: (height, width) of image inputs for the shapes told in a .py; by default the prototxt's.
         title, about: what a .py calls the net and says of it.
+        losses: .py, .pt2 and .onnx keep losses and accuracies, with labels as inputs.
+
+    .pt2 and .onnx are for inference: what the layers of a net in the TRAIN phase do is what they do in TEST. What the
+    net remembers (statistics, states) stays as it is.
 
     Raises:
         UsageError: an unknown ending, or a missing package.
@@ -68,7 +88,7 @@ def convert(
     with tempfile.TemporaryDirectory(prefix=f".{out.name[:60]}.", dir=out.parent) as folder:
         made = Path(folder) / out.name
         if kind in (".py", ".pt2", ".onnx"):
-            checked = _convert_net(net, made, kind, size, title or net.graph.name or out.stem, about)
+            checked = _convert_net(net, made, kind, _Options(size, title or net.graph.name or out.stem, about, losses))
         else:
             checked = _convert_weights(net, made, kind)
         files = []
@@ -176,105 +196,102 @@ def _check_caffe_file(net: Net, made: Path) -> str:
     return f"{count} blobs read back, equal to the last bit"
 
 
-def _convert_net(
-    net: Net, made: Path, kind: str, size: tuple[int, int] | None, title: str, about: Sequence[str]
-) -> str:
-    inputs, _ = endpoints(net)
+def _convert_net(net: Net, made: Path, kind: str, options: _Options) -> str:
+    inputs, _ = endpoints(net, losses=options.losses)
     weights_name = f"{made.stem}.safetensors"
-    shapes = blob_shapes(net, input_shapes(net, inputs, size))
-    source = make_source(net, shapes, weights_name, title=title, about=about)
+    shapes = blob_shapes(net, input_shapes(net, inputs, options.size))
+    source = make_source(net, shapes, weights_name, title=options.title, about=options.about, losses=options.losses)
     with torch.device("meta"):
         module = run_source(source)
     state = state_for(net, module)
     module.load_state_dict(state, assign=True)  # the net's own memory
-    module.train(net.training)
-    examples = _examples(net, source)
+    twin = independent(net).eval()
     if kind == ".py":
         made.write_text(source.text, encoding="utf-8")
         write_safetensors(made.with_name(weights_name), state, {"format": "pt", "net": net.graph.name})
-        return _check(net, source, _written_module(made), examples)
-    program = _exported(module, source, examples[0], net)
-    if kind == ".pt2":
-        torch.export.save(program, made)
-        return _check(net, source, torch.export.load(made).module(), examples)
-    return _write_onnx(net, source, program, made, examples)
+        return _check_module(net, twin, source, made, options.size)
+    examples = make_examples(twin, source.inputs, source.outputs, options.size)
+    write = _write_program if kind == ".pt2" else _write_onnx
+    if len(examples) > 1:
+        try:
+            return write(module.eval(), source, made, examples)
+        except UsageError:
+            raise
+        except Exception as error:  # the tracers raise many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    fixed = make_examples(twin, source.inputs, source.outputs, options.size, vary=False)
+    checked = write(module.eval(), source, made, fixed)
+    if len(examples) > 1:
+        warnings.warn(
+            f"{made.name} takes inputs of {fixed[0].size} only: it could not be written for any size ({reason})",
+            FcnprotoWarning,
+            stacklevel=3,
+        )
+    return checked
 
 
-def _written_module(path: Path) -> Callable[..., Any]:
+def _check_module(net: Net, twin: Net, source: Source, made: Path, size: tuple[int, int] | None) -> str:
+    """Compare a written module with the net: as it is loaded, in eval(), and for a TRAIN net in train() too."""
+    module = _written_module(made)
+
+    def run(*values: Tensor) -> Any:
+        return independent(module)(*values)  # as at first: recurrent layers remember their last states
+
+    checked = compare(run, source.inputs, make_examples(twin, source.inputs, source.outputs, size))
+    if net.training:
+        for part in (module, twin):
+            part.train()
+            without_chance(part)
+        compare(run, source.inputs, make_examples(twin, source.inputs, source.outputs, size))
+        checked += " (in eval() and in train(), Dropout left out)"
+    return checked
+
+
+def _written_module(path: Path) -> nn.Module:
     """The module in a file as its user gets it: imported, with the weights beside it."""
     spec = importlib.util.spec_from_file_location("fcnproto_exported", path)
     assert spec is not None and spec.loader is not None
     content = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(content)
     shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
-    module: Callable[..., Any] = content.load()
+    module: nn.Module = content.load()
     return module
 
 
-def _examples(net: Net, source: Source) -> list[dict[str, Tensor]]:
-    """Random inputs of two sizes that the net can take, or of the one in the prototxt where it takes no other."""
-    draw = torch.Generator().manual_seed(0)
-
-    def example(size: tuple[int, int] | None) -> dict[str, Tensor]:
-        shapes = input_shapes(net, source.inputs, size)
-        return {name: torch.rand(shape, generator=draw) * 200 - 100 for name, shape in shapes.items()}
-
-    fixed = any(fixed_image_size(net, name) for name in source.inputs)
-    found = []
-    for size in () if fixed else _SIZES:
-        try:
-            blob_shapes(net, input_shapes(net, source.inputs, size))
-            found.append(example(size))
-        except (GraphError, RuntimeError):  # too small for this net
-            continue
-    return found if len(found) == len(_SIZES) else [example(None)]
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without what the tracers print of their own affairs; errors are raised as ever."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
-def _check(net: Net, source: Source, run: Callable[..., Any], examples: Sequence[Mapping[str, Tensor]]) -> str:
-    """Compare what was written with the net; the text says how well it agrees."""
-    worst, sizes = 0.0, []
-    for values in examples:
-        with torch.no_grad():
-            result = run(*(values[name] for name in source.inputs))
-            expected = run_with(net, dict(values), source.outputs)
-        found = result if isinstance(result, Mapping) else {source.outputs[0]: result}
-        for name in source.outputs:
-            ours, theirs = torch.as_tensor(found[name]), expected[name]
-            if ours.shape != theirs.shape:
-                raise Error(f"the exported net gives {name!r} the shape {tuple(ours.shape)} for {tuple(theirs.shape)}")
-            scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-            worst = max(worst, float((ours - theirs).abs().max()) / (scale or 1.0) if theirs.numel() else 0.0)
-        sizes.append(" and ".join("x".join(map(str, value.shape[2:])) or "-" for value in values.values()))
-    if not worst <= TOLERANCE:
-        raise Error(f"the exported net departs from this one by {worst:.3g} of the largest value; nothing was kept")
-    return f"outputs on inputs of {', '.join(sizes)} compared, largest deviation {worst:.2g}"
-
-
-def _exported(
-    module: nn.Module, source: Source, example: Mapping[str, Tensor], net: Net
-) -> torch.export.ExportedProgram:
-    """The module as torch.export has it, for any height and width where the net takes any."""
+def _exported(module: nn.Module, source: Source, examples: Sequence[Example]) -> torch.export.ExportedProgram:
+    """The module as torch.export has it, for any height and width where there are several examples."""
     free: Any = torch.export.Dim.AUTO
-    fixed = any(fixed_image_size(net, name) for name in source.inputs)
-    shapes = tuple({2: free, 3: free} if example[n].dim() == 4 and not fixed else {} for n in source.inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(module, tuple(example[name] for name in source.inputs), dynamic_shapes=shapes)
+    values = [examples[0].inputs[name] for name in source.inputs]
+    shapes = tuple({2: free, 3: free} if value.dim() == 4 and len(examples) > 1 else {} for value in values)
+    with _silence():
+        return torch.export.export(module, tuple(values), dynamic_shapes=shapes)
 
 
-def _write_onnx(
-    net: Net,
-    source: Source,
-    program: torch.export.ExportedProgram,
-    made: Path,
-    examples: Sequence[Mapping[str, Tensor]],
-) -> str:
+def _write_program(module: nn.Module, source: Source, made: Path, examples: Sequence[Example]) -> str:
+    torch.export.save(_exported(module, source, examples), made)
+    return compare(torch.export.load(made).module(), source.inputs, examples)
+
+
+def _write_onnx(module: nn.Module, source: Source, made: Path, examples: Sequence[Example]) -> str:
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
         raise UsageError(
             ".onnx needs the packages onnx and onnxscript; install them with: pip install 'fcnproto[onnx]'"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    program = _exported(module, source, examples)
+    with _silence():
         exported = torch.onnx.export(
             program,
             (),
@@ -298,7 +315,7 @@ def _write_onnx(
         given = {name: value.numpy() for name, value in zip(source.inputs, values, strict=True)}
         return dict(zip(source.outputs, session.run(list(source.outputs), given), strict=True))
 
-    return _check(net, source, run, examples)
+    return compare(run, source.inputs, examples)
 
 
 def _name_axes(exported: Any, source: Source) -> None:

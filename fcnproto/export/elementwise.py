@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from fcnproto.export.code import number
-from fcnproto.export.emitters import Piece, Request, Unsayable, says
+from fcnproto.export.emitters import Piece, Request, says
 from fcnproto.schema import caffe_pb2
 
 
@@ -149,7 +148,7 @@ def _slice(request: Request) -> Piece:
     axis = layer.canonical_axis(request.shapes[0])
     if not layer.points:
         return Piece(("torch.chunk", [request.x, str(layer.num_tops), f"dim={axis}"]))
-    return Piece(("torch.split", [request.x, str(layer.extents(request.shapes[0][axis])), f"dim={axis}"]))
+    return Piece(("torch.tensor_split", [request.x, str(list(layer.points)), f"dim={axis}"]))
 
 
 @says("Crop")
@@ -194,7 +193,5 @@ def _batch_reindex(request: Request) -> Piece:
 
 @says("Filter")
 def _filter(request: Request) -> Piece:
-    if not math.prod(request.shapes[-1][1:]) == 1:
-        raise Unsayable("its selector has several values for an item")
     kept = f"{request.args[-1]}.flatten() != 0"
-    return Piece((", ".join(f"{name}[{kept}]" for name in request.args[:-1]), None))
+    return Piece(("", [f"{name}[{kept}]" for name in request.args[:-1]]))

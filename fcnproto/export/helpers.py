@@ -12,22 +12,25 @@ from torch import Tensor, nn
 
 
 class BatchNorm(nn.Module):
-    """Caffe's BatchNorm: the buffers hold sums, which scale_factor divides; no learned scale."""
+    """Caffe's BatchNorm: the buffers hold sums, which scale_factor divides; no learned scale.
+
+    `stored` fixes whether they are used; None: in eval() only.
+    """
 
     mean: Tensor
     variance: Tensor
     scale_factor: Tensor
 
-    def __init__(self, channels: int, eps: float, fraction: float) -> None:
+    def __init__(self, channels: int, eps: float, fraction: float, stored: bool | None = None) -> None:
         super().__init__()
-        self.eps, self.fraction = eps, fraction
+        self.eps, self.fraction, self.stored = eps, fraction, stored
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("variance", torch.zeros(channels))
         self.register_buffer("scale_factor", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         shape = [1, -1] + [1] * (x.dim() - 2)
-        if self.training:
+        if not self.stored and (self.training or self.stored is not None):
             axes = [axis for axis in range(x.dim()) if axis != 1]
             variance, mean = torch.var_mean(x.detach(), axes, correction=1)
             for total, new in (
@@ -98,6 +101,35 @@ class BiasedEmbedding(nn.Module):
         return F.embedding(index.long(), self.weight) + self.bias
 
 
+class LearnedBlob(nn.Module):
+    """A parameter that is a blob by itself."""
+
+    def __init__(self, shape: list) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+def at_least(x: Tensor, sizes: tuple) -> Tensor:
+    """Zeros added at the end of the last axes until they have these sizes."""
+    margins = []
+    for size, wanted in zip(reversed(x.shape), reversed(sizes), strict=False):
+        margins += [0, max(0, wanted - size)]
+    return F.pad(x, margins)
+
+
+def im2col(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, dilation: tuple) -> Tensor:
+    """Caffe's Im2col of (N, C, ...): the windows as channels, in the order (channel, kernel)."""
+    axes = len(kernel)
+    x = F.pad(x, [p for p in reversed(pad) for _ in range(2)])
+    for i in range(axes):  # each step slides over one axis and appends its taps as the last one
+        x = x.unfold(2 + i, dilation[i] * (kernel[i] - 1) + 1, stride[i])[..., :: dilation[i]]
+    taps = list(range(2 + axes, 2 + 2 * axes))
+    return x.permute(0, 1, *taps, *range(2, 2 + axes)).flatten(1, 1 + axes)
+
+
 def windows_of(size: int, kernel: int, stride: int, pad: int, any_pad: bool, ceil: bool) -> int:
     """How many pooling windows Caffe puts along an axis."""
     room = size + 2 * pad - kernel
@@ -158,9 +190,32 @@ def mean_variance_normalise(x: Tensor, axes: tuple, eps: float, variance: bool) 
 
 
 def max_pool_with_mask(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool) -> tuple:
-    """Max pooling, and the index of each maximum within its plane, as floats."""
-    values, index = F.max_pool2d(x, kernel, stride, pad, ceil_mode=ceil, return_indices=True)
-    return values, index.to(x.dtype)
+    """Max pooling by Caffe's rules, and the index of each maximum within its plane, as floats."""
+    margins = pool_margins(x, kernel, stride, pad, ceil)
+    padded = F.pad(x, margins, value=torch.finfo(x.dtype).min)
+    values, index = F.max_pool2d(padded, kernel, stride, return_indices=True)
+    row, column = index // padded.shape[3] - pad[0], index % padded.shape[3] - pad[1]
+    inside = (row >= 0) & (row < x.shape[2]) & (column >= 0) & (column < x.shape[3])
+    return values, torch.where(inside, row * x.shape[3] + column, -1).to(x.dtype)
+
+
+def stochastic_pool(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool, sample: bool) -> Tensor:
+    """Caffe's stochastic pooling of values that are not negative: one of each window drawn in proportion to itself,
+    or without `sample` their mean weighted in that proportion."""
+    padded = F.pad(x, pool_margins(x, kernel, stride, pad, ceil))
+    values = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(4)
+    if not sample:
+        return values.square().sum(-1) / (values.sum(-1) + torch.finfo(x.dtype).tiny)
+    total = values.detach().cumsum(-1)
+    index = (total < torch.rand_like(total[..., :1]) * total[..., -1:]).sum(-1, keepdim=True)
+    return values.gather(-1, index.clamp(max=values.shape[-1] - 1)).squeeze(-1)
+
+
+def lstm_unit(cell: Tensor, gates: Tensor, cont: Tensor) -> tuple:
+    """Caffe's LSTMUnit: the new cell and hidden state of one step."""
+    enter, forget, leave, candidate = gates.chunk(4, -1)
+    cell = cont.detach()[..., None] * forget.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
+    return cell, leave.sigmoid() * cell.tanh()
 
 
 def spatial_pyramid(x: Tensor, levels: int, average: bool) -> Tensor:

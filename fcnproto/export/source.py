@@ -1,7 +1,8 @@
 """A net as the source of an ordinary `nn.Module` that needs PyTorch alone and a file of weights.
 
 Modules have the net's own names, so that its `state_dict` fits; every line says its blob's shape. Losses and what else
-needs labels is left out; the module computes what can be computed of the inputs.
+needs labels is left out unless it is asked for, or nothing else is there: the module computes what can be computed of
+the images.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
-from fcnproto.errors import UnsupportedLayerError
-from fcnproto.export import elementwise, helpers  # noqa: F401  registers emitters
-from fcnproto.export.code import WIDTH, call, identifier, text, with_comment
-from fcnproto.export.emitters import Piece, Request, Unsayable, emit
+from fcnproto.errors import GraphError, UnsupportedLayerError
+from fcnproto.export import elementwise, helpers, judging, judging_helpers  # noqa: F401  registers emitters
+from fcnproto.export.code import WIDTH, call, identifier, number, several, text, with_comment
+from fcnproto.export.emitters import MODULE, Piece, Request, Unsayable, emit
 from fcnproto.graph import Blob, Node
 from fcnproto.inference import computable_outputs, image_inputs
 from fcnproto.layers.base import Layer
@@ -46,6 +48,16 @@ def load_weights(path: Path) -> dict:
 '''
 
 
+_HELPERS = {
+    name: value
+    for module in (helpers, judging_helpers)
+    for name, value in vars(module).items()
+    if getattr(value, "__module__", "") == module.__name__
+}
+"""Functions and classes that a generated file may bring along, by name."""
+_RESERVED = frozenset([*_HELPERS, "self", "F", "nn", "torch", "json", "math", "Any", "Path", "Tensor"])
+
+
 @dataclass(frozen=True)
 class Source:
     """A generated module: its text, the class's name, the inputs in the order of `forward`, the outputs' names."""
@@ -63,7 +75,7 @@ class _Writer:
     net: Net
     shapes: Mapping[Blob, Shape]
     variables: dict[Blob, str] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=lambda: {"self", "F", "nn", "torch", "json", "math"})
+    taken: set[str] = field(default_factory=lambda: set(_RESERVED))
     modules: list[str] = field(default_factory=list)
     body: list[str] = field(default_factory=list)
     helpers: dict[str, None] = field(default_factory=dict)
@@ -73,9 +85,25 @@ class _Writer:
         self.variables[blob] = name
         return name
 
+    def add_constant(self, node: Node, layer: Any) -> None:
+        """Say a DummyData layer whose fillers are constants."""
+        first = next(iter(self.variables.values()), None)
+        for blob, filler in zip(node.tops, layer.fillers(), strict=True):
+            if filler.type != "constant" or first is None:
+                raise UnsupportedLayerError(
+                    f"layer {node.name!r} ({node.type}) can't be written as plain PyTorch: its values are drawn anew "
+                    "at each call"
+                )
+            name, shape = self.add_input(blob), self.shapes[blob]
+            line = f"        {name} = {first}.new_full({shape}, {number(filler.value)})"
+            self.body += with_comment([line], " x ".join(map(str, shape)))
+
     def add_layer(self, node: Node, layer: Layer, module_name: str) -> None:
         """Say one layer; `UnsupportedLayerError` where plain PyTorch has no word for it."""
         if node.type == "Silence":
+            return
+        if node.type == "DummyData":
+            self.add_constant(node, layer)
             return
         args = [self.variables[blob] for blob in node.bottoms]
         if node.type == "Split":
@@ -94,11 +122,13 @@ class _Writer:
         if piece.call is None:
             self.variables[node.tops[0]] = args[0]
             return
-        start, arguments = piece.call
-        start = reference if start == "self" else start
+        start = piece.call[0].replace(MODULE, reference)
+        arguments = piece.call[1] and [argument.replace(MODULE, reference) for argument in piece.call[1]]
         targets = self._targets(node)
         comment = ", ".join(" x ".join(map(str, self.shapes[blob])) or "scalar" for blob in node.tops)
-        if arguments is None:
+        if not start and arguments:
+            lines = several(", ".join(targets), arguments, 8)
+        elif arguments is None:
             lines = self._expression(", ".join(targets), start)
         else:
             lines = call(f"{', '.join(targets)} = {start}", arguments, "", 8)
@@ -140,6 +170,7 @@ def make_source(
     *,
     title: str = "",
     about: Sequence[str] = (),
+    losses: bool = False,
 ) -> Source:
     """The source of a module that computes what `net` does.
 
@@ -148,12 +179,13 @@ def make_source(
         weights_name: the file of weights that `load` looks for beside the source.
         title: what the net is called; its own name by default.
         about: further lines for the file's docstring.
+        losses: keep losses and accuracies; their labels are inputs then.
 
     Raises:
         UnsupportedLayerError: a layer that plain PyTorch has no equal of.
         GraphError: nothing can be computed of the net's image inputs.
     """
-    inputs, outputs = endpoints(net)
+    inputs, outputs = endpoints(net, losses=losses)
     targets = [net.graph.blobs[name] for name in outputs]
     wanted = _needed(targets)
     writer = _Writer(net, shapes)
@@ -163,47 +195,69 @@ def make_source(
                 writer.add_input(blob)
     names = [writer.variables[blob] for blob in sorted(writer.variables, key=lambda blob: inputs.index(blob.name))]
     for node, layer, module_name in zip(net.graph.nodes, net.layers, net._module_names, strict=True):
-        if not node.is_data and node in wanted:
+        if node in wanted and (node.type == "DummyData" or not node.is_data):
             writer.add_layer(node, layer, module_name)
     _share(net, writer, wanted)
     title = title or net.graph.name or "net"
-    class_name = identifier("".join(word[:1].upper() + word[1:] for word in _words(title)), set(), "Net")
-    results = [writer.variables[blob] for blob in targets]
+    class_name = identifier("".join(word[:1].upper() + word[1:] for word in _words(title)), set(_RESERVED), "Net")
     lines = [*_head(title, about, writer, weights_name)]
     for name in writer.helpers:
-        lines += ["", "", *inspect.getsource(getattr(helpers, name)).rstrip().splitlines()]
+        lines += ["", "", *inspect.getsource(_HELPERS[name]).rstrip().splitlines()]
     lines += ["", "", f"class {class_name}(nn.Module):", *_documented(title, inputs, outputs)]
     lines += ["    def __init__(self) -> None:", "        super().__init__()", *writer.modules, ""]
     returns = "Tensor" if len(outputs) == 1 else "dict"
     lines += call("    def forward", ["self", *(f"{name}: Tensor" for name in names)], f" -> {returns}:", 0)
-    lines += writer.body
-    if len(outputs) == 1:
-        lines.append(f"        return {results[0]}")
-    else:
-        entries = [f"{text(name)}: {value}" for name, value in zip(outputs, results, strict=True)]
-        one = f"        return {{{', '.join(entries)}}}"
-        lines += (
-            [one] if len(one) <= WIDTH else ["        return {", *(f"            {e}," for e in entries), "        }"]
-        )
+    lines += [*writer.body, *_returned(outputs, [writer.variables[blob] for blob in targets])]
     loader = _LOADER if weights_name.endswith(".safetensors") else _TORCH_LOADER
     lines += ["", *loader.rstrip().splitlines(), *_load_function(class_name, weights_name)]
     return Source("\n".join(lines) + "\n", class_name, inputs, outputs)
 
 
-def endpoints(net: Net) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The inputs and outputs of a net taken away: its Input blobs, or the images that its scores depend on."""
+def _returned(names: Sequence[str], variables: Sequence[str]) -> list[str]:
+    """The closing statement of `forward`: one tensor, or a dict of several."""
+    if len(names) == 1:
+        return [f"        return {variables[0]}"]
+    entries = [f"{text(name)}: {value}" for name, value in zip(names, variables, strict=True)]
+    one = f"        return {{{', '.join(entries)}}}"
+    if len(one) <= WIDTH:
+        return [one]
+    return ["        return {", *(f"            {entry}," for entry in entries), "        }"]
+
+
+def endpoints(net: Net, *, losses: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The inputs and outputs of a net taken away: its Input blobs, or the images that its scores depend on.
+
+    With `losses`, and where there is nothing else, all outputs and all inputs, labels among them.
+    """
     judges = {
         blob.name
         for node, layer in zip(net.graph.nodes, net.layers, strict=True)
         for blob in node.tops
         if layer.is_loss or node.type == "Accuracy"
     }
-    outputs = [name for name in computable_outputs(net, net.inputs) if name not in judges and name not in net.inputs]
+    if losses:
+        return _everything(net)
+    outputs = [name for name in _made(net, net.inputs) if name not in judges]
     if net.inputs and outputs:
         needed = set(image_inputs(net, outputs))
         return tuple(name for name in net.inputs if name in needed), tuple(outputs)
-    scores = score_blobs(net)
+    try:
+        scores = score_blobs(net)
+    except GraphError:
+        return _everything(net)
     return tuple(image_inputs(net, scores)), tuple(scores)
+
+
+def _everything(net: Net) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    outputs = _made(net, list(net.source_shapes))
+    if not outputs:
+        raise GraphError(f"net {net.graph.name!r}: computes nothing of inputs: there is nothing to take away")
+    return tuple(image_inputs(net, outputs)), tuple(outputs)
+
+
+def _made(net: Net, inputs: Sequence[str]) -> list[str]:
+    """The outputs that layers make of these inputs; one may have an input's name, after a layer in place."""
+    return [name for name in computable_outputs(net, inputs) if not net.graph.blobs[name].producer.is_data]
 
 
 def _needed(targets: Sequence[Blob]) -> set[Node]:
@@ -254,9 +308,11 @@ def _head(
     for line in about:
         text_lines += ["", *_wrapped(line)]
     docstring = ['"""' + text_lines[0], *text_lines[1:], '"""']
-    body = "\n".join([*writer.modules, *writer.body, *(inspect.getsource(getattr(helpers, n)) for n in writer.helpers)])
+    body = "\n".join([*writer.modules, *writer.body, *(inspect.getsource(_HELPERS[n]) for n in writer.helpers)])
     imports = ["import json", "import math"] if weights_name.endswith(".safetensors") else []
     imports.append("from pathlib import Path")
+    if "math." in body and "import math" not in imports:
+        imports.insert(0, "import math")
     if "-> Any:" in body:
         imports.append("from typing import Any")
     lines = [*docstring, "", *imports, "", "import torch"]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fcnproto.drawn_inputs import draw_inputs
 from fcnproto.errors import DataError, Error, UsageError
 from fcnproto.extract import loadable
 from fcnproto.inference import run_with, write_arrays
@@ -35,44 +36,28 @@ DUMP_SCRIPT = Path(__file__).with_name("dump_caffe.py")
 """The stand-alone script that records a net where Caffe lives."""
 
 _SEED = 1
-_READ_CLASSES = frozenset(
-    ["Accuracy", "HingeLoss", "InfogainLoss", "MultinomialLogisticLoss", "SoftmaxWithLoss"]  # as bottom 1
-)
-
-
-def _class_labels(net: Net) -> set[str]:
-    """The inputs that a loss or Accuracy reads as classes."""
-    names = set()
-    for node in net.graph.nodes:
-        if node.type in _READ_CLASSES:
-            blob = node.bottoms[1]
-            while blob.producer.type == "Split":
-                blob = blob.producer.bottoms[0]
-            names.add(blob.name)
-    return names
 
 
 def random_inputs(net: Net, size: tuple[int, int] | None = None) -> dict[str, Array]:
-    """Random values for the net's Input layers, the same at every call: -100 to 100, as images less their mean have;
-    classes 0 and 1 for labels.
+    """Random values for the net's inputs, the same at every call; see `draw_inputs`.
 
     `size` is the (height, width) of inputs with four axes. UsageError where the net does not say a shape.
     """
-    draw = np.random.default_rng(_SEED)
-    labels = _class_labels(net)
-    values = {}
-    for name in net.inputs:
+    made = {blob.name for node in net.graph.nodes if node.type == "DummyData" for blob in node.tops}
+    shapes = {}
+    for name in net.inputs or [name for name in net.source_shapes if name not in made]:
         shape = net.source_shapes[name]
         if shape is None:
             raise UsageError(f"the net does not say the shape of input {name!r}; give --image or --input")
-        extents = [1 if extent is None else extent for extent in shape]
+        extents = list(shape)
         if size is not None and len(extents) == 4:
             extents[2:] = size
-        drawn = draw.integers(0, 2, extents) if name in labels else draw.uniform(-100, 100, extents)
-        values[name] = drawn.astype(np.float32)
-    if not values:
-        raise UsageError("the net has no Input layer; give its inputs with --image or --input")
-    return values
+        if None in extents[1:]:
+            raise UsageError(f"the net does not say the size of input {name!r}; give --input-size, --image or --input")
+        shapes[name] = [1 if extent is None else extent for extent in extents]
+    if not shapes:
+        raise UsageError("the net has no inputs")
+    return draw_inputs(net, shapes, seed=_SEED)
 
 
 def float64_reference(net: Net, inputs: Mapping[str, Array], *, with_gradients: bool | None = None) -> Recording:

@@ -84,6 +84,47 @@ def test_exported_program_takes_any_size(small: tuple[Path, Path], tmp_path: Pat
         torch.testing.assert_close(module(x), output(model, weights, x), rtol=1e-6, atol=1e-6)
 
 
+# Crops, a ceil pooling, two inputs, two outputs, LRN and groups, each with its offsets.
+FAMILY = ["voc_fcn8s_forward", "siftflow_fcn8s_forward", "nyud_fcn32s_color_hha_forward", "voc_fcn_alexnet_forward"]
+OTHER_SIZES = ((50, 77), (101, 64))
+
+
+SOME_SLOW = [*FAMILY[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILY[2:])]
+
+
+@pytest.mark.parametrize("name", SOME_SLOW)
+def test_exported_programs_of_the_family(name: str, tmp_path: Path) -> None:
+    net = golden_cases.load("fcn", name).net()
+    done = convert(net, tmp_path / "net.pt2")
+    assert "96x64" in done.checked and "67x93" in done.checked and "130x49" in done.checked
+    module = torch.export.load(tmp_path / "net.pt2").module()
+    for size in OTHER_SIZES:
+        values = [torch.randn(*net.source_shapes[blob][:2], *size) for blob in net.inputs]  # type: ignore[index]
+        with torch.no_grad():
+            found, expected = module(*values), net(dict(zip(net.inputs, values, strict=True)))
+        found = found if isinstance(found, dict) else {"score": found}
+        for blob in net.outputs:
+            golden_cases.assert_close(found[blob], expected[blob].numpy(), 1e-5, blob)
+
+
+@pytest.mark.skipif(onnx_missing, reason="onnx, onnxscript or onnxruntime is not installed")
+@pytest.mark.parametrize("name", [FAMILY[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILY[1:])])
+def test_onnx_of_the_family(name: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    net = golden_cases.load("fcn", name).net()
+    done = convert(net, tmp_path / "net.onnx")
+    assert "96x64" in done.checked and "130x49" in done.checked
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    for size in OTHER_SIZES:
+        values = {blob: torch.randn(*net.source_shapes[blob][:2], *size) for blob in net.inputs}  # type: ignore[index]
+        found = session.run(net.outputs, {blob: value.numpy() for blob, value in values.items()})
+        with torch.no_grad():
+            expected = net(values)
+        for blob, value in zip(net.outputs, found, strict=True):
+            golden_cases.assert_close(value, expected[blob].numpy(), 1e-5, blob)
+
+
 @pytest.mark.skipif(onnx_missing, reason="onnx, onnxscript or onnxruntime is not installed")
 def test_onnx_takes_any_size(small: tuple[Path, Path], tmp_path: Path) -> None:
     import onnxruntime
@@ -124,6 +165,53 @@ def test_training_nets_leave_their_losses(tmp_path: Path) -> None:
     net = fcnproto.load(case.folder / "net.prototxt")
     convert(net, tmp_path / "train.py")
     assert "loss" not in (tmp_path / "train.py").read_text()
+
+
+def test_training_nets_keep_their_losses_if_asked(tmp_path: Path) -> None:
+    case = golden_cases.load("fcn", "siftflow_fcn8s_train")
+    net = case.net()
+    convert(net, tmp_path / "train.py", losses=True)
+    text = (tmp_path / "train.py").read_text()
+    assert "def forward(self, data: Tensor, sem: Tensor, geo: Tensor) -> dict:" in text
+    assert "softmax_loss(" in text
+
+
+@pytest.mark.parametrize("name", ["batchnorm_train", "batchnorm_train_global", "lstm", "dropout_train_contract"])
+def test_nets_that_remember_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    net = golden_cases.load("layers", name).net()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    done = convert(net, tmp_path / "net.py")
+    assert "in eval() and in train()" in done.checked
+    assert net.training
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    assert all(getattr(layer, "hidden", None) is None for layer in net.layers)
+
+
+@pytest.mark.parametrize("name", ["embed", "batch_reindex", "filter", "log", "softmaxloss_2d", "im2col_axis"])
+def test_inputs_that_are_no_images(name: str, tmp_path: Path) -> None:
+    matching = [case for case in golden_cases.names("layers") if case.startswith(name)]
+    convert(golden_cases.load("layers", matching[0]).net(), tmp_path / "net.py")
+
+
+def test_values_that_are_no_numbers_are_a_departure(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcnproto.export import emitters
+
+    monkeypatch.setitem(emitters.EMITTERS, "ReLU", lambda request: emitters.Piece((f"{request.x} / 0 * 0", None)))
+    with pytest.raises(fcnproto.Error, match=r"departs from this one in 'score' by (nan|inf)"):
+        convert(fcnproto.load(*small), tmp_path / "net.py")
+    assert list(tmp_path.glob("net*")) == []
+
+
+def test_net_without_weights(tmp_path: Path) -> None:
+    case = golden_cases.load("layers", "pool_max_pad")
+    case.net().save(tmp_path / "w.caffemodel")
+    arguments = ["convert", str(case.folder / "net.prototxt"), str(tmp_path / "w.caffemodel")]
+    assert main([*arguments, str(tmp_path / "net.py")]) == 0
+    _, weights = small_fcn(tmp_path)
+    assert main(["convert", str(case.folder / "net.prototxt"), str(weights), str(tmp_path / "net.pt")]) == 1
 
 
 def test_nothing_is_left_of_a_wrong_export(

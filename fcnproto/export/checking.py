@@ -1,0 +1,113 @@
+"""The check that a net in another form gives the numbers of the net itself, on inputs of several sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fcnproto.drawn_inputs import draw_inputs
+from fcnproto.errors import Error
+from fcnproto.export.shapes import input_shapes
+from fcnproto.inference import fixed_image_size, run_with
+from fcnproto.net import Net
+from fcnproto.parity.measures import measure
+
+TOLERANCE = 1e-5
+"""The largest deviation, as a share of an output's largest value."""
+
+_SIZES = ((96, 64), (67, 93), (130, 49))
+"""Heights and widths: even, odd, and far from square."""
+
+Run = Callable[..., Any]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass
+class Example:
+    """Inputs by name, and what the net gives for them."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @property
+    def size(self) -> str:
+        """The inputs' heights and widths, in words."""
+        return " and ".join("x".join(map(str, value.shape[2:])) or "-" for value in self.inputs.values())
+
+
+def independent(net: Module) -> Module:
+    """A copy of a net or module that shares the parameters alone: what it remembers (statistics, states) is its own."""
+    return copy.deepcopy(net, {id(value): value for value in net.parameters()})
+
+
+def takes_any_size(net: Net, inputs: Sequence[str]) -> bool:
+    """Whether the height and width of the inputs may vary."""
+    images = any(len(net.source_shapes.get(name) or ()) == 4 for name in inputs)
+    return images and not any(fixed_image_size(net, name) for name in inputs)
+
+
+def make_examples(
+    net: Net, inputs: Sequence[str], outputs: Sequence[str], size: tuple[int, int] | None, *, vary: bool = True
+) -> list[Example]:
+    """Examples of the sizes that the net can take: several with `vary`, if any; else that of the prototxt or `size`.
+
+    The first is that of the prototxt where it is small. GraphError or another `Error` where the net can't be run.
+    """
+    found = []
+    for wanted in _SIZES if vary and takes_any_size(net, inputs) else ():
+        try:
+            found.append(_example(net, inputs, outputs, wanted))
+        except (Error, RuntimeError):  # too small for this net, or bound to another size
+            continue
+    return found if len(found) > 1 else [_example(net, inputs, outputs, size)]
+
+
+def _example(net: Net, inputs: Sequence[str], outputs: Sequence[str], size: tuple[int, int] | None) -> Example:
+    shapes = input_shapes(net, inputs, size)
+    for positive in (False, True):  # logarithms and broken powers make no number of what is negative
+        values = {name: torch.from_numpy(value) for name, value in draw_inputs(net, shapes, positive=positive).items()}
+        with torch.no_grad():
+            results = run_with(independent(net), values, list(outputs))
+        example = Example(values, {name: results[name] for name in outputs})
+        if all(bool(value.isfinite().all()) for value in example.outputs.values()):
+            break
+    return example
+
+
+def without_chance(module: nn.Module) -> None:
+    """Dropout layers hand on what they get, also in training."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout) or getattr(part, "type", "") == "Dropout":
+            part.train(False)
+
+
+def compare(run: Run, inputs: Sequence[str], examples: Sequence[Example]) -> str:
+    """Run what was written on the examples; the text says how well it agrees. `Error` where it doesn't."""
+    worst = 0.0
+    for example in examples:
+        try:
+            with torch.no_grad():
+                result = run(*(example.inputs[name] for name in inputs))
+        except Exception as error:  # what a runtime of another kind may raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Error(f"the exported net can't be run on inputs of {example.size}: {reason}") from error
+        found = result if isinstance(result, Mapping) else {next(iter(example.outputs)): result}
+        for name, expected in example.outputs.items():
+            ours, theirs = np.asarray(found[name]), expected.numpy()
+            if ours.shape != theirs.shape:
+                raise Error(f"the exported net gives {name!r} the shape {ours.shape} for {theirs.shape}")
+            deviation = measure(ours, theirs).max_rel
+            if not deviation <= TOLERANCE:
+                raise Error(
+                    f"the exported net departs from this one in {name!r} by {deviation:.3g} of the largest value; "
+                    "nothing was kept"
+                )
+            worst = max(worst, deviation)
+    sizes = ", ".join(example.size for example in examples)
+    return f"outputs on inputs of {sizes} compared, largest deviation {worst:.2g}"
