@@ -152,6 +152,6 @@ def is_own(layer: Layer) -> bool:
     return type(layer).__module__.startswith("fcnproto.layers.")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

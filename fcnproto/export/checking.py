@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fcnproto.drawn_inputs import draw_inputs
 from fcnproto.errors import Error
 from fcnproto.export.shapes import input_shapes
-from fcnproto.inference import fixed_image_size, run_with
+from fcnproto.inference import run_with
 from fcnproto.net import Net
 from fcnproto.parity.measures import measure
 
@@ -46,24 +46,19 @@ def independent(net: Module) -> Module:
     return copy.deepcopy(net, {id(value): value for value in net.parameters()})
 
 
-def takes_any_size(net: Net, inputs: Sequence[str]) -> bool:
-    """Whether the height and width of the inputs may vary."""
-    images = any(len(net.source_shapes.get(name) or ()) == 4 for name in inputs)
-    return images and not any(fixed_image_size(net, name) for name in inputs)
-
-
 def make_examples(
     net: Net, inputs: Sequence[str], outputs: Sequence[str], size: tuple[int, int] | None, *, vary: bool = True
 ) -> list[Example]:
     """Examples of the sizes that the net can take: several with `vary`, if any; else that of the prototxt or `size`.
 
-    The first is that of the prototxt where it is small. GraphError or another `Error` where the net can't be run.
+    GraphError or another `Error` where the net can't be run.
     """
     found = []
-    for wanted in _SIZES if vary and takes_any_size(net, inputs) else ():
+    images = any(len(net.source_shapes.get(name) or ()) == 4 for name in inputs)
+    for wanted in _SIZES if vary and images else ():
         try:
             found.append(_example(net, inputs, outputs, wanted))
-        except (Error, RuntimeError):  # too small for this net, or bound to another size
+        except (Error, RuntimeError):  # too small for this net, or its weights suit another size alone
             continue
     return found if len(found) > 1 else [_example(net, inputs, outputs, size)]
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fcnproto.calling import first_line
 from fcnproto.errors import Error, FcnprotoWarning, UsageError, WeightsError
 from fcnproto.export.checking import Example, compare, independent, make_examples, without_chance
 from fcnproto.export.shapes import blob_shapes, input_shapes
@@ -212,21 +213,21 @@ def _convert_net(net: Net, made: Path, kind: str, options: _Options) -> str:
         return _check_module(net, twin, source, made, options.size)
     examples = make_examples(twin, source.inputs, source.outputs, options.size)
     write = _write_program if kind == ".pt2" else _write_onnx
-    if len(examples) > 1:
-        try:
-            return write(module.eval(), source, made, examples)
-        except UsageError:
-            raise
-        except Exception as error:  # the tracers raise many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if len(examples) == 1:
+        return write(module.eval(), source, made, examples)
+    try:
+        return write(module.eval(), source, made, examples)
+    except UsageError:
+        raise
+    except Error as error:
+        reason = str(error)
     fixed = make_examples(twin, source.inputs, source.outputs, options.size, vary=False)
     checked = write(module.eval(), source, made, fixed)
-    if len(examples) > 1:
-        warnings.warn(
-            f"{made.name} takes inputs of {fixed[0].size} only: it could not be written for any size ({reason})",
-            FcnprotoWarning,
-            stacklevel=3,
-        )
+    warnings.warn(
+        f"{made.name} takes inputs of {fixed[0].size} only: for any size it can't be written ({reason})",
+        FcnprotoWarning,
+        stacklevel=3,
+    )
     return checked
 
 
@@ -259,14 +260,19 @@ def _written_module(path: Path) -> nn.Module:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Without what the tracers print of their own affairs; errors are raised as ever."""
+def _tracing(kind: str) -> Iterator[None]:
+    """PyTorch's exporters: silent about their own affairs, and what they raise is an `Error` of one line."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except Exception as error:  # they raise many kinds, the cause several steps behind
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise Error(f"PyTorch can't write this net as {kind}: {first_line(cause)}") from error
     finally:
         logging.disable(before)
 
@@ -276,7 +282,7 @@ def _exported(module: nn.Module, source: Source, examples: Sequence[Example]) ->
     free: Any = torch.export.Dim.AUTO
     values = [examples[0].inputs[name] for name in source.inputs]
     shapes = tuple({2: free, 3: free} if value.dim() == 4 and len(examples) > 1 else {} for value in values)
-    with _silence():
+    with _tracing("an exported program"):
         return torch.export.export(module, tuple(values), dynamic_shapes=shapes)
 
 
@@ -291,7 +297,9 @@ def _write_onnx(module: nn.Module, source: Source, made: Path, examples: Sequenc
             ".onnx needs the packages onnx and onnxscript; install them with: pip install 'fcnproto[onnx]'"
         )
     program = _exported(module, source, examples)
-    with _silence():
+    # In ONNX an output can't have an input's name, as it has after a layer in place.
+    names = [f"{name}_output" if name in source.inputs else name for name in source.outputs]
+    with _tracing("ONNX"):
         exported = torch.onnx.export(
             program,
             (),
@@ -299,21 +307,22 @@ def _write_onnx(module: nn.Module, source: Source, made: Path, examples: Sequenc
             verbose=False,
             opset_version=_OPSET,
             input_names=list(source.inputs),
-            output_names=list(source.outputs),
+            output_names=names,
         )
-    assert exported is not None
-    _name_axes(exported, source)
-    exported.save(made, external_data=_bytes_of(program) > _MOST_ONNX_BYTES)
+        assert exported is not None
+        _name_axes(exported, source)
+        exported.save(made, external_data=_bytes_of(program) > _MOST_ONNX_BYTES)
     try:
         import onnxruntime
     except ImportError:
         warnings.warn(f"{made.name} was not checked: onnxruntime is not installed", FcnprotoWarning, stacklevel=2)
         return "not checked"
-    session = onnxruntime.InferenceSession(str(made), providers=["CPUExecutionProvider"])
+    with _tracing("ONNX that onnxruntime reads"):
+        session = onnxruntime.InferenceSession(str(made), providers=["CPUExecutionProvider"])
 
     def run(*values: Tensor) -> dict[str, Any]:
         given = {name: value.numpy() for name, value in zip(source.inputs, values, strict=True)}
-        return dict(zip(source.outputs, session.run(list(source.outputs), given), strict=True))
+        return dict(zip(source.outputs, session.run(names, given), strict=True))
 
     return compare(run, source.inputs, examples)
 

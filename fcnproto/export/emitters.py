@@ -174,7 +174,7 @@ def _pooling(request: Request) -> Piece:
     average = method == caffe_pb2.PoolingParameter.AVE
     function = "F.avg_pool2d" if average else "F.max_pool2d"
     if layer.kernel is None:
-        return Piece((function, [x, kernel]))
+        return Piece((f"F.adaptive_{'avg' if average else 'max'}_pool2d", [x, "1"]))
     if not _pools_alike(windows, request.shapes[0][2:]):
         name = "average_pool" if average else "max_pool"
         return Piece((name, general), None, (name, "pool_margins", "windows_of"))

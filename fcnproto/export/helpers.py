@@ -133,10 +133,8 @@ def im2col(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, dilation: tuple)
 def windows_of(size: int, kernel: int, stride: int, pad: int, any_pad: bool, ceil: bool) -> int:
     """How many pooling windows Caffe puts along an axis."""
     room = size + 2 * pad - kernel
-    count = (-(-room // stride) if ceil else room // stride) + 1
-    if any_pad and (count - 1) * stride >= size + pad:
-        count -= 1
-    return count
+    count = (room + (stride - 1 if ceil else 0)) // stride + 1
+    return torch.sym_min(count, (size + pad - 1) // stride + 1) if any_pad else count
 
 
 def pool_margins(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool) -> list:
@@ -159,7 +157,7 @@ def max_pool(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool) ->
 def average_pool(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool) -> Tensor:
     """Average pooling by Caffe's rules for windows that PyTorch's own pooling doesn't allow."""
     padded = F.pad(x, pool_margins(x, kernel, stride, pad, ceil))
-    sums = F.avg_pool2d(padded, kernel, stride, divisor_override=1)
+    sums = F.avg_pool2d(padded, kernel, stride) * (kernel[0] * kernel[1])
     extents = []
     for i in (0, 1):
         start = torch.arange(sums.shape[2 + i], device=x.device) * stride[i] - pad[i]
@@ -171,8 +169,11 @@ def average_pool(x: Tensor, kernel: tuple, stride: tuple, pad: tuple, ceil: bool
 def arg_max(x: Tensor, count: int, axis: int | None, values: bool) -> Tensor:
     """Caffe's ArgMax: of equal values the larger index comes first."""
     rows = x.movedim(axis, -1) if axis is not None else x.flatten(1)
-    order = rows.flip(-1).sort(dim=-1, descending=True, stable=True).indices
-    index = rows.shape[-1] - 1 - order[..., :count]
+    left, places = rows.flip(-1), []
+    for _ in range(count):
+        places.append(left.argmax(-1, keepdim=True))
+        left = left.scatter(-1, places[-1], -torch.inf)
+    index = rows.shape[-1] - 1 - torch.cat(places, -1)
     best = rows.gather(-1, index)
     if axis is not None:
         return (best if values else index.to(x.dtype)).movedim(-1, axis)

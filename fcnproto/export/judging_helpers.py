@@ -39,7 +39,7 @@ def sigmoid_loss(scores: Tensor, targets: Tensor, ignore: int | None, mode: str)
     """Caffe's SigmoidCrossEntropyLoss; targets whose whole part is `ignore` are left out."""
     targets = targets.detach().reshape(scores.shape)
     counts = torch.ones_like(targets, dtype=torch.bool) if ignore is None else targets.long() != ignore
-    costs = F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+    costs = scores.clamp(min=0) - scores * targets + F.softplus(-scores.abs())
     return costs.masked_fill(~counts, 0).sum() / divisor(mode, counts, scores.shape[0])
 
 
