@@ -21,6 +21,10 @@ from fcnproto.parity.measures import measure
 TOLERANCE = 1e-5
 """The largest deviation, as a share of an output's largest value."""
 
+_ROUNDINGS = 4.0
+"""A deviation of so many times what the net's own rounding makes is rounding, too: a softmax of scores in the thousands
+turns the last digits of float32 into 1e-4 of a probability."""
+
 _SIZES = ((96, 64), (67, 93), (130, 49))
 """Heights and widths: even, odd, and far from square."""
 
@@ -32,8 +36,17 @@ Module = TypeVar("Module", bound=nn.Module)
 class Example:
     """Inputs by name, and what the net gives for them."""
 
+    net: Net
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+
+    def tolerance(self, name: str) -> float:
+        """How far an output may depart: `TOLERANCE`, or some times what float32 itself departs from float64."""
+        exact = copy.deepcopy(self.net).double()
+        with torch.no_grad():
+            results = run_with(exact, {key: value.double() for key, value in self.inputs.items()}, [name])
+        rounding = measure(self.outputs[name].numpy(), results[name].numpy()).max_rel
+        return max(TOLERANCE, _ROUNDINGS * rounding)
 
     @property
     def size(self) -> str:
@@ -69,7 +82,7 @@ def _example(net: Net, inputs: Sequence[str], outputs: Sequence[str], size: tupl
         values = {name: torch.from_numpy(value) for name, value in draw_inputs(net, shapes, positive=positive).items()}
         with torch.no_grad():
             results = run_with(independent(net), values, list(outputs))
-        example = Example(values, {name: results[name] for name in outputs})
+        example = Example(net, values, {name: results[name] for name in outputs})
         if all(bool(value.isfinite().all()) for value in example.outputs.values()):
             break
     return example
@@ -98,10 +111,9 @@ def compare(run: Run, inputs: Sequence[str], examples: Sequence[Example]) -> str
             if ours.shape != theirs.shape:
                 raise Error(f"the exported net gives {name!r} the shape {ours.shape} for {theirs.shape}")
             deviation = measure(ours, theirs).max_rel
-            if not deviation <= TOLERANCE:
+            if not deviation <= TOLERANCE and not deviation <= example.tolerance(name):
                 raise Error(
-                    f"the exported net departs from this one in {name!r} by {deviation:.3g} of the largest value; "
-                    "nothing was kept"
+                    f"the exported net departs from this one in {name!r} by {deviation:.3g} of the largest value"
                 )
             worst = max(worst, deviation)
     sizes = ", ".join(example.size for example in examples)

@@ -16,7 +16,7 @@ from tiny_nets import small_fcn
 
 import fcnproto
 from fcnproto.cli._main import main
-from fcnproto.export import convert
+from fcnproto.export import checking, convert
 from fcnproto.safetensors_file import read_safetensors, write_safetensors
 
 onnx_missing = any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -192,6 +192,24 @@ def test_nets_that_remember_stay_as_they_are(name: str, tmp_path: Path) -> None:
 def test_inputs_that_are_no_images(name: str, tmp_path: Path) -> None:
     matching = [case for case in golden_cases.names("layers") if case.startswith(name)]
     convert(golden_cases.load("layers", matching[0]).net(), tmp_path / "net.py")
+
+
+def test_rounding_that_a_softmax_enlarges_is_no_departure(tmp_path: Path) -> None:
+    # Scores in the thousands: float32 itself is 1e-4 away from the exact probabilities.
+    model = tmp_path / "net.prototxt"
+    model.write_text("""
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 20 dim: 20 } } }
+layer { name: "ip" type: "Convolution" bottom: "data" top: "ip" convolution_param { num_output: 2 kernel_size: 3 } }
+layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }""")
+    net = fcnproto.load(model)
+    with torch.no_grad():
+        net.params["ip"][0].copy_(torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * 100)
+    example = checking.make_examples(net, ["data"], ["prob"], None)[0]
+    assert example.tolerance("prob") > 5 * checking.TOLERANCE
+    near = example.outputs["prob"] + 1.5 * checking.TOLERANCE
+    checking.compare(lambda x: near, ["data"], [example])
+    with pytest.raises(fcnproto.Error, match="departs"):
+        checking.compare(lambda x: near * 1.01, ["data"], [example])
 
 
 def test_values_that_are_no_numbers_are_a_departure(
