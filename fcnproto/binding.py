@@ -1,44 +1,27 @@
-"""Turning the nodes of a graph into layers: shapes, parameter blobs, sharing by name, first values.
+"""The parameter blobs of a net's layers: sharing by name, memory, first values; and the names of modules and indices.
 
-Internal to `fcnproto.net`. Parameters are made on the meta device from the bottoms' shapes, shared, and only then
-given memory, so that loading weights touches each value once.
+Internal to `fcnproto.net`. Parameters are made on the meta device (see `sizing.py`), shared, and only then given
+memory, so that loading weights touches each value once.
 """
 
 from __future__ import annotations
 
-import copy
 import keyword
-import math
 import re
 import unicodedata
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcnproto.calling import first_line, is_own
-from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
-from fcnproto.graph import Blob, Graph
-from fcnproto.layers.base import Layer, Shape
+from fcnproto.errors import GraphError
+from fcnproto.graph import Graph
+from fcnproto.layers.base import Layer
 from fcnproto.layers.fillers import fill
-from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.blobs import MOST_AXES
-
-PartialShape = tuple[int | None, ...]
-"""A shape whose None entries are known only once data is read."""
-
-# Extents assumed for what only the data knows, by axis: batch, channels, height, width. Two guesses show whether
-# a parameter's shape depends on them.
-_GUESSES = ((1, 3, 256, 320), (1, 3, 288, 384))
-
-# Some more than any machine has; torch's own sums of sizes don't overflow below it.
-_MOST_ADDRESSED = 1 << 56
 
 # Layers whose tops hold the values of their first bottom.
 _MOVING = ("Split", "Slice", "Flatten", "Reshape", "Crop", "Tile", "Concat")
@@ -63,156 +46,6 @@ class LearnableParam:
     tensor: Tensor
     lr_mult: float
     decay_mult: float
-
-
-def make_layers(graph: Graph, base_dir: Path | None, allow_python: bool) -> list[Layer]:
-    """One layer object for each node, not yet set up."""
-    layers = []
-    for node in graph.nodes:
-        layer = lookup(node.type, node.name)(node.param, len(node.tops))
-        layer.base_dir = None if base_dir is None else str(base_dir)
-        layer.allow_python = allow_python
-        warn_unread_settings(layer)
-        layer.train(graph.state.phase == caffe_pb2.TRAIN)
-        layers.append(layer)
-    _warn_engines(layers)
-    return layers
-
-
-def _warn_engines(layers: Sequence[Layer]) -> None:
-    """Warn, once for all layers, of fields that choose one of Caffe's implementations."""
-    chosen: dict[str, list[str]] = {}
-    for layer in layers:
-        if layer.config_field is not None:
-            for field, value in layer.config.ListFields():
-                if field.name in ("engine", "force_nd_im2col") and value:
-                    chosen.setdefault(field.name, []).append(layer.name)
-    for field_name, names in chosen.items():
-        first = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-        message = f"{field_name} has no effect ({first}): torch chooses how to compute, the results are the same"
-        warnings.warn(message, FcnprotoWarning, stacklevel=2)
-
-
-def warn_unread_settings(layer: Layer) -> None:
-    """Warn of type-specific settings in the prototxt that belong to another layer type."""
-    for field, _ in layer.param.ListFields():
-        if field.name.endswith("_param") and field.name != layer.config_field and field.name not in layer.also_reads:
-            warnings.warn(
-                f"layer {layer.name!r} ({layer.type}): {field.name} has no effect on this layer type",
-                FcnprotoWarning,
-                stacklevel=2,
-            )
-
-
-def set_up(
-    graph: Graph, layers: Sequence[Layer], given: Mapping[str, Sequence[int]]
-) -> dict[Blob, PartialShape | None]:
-    """Call every layer's `setup` with its bottoms' shapes; returns the shapes of the data layers' tops.
-
-    `given` overrides the shapes of data tops by name. Raises `GraphError` where a parameter's shape depends on
-    an extent that nobody knows.
-    """
-    sources = _source_shapes(graph, layers, given)
-    known = all(shape is not None and None not in shape for shape in sources.values())
-    _propagate(graph, layers, _assume(sources, _GUESSES[0]), run_setup=True, sources=sources)
-    if not known and any(layer.blob_names for layer in layers):
-        try:
-            _propagate(graph, layers, _assume(sources, _GUESSES[1]), run_setup=False, sources=sources)
-        except GraphError as error:
-            unknown = ", ".join(repr(blob.name) for blob, shape in sources.items() if shape is None or None in shape)
-            raise GraphError(
-                f"net {graph.name!r}: the shapes of parameters depend on the size of {unknown}, which only its data "
-                f"knows; say it with load(..., shapes={{name: shape}}) or make the data source available ({error})"
-            ) from error
-    return sources
-
-
-def _source_shapes(
-    graph: Graph, layers: Sequence[Layer], given: Mapping[str, Sequence[int]]
-) -> dict[Blob, PartialShape | None]:
-    sources: dict[Blob, PartialShape | None] = {}
-    for node, layer in zip(graph.nodes, layers, strict=True):
-        if not node.is_data:
-            continue
-        layer.setup([])
-        shapes: Sequence[PartialShape | None] | None = layer.top_shapes([])
-        for j, blob in enumerate(node.tops):
-            shape = given[blob.name] if blob.name in given else None if shapes is None else shapes[j]
-            sources[blob] = None if shape is None else _checked_shape(layer, blob.name, shape)
-    unknown = set(given) - {blob.name for blob in sources}
-    if unknown:
-        known = ", ".join(repr(blob.name) for blob in sources) or "none"
-        raise GraphError(f"net {graph.name!r}: a shape for {min(unknown)!r}, which is no data top; they are {known}")
-    return sources
-
-
-def _checked_shape(layer: Layer, name: str, shape: Sequence[int | None]) -> PartialShape:
-    """A top's shape as a tuple, if it is one that Caffe's blobs can have."""
-    try:
-        known = [extent for extent in shape if extent is not None]
-    except TypeError:
-        layer.fail(f"top {name!r} can't have the shape {shape!r}; give a sequence of extents")
-    if not all(isinstance(extent, (int, np.integer)) and extent >= 0 for extent in known):
-        layer.fail(f"top {name!r} can't have the shape {tuple(shape)}; extents are whole numbers from 0 on")
-    if len(shape) > MOST_AXES or math.prod(known) > _MOST_ADDRESSED:
-        layer.fail(f"top {name!r} can't have the shape {tuple(shape)}; no tensor is that large")
-    return tuple(None if extent is None else int(extent) for extent in shape)
-
-
-def _assume(sources: Mapping[Blob, PartialShape | None], guess: Sequence[int]) -> dict[Blob, Shape]:
-    return {
-        blob: tuple(guess)
-        if shape is None
-        else tuple(guess[min(i, 3)] if n is None else n for i, n in enumerate(shape))
-        for blob, shape in sources.items()
-    }
-
-
-def _propagate(
-    graph: Graph,
-    layers: Sequence[Layer],
-    start: Mapping[Blob, Shape],
-    run_setup: bool,
-    sources: Mapping[Blob, PartialShape | None],
-) -> dict[Blob, Shape]:
-    shapes: dict[Blob, Shape] = dict(start)
-    for node, layer in zip(graph.nodes, layers, strict=True):
-        if node.is_data:
-            continue
-        bottoms = [shapes[blob] for blob in node.bottoms]
-        try:
-            if run_setup:
-                layer.setup(bottoms)
-            tops = layer.top_shapes(bottoms)
-            if tops is None:
-                tops = _meta_shapes(layer, bottoms)
-        except LayerError as error:
-            wholly_unknown = [blob.name for blob, shape in sources.items() if shape is None]
-            if wholly_unknown:
-                raise GraphError(
-                    f"{error}; the shape of {', '.join(map(repr, wholly_unknown))} is unknown because its data source "
-                    "is missing: make it available or say the shape with load(..., shapes={name: shape})"
-                ) from error
-            raise
-        if len(tops) != len(node.tops):
-            layer.fail(f"makes {len(tops)} tops, but the net names {len(node.tops)}")
-        shapes.update(zip(node.tops, tops, strict=True))
-    return shapes
-
-
-def _meta_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    """The tops' shapes by running the layer on the meta device; the layer itself is left as it is."""
-    twin = copy.deepcopy(layer).to("meta")
-    try:
-        with torch.no_grad():
-            result = twin(*(torch.empty(shape, dtype=torch.float32, device="meta") for shape in bottoms))
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        if not (isinstance(error, RuntimeError) or is_own(layer)):
-            raise
-        shapes = ", ".join(map(str, bottoms)) or "(none)"
-        layer.fail(f"can't work on bottoms of shape {shapes}: {first_line(error)}")
-    tops = result if isinstance(result, (tuple, list)) else (result,)
-    return [tuple(top.shape) for top in tops]
 
 
 def share_params(

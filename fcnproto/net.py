@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fcnproto.data
 import fcnproto.layers  # noqa: F401  registers the layer types
-from fcnproto import binding, calling, precision
+from fcnproto import binding, calling, precision, sizing
 from fcnproto.binding import LearnableParam
 from fcnproto.calling import Outputs, Term
 from fcnproto.errors import DataError, GraphError
@@ -69,10 +69,11 @@ class Net(nn.Module):
             param.CopyFrom(original)
             upgrade_net(param)
         self.graph: Graph = build_graph(param, lookup, phase, level, stages)
-        layers = binding.make_layers(self.graph, None if base_dir is None else Path(base_dir), allow_python)
-        self.source_shapes = {
-            blob.name: shape for blob, shape in binding.set_up(self.graph, layers, shapes or {}).items()
-        }
+        layers = sizing.make_layers(self.graph, None if base_dir is None else Path(base_dir), allow_python)
+        sources = sizing.set_up(self.graph, layers, shapes or {})
+        self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
+        self._looked = False
+        self._given_shapes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
         self._param_refs, self._shared = binding.share_params(self.graph, layers)
         binding.give_memory(layers, self._param_refs, self.graph.force_backward)
         self._unfilled = {(ref.layer, ref.index) for ref in self._param_refs}
@@ -99,6 +100,19 @@ class Net(nn.Module):
     def inputs(self) -> list[str]:
         """The tops of the Input layers."""
         return list(self.graph.inputs)
+
+    @property
+    def source_shapes(self) -> dict[str, sizing.PartialShape | None]:
+        """The shapes of the data layers' tops as far as they are known, None for an unknown extent or shape.
+
+        Asking for them looks into the sources of data layers that are there, where the prototxt leaves something open.
+        """
+        if not self._looked:
+            self._looked = True
+            if any(shape is None or None in shape for shape in self._source_shapes.values()):
+                found = sizing.source_shapes(self.graph, self.layers, self._given_shapes, look=True)
+                self._source_shapes = {blob.name: shape for blob, shape in found.items()}
+        return dict(self._source_shapes)
 
     @property
     def outputs(self) -> list[str]:
@@ -168,7 +182,7 @@ class Net(nn.Module):
             GraphError: an unknown input or blob, or nothing that can be computed; the message names what is missing.
             LayerError: a layer can't work on the shapes it is given.
         """
-        given = calling.gather(self.graph, list(self.source_shapes), args, inputs)
+        given = calling.gather(self.graph, list(self._source_shapes), args, inputs)
         values = {name: self._cast(name, value) for name, value in given.items()}
         self._read_data(values)
         if any(value.is_cuda for value in values.values()):
@@ -360,8 +374,8 @@ def load(
         allow_python: permit the import of modules that Python layers name (they run with your rights).
         shapes: shapes of data tops, by name, for data layers whose source is not at hand.
 
-    No data source is opened, except that the shape of a HDF5Data, Data or ImageData layer's tops is looked up where a
-    parameter's shape depends on it.
+    No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
+    the shape of a parameter depends on it and the prototxt does not say it.
 
     Raises:
         PrototxtError: the text does not follow the schema (file, line and column).

@@ -63,12 +63,18 @@ class Data(SourceLayer):
         self.warn_unread(("rand_skip", "force_encoded_color"), "nor has it in Caffe")
         self.transform.base_dir = self.base_dir
 
+    def declared_shapes(self) -> list[PartialShape]:
+        """From crop_size, and the number of mean values where it is that of the channels."""
+        channels, crop = len(self.transform.param.mean_value), self.transform.param.crop_size or None
+        return self._tops((channels if channels > 1 else None, crop, crop))
+
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         """From the first record, where the database is there."""
-        crop = self.transform.param.crop_size or None
-        item: tuple[int | None, ...] = (None, crop, crop)
         with suppress(DataError), closing(self._open()) as records:  # said when the first batch is asked for
-            item = self.transform.output_shape(*self._item(records.seek(None))[0].shape)
+            return self._tops(self.transform.output_shape(*self._item(records.seek(None))[0].shape))
+        return self.declared_shapes()
+
+    def _tops(self, item: tuple[int | None, ...]) -> list[PartialShape]:
         tops: list[PartialShape] = [(self.config.batch_size, *item), (self.config.batch_size,)]
         return tops[: self.num_tops]
 

@@ -56,6 +56,10 @@ class HDF5Data(SourceLayer):
         if self.config.batch_size == 0:
             self.fail("hdf5_data_param needs a batch_size above 0")
 
+    def declared_shapes(self) -> list[PartialShape]:
+        """Nothing: only the files know."""
+        return [None] * self.num_tops
+
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         """From the first file, where it is there."""
         try:
@@ -63,7 +67,7 @@ class HDF5Data(SourceLayer):
             with _open(path) as file:
                 rows = [_dataset(file, path, top).shape[1:] for top in self.param.top]
         except DataError:
-            return [None] * self.num_tops
+            return self.declared_shapes()
         return [(self.config.batch_size, *row) for row in rows]
 
     def forward(self) -> tuple[Tensor, ...]:

@@ -92,18 +92,21 @@ class ImageData(SourceLayer):
         self.warn_unread(("scale", "mean_file", "crop_size", "mirror"), "Caffe reads it in transform_param only")
         self.transform.base_dir = self.base_dir
 
-    def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
-        """From the settings where they say the size, else from the first image of the list, where that is there."""
+    def declared_shapes(self) -> list[PartialShape]:
+        """From the settings; height and width only where they say the size."""
         config = self.config
-        size: tuple[int | None, int | None] = (None, None)
+        size: tuple[int | None, int | None] = (config.new_height or None, config.new_width or None)
         if self.transform.param.crop_size:
             size = (self.transform.param.crop_size, self.transform.param.crop_size)
-        elif config.new_height:
-            size = (config.new_height, config.new_width)
-        else:
-            with suppress(DataError):  # said when the first batch is asked for
-                size = self._first_size()
         return [(config.batch_size, 3 if config.is_color else 1, *size), (config.batch_size,)]
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
+        """From the settings where they say the size, else from the first image of the list, where that is there."""
+        data, label = self.declared_shapes()
+        if data is not None and None in data:
+            with suppress(DataError):  # said when the first batch is asked for
+                data = (*data[:2], *self._first_size())
+        return [data, label]
 
     def _first_size(self) -> tuple[int, int]:
         entries = read_image_list(resolve(self.config.source, self.base_dir))

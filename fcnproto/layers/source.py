@@ -39,7 +39,8 @@ class SourceLayer(Layer):
     """A layer without bottoms that gives the next batch at every call.
 
     `forward` takes nothing and returns a tuple: one float32 tensor on the CPU per top. Nothing is opened before the
-    first call, but `top_shapes` may look into a file that exists for extents that the prototxt doesn't say.
+    first call, but `top_shapes` may look into a file that exists for extents that the prototxt doesn't say; a net asks
+    for that only where the shape of a parameter depends on them.
 
     Several processes (`torch.distributed`) each get data of their own: in order, worker r of n takes the items i with
     i mod n = r (Caffe's rule for Data, in the TRAIN phase); where items are drawn at random, by generators that the
@@ -61,6 +62,10 @@ class SourceLayer(Layer):
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         """The tops' shapes as far as they are known before any data is read; see `PartialShape`."""
         raise NotImplementedError
+
+    def declared_shapes(self) -> list[PartialShape]:
+        """The tops' shapes as far as the settings alone say them; where `top_shapes` looks into files, this doesn't."""
+        return self.top_shapes([])
 
     def forward(self) -> tuple[Tensor, ...]:
         """The next batch: one float32 CPU tensor per top. Raises `DataError` where the source can't give it."""

@@ -1,0 +1,153 @@
+"""What loading does with data sources: nothing, unless a parameter's shape depends on what only they know."""
+
+from __future__ import annotations
+
+import builtins
+import warnings
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from data_layers import write_images, write_lmdb
+
+import fcnproto
+from fcnproto.data import PythonLayer, register_python_layer
+from fcnproto.errors import FcnprotoWarning, GraphError
+
+CONVOLUTION = (
+    'layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 2 kernel_size: 1 } }'
+)
+PRODUCT = 'layer { name: "p" type: "InnerProduct" bottom: "data" top: "p" inner_product_param { num_output: 2 } }'
+LMDB = 'type: "Data" data_param { source: "db" backend: LMDB batch_size: 2 }'
+IMAGES = 'type: "ImageData" top: "label" image_data_param { source: "list.txt" root_folder: "im/" }'
+HDF5 = 'type: "HDF5Data" hdf5_data_param { source: "files.txt" batch_size: 2 }'
+WINDOWS = 'type: "WindowData" top: "label" window_data_param { source: "w.txt" batch_size: 2 } transform_param { crop_size: 5 }'
+
+
+def write_sources(folder: Path) -> None:
+    write_lmdb(folder / "db", [("0", np.zeros((4, 6, 5), np.uint8), 0)])
+    write_images(folder / "im", 1, 6, 5)
+    (folder / "list.txt").write_text("image0.png 1\n")
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["data"] = np.zeros((3, 4, 6, 5), np.float32)
+    (folder / "files.txt").write_text("a.h5\n")
+
+
+def load(folder: Path, source: str, rest: str, **options: Any) -> fcnproto.Net:
+    (folder / "net.prototxt").write_text(f'layer {{ name: "source" top: "data" {source} }} {rest}')
+    return fcnproto.load(folder / "net.prototxt", **options)
+
+
+def count_openings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note every file in the folder that is opened, but for prototxts."""
+    import lmdb
+
+    opened: list[str] = []
+    for owner, name in ((builtins, "open"), (h5py, "File"), (lmdb, "open")):
+        original = getattr(owner, name)
+
+        def noted(path: Any, *args: Any, _original: Any = original, **options: Any) -> Any:
+            if str(path).startswith(str(folder)) and not str(path).endswith(".prototxt"):
+                opened.append(str(path))
+            return _original(path, *args, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("source", "rest"),
+    [
+        (LMDB, ""),
+        (LMDB + " transform_param { mean_value: [1, 2, 3, 4] crop_size: 3 }", CONVOLUTION + PRODUCT),
+        (LMDB + " transform_param { mean_value: [1, 2, 3, 4] }", CONVOLUTION),
+        (IMAGES, CONVOLUTION),
+        (IMAGES + " transform_param { crop_size: 3 }", PRODUCT),
+        (IMAGES.replace("root_folder", "new_height: 3 new_width: 4 root_folder"), PRODUCT),
+        (HDF5, 'layer { name: "r" type: "ReLU" bottom: "data" top: "r" }'),
+        (WINDOWS, CONVOLUTION + PRODUCT),
+    ],
+)
+def test_no_source_is_opened_where_the_prototxt_says_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, rest: str
+) -> None:
+    pytest.importorskip("lmdb")
+    write_sources(tmp_path)
+    opened = count_openings(tmp_path, monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path, source, rest)
+    assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("source", "rest", "shape"),
+    [
+        (LMDB, CONVOLUTION, (2, 4, 1, 1)),
+        (LMDB + " transform_param { crop_size: 3 }", CONVOLUTION, (2, 4, 1, 1)),
+        (LMDB, PRODUCT, (2, 4 * 6 * 5)),
+        (IMAGES, PRODUCT, (2, 3 * 6 * 5)),
+        (HDF5, CONVOLUTION, (2, 4, 1, 1)),
+        (HDF5, 'layer { name: "r" type: "ReLU" bottom: "data" top: "r" }' + PRODUCT, (2, 4 * 6 * 5)),
+    ],
+)
+def test_sources_are_asked_where_a_parameter_depends_on_them(
+    tmp_path: Path, source: str, rest: str, shape: tuple[int, ...]
+) -> None:
+    pytest.importorskip("lmdb")
+    write_sources(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = load(tmp_path, source, rest)
+    (blobs,) = net.params.values()
+    assert tuple(blobs[0].shape) == shape
+
+
+def test_shapes_of_sources_are_looked_up_when_they_are_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("lmdb")
+    write_sources(tmp_path)
+    net = load(tmp_path, LMDB + ' top: "label"', "")
+    assert net.source_shapes == {"data": (2, 4, 6, 5), "label": (2,)}
+    given = load(tmp_path, HDF5, "", shapes={"data": (1, None, 7)})  # type: ignore[list-item]
+    assert given.source_shapes == {"data": (1, None, 7)}
+
+
+def test_channels_that_nobody_knows_are_three_and_told(tmp_path: Path) -> None:
+    with pytest.warns(FcnprotoWarning, match=r"how many channels 'data' has; taken to be 3"):
+        net = load(tmp_path, LMDB, CONVOLUTION)
+    assert tuple(net.params["c"][0].shape) == (2, 3, 1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = load(tmp_path, LMDB, CONVOLUTION, shapes={"data": (2, 4, None, None)})
+    assert tuple(net.params["c"][0].shape) == (2, 4, 1, 1)
+    with pytest.raises(GraphError, match=r"depend on the size of 'data'.*shapes="):
+        load(tmp_path, LMDB, PRODUCT)
+
+
+def test_layers_before_the_one_that_depends_are_set_up_once(tmp_path: Path) -> None:
+    pytest.importorskip("lmdb")
+    write_sources(tmp_path)
+    calls: list[str] = []
+
+    @register_python_layer("counting", "Counting")
+    class Counting(PythonLayer):
+        def setup(self, bottom: Any, top: Any) -> None:
+            calls.append(self.param_str)
+
+        def reshape(self, bottom: Any, top: Any) -> None:
+            top[0].reshape(*bottom[0].shape)
+
+        def forward(self, bottom: Any, top: Any) -> None:
+            top[0].data[...] = bottom[0].data
+            calls.append("forward")
+
+    python = (
+        'layer {{ name: "{0}" type: "Python" bottom: "{1}" top: "{0}" '
+        'python_param {{ module: "counting" layer: "Counting" param_str: "{0}" }} }}'
+    )
+    net = load(tmp_path, LMDB, python.format("first", "data") + PRODUCT + python.format("second", "p"))
+    assert calls == ["first", "second"]
+    assert tuple(net.params["p"][0].shape) == (2, 4 * 6 * 5)
+    assert tuple(net(blobs=["first"])["second"].shape) == (2, 2)
