@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import re
 import sys
 from pathlib import Path
@@ -47,6 +49,59 @@ def test_train_resume_test_time(folder: Path, capsys: pytest.CaptureFixture[str]
         assert forward and float(forward[1]) > 0, name
         assert backward and (float(backward[1]) > 0 or name == "src"), name
     assert re.search(r"^Average Forward-Backward: [\d.]+ ms\.$", shown.out, re.MULTILINE)
+
+
+def parsed(log: str) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Rows of training and of tests, read from a log by the rules of Caffe's own parser of logs.
+
+    It takes the time at which the first line with "Solving" was written, then for every line the iteration last named,
+    the line's time, the rate, and figures of outputs; lines that begin with no time are passed over.
+    """
+
+    def moment(line: str) -> datetime.datetime:
+        date, clock = line.split()[:2]
+        return datetime.datetime.strptime(f"2020{date[1:5]} {clock}", "%Y%m%d %H:%M:%S.%f")
+
+    start = moment(next(line for line in log.splitlines() if "Solving" in line))
+    iteration, rate, rows = -1.0, float("nan"), {"Train": [], "Test": []}  # type: ignore[var-annotated]
+    for line in log.splitlines():
+        if found := re.search(r"Iteration (\d+)", line):
+            iteration = float(found[1])
+        if iteration == -1:
+            continue
+        try:
+            seconds = (moment(line) - start).total_seconds()
+        except ValueError:
+            continue
+        if found := re.search(r"lr = ([-+]?[0-9]*\.?[0-9]+([eE]?[-+]?[0-9]+)?)", line):
+            rate = float(found[1])
+        for kind, lines in rows.items():
+            if found := re.search(rf"{kind} net output #(\d+): (\S+) = ([\.\deE+-]+)", line):
+                if not lines or lines[-1]["NumIters"] != iteration:
+                    lines.append({"NumIters": iteration, "Seconds": seconds, "LearningRate": rate})
+                lines[-1][found[2]] = float(found[3])
+    return rows["Train"], rows["Test"]
+
+
+def test_the_log_can_be_parsed_as_caffes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"lr_policy": "multistep", "gamma": 1e-6, "stepvalue": [3], "snapshot": 4, "max_iter": 9}
+    toy.write(folder, display=2, test_iter=[3], test_interval=4, **fields)
+    assert main(["train", "--solver", "solver.prototxt", "--log-dir", "log"]) == 0
+    train, test = parsed(capsys.readouterr().err)
+    with (folder / "log" / "train.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["NumIters"] for row in train] == [0, 2, 4, 6, 8]
+    for row in train:
+        assert row["loss"] == pytest.approx(float(written[int(row["NumIters"])]["loss"]), rel=1e-5)
+        assert 0 <= row["Seconds"] < 1e5
+    # The rate is logged after the outputs of its iteration, so the parser has the one displayed before.
+    assert [row["LearningRate"] for row in train[1:]] == pytest.approx([0.01, 0.01, 1e-8, 1e-8])
+    assert [row["NumIters"] for row in test] == [0, 4, 8]
+    with (folder / "log" / "test.csv").open(newline="") as file:
+        values = [(row["iteration"], row["output"], float(row["value"])) for row in csv.DictReader(file)]
+    shown = [(f"{row['NumIters']:g}", name, row[name]) for row in test for name in ("accuracy", "loss")]
+    assert [entry[:2] for entry in shown] == [entry[:2] for entry in values]
+    assert [entry[2] for entry in shown] == pytest.approx([entry[2] for entry in values], rel=1e-5)
 
 
 def test_time_needs_shapes_where_nobody_knows_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

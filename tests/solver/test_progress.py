@@ -59,6 +59,41 @@ def test_a_resumed_run_continues_its_csv(tmp_path: Path) -> None:
     assert [float(row["loss"]) for row in found] == first.losses[:4] + second.losses
 
 
+def test_tensorboard_scalars(tmp_path: Path) -> None:
+    reason = "needs tensorboard (the extra of that name)"
+    pytest.importorskip("torch.utils.tensorboard", reason=reason, exc_type=ImportError)
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason=reason)
+
+    def run(steps: int, state: Path | None) -> Solver:
+        solver = Solver(toy.write(tmp_path, snapshot=4, test_iter=[2], test_interval=4, average_loss=3))
+        if state is not None:
+            solver.restore(state)
+        recorder, folder = Recorder(), LogFolder(tmp_path / "log")
+        solver.listeners += [recorder, folder]
+        solver.step(steps)
+        folder.close()
+        runs.append(recorder.curves)
+        return solver
+
+    runs: list[Curves] = []
+    first = run(7, None)  # further than the snapshot: the resumed run's points take the place of its last ones
+    second = run(5, tmp_path / "snap_iter_4.solverstate")
+    board = reader.EventAccumulator(str(tmp_path / "log"))
+    board.Reload()
+    assert sorted(board.Tags()["scalars"]) == [
+        *("test0/accuracy", "test0/loss", "train/loss", "train/lr", "train/smoothed_loss")
+    ]
+    points = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    losses = np.array(first.losses[:4] + second.losses, np.float32)
+    assert points["train/loss"] == list(enumerate(losses.tolist()))
+    smoothed = np.array(runs[0].smoothed[:4] + runs[1].smoothed, np.float32)
+    assert points["train/smoothed_loss"] == list(enumerate(smoothed.tolist()))
+    assert points["train/lr"] == [(iteration, float(np.float32(0.01))) for iteration in range(9)]
+    tests = runs[0].tests["test: accuracy"][:1] + runs[1].tests["test: accuracy"]
+    assert points["test0/accuracy"] == [(step, float(np.float32(value))) for step, value in tests]
+    assert [step for step, _ in points["test0/loss"]] == [0, 4, 8]
+
+
 def test_the_live_line_says_how_it_goes(tmp_path: Path) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=140, color_system=None)
