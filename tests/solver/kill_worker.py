@@ -29,7 +29,7 @@ def newest(folder: Path) -> Path | None:
     found = [
         (int(match[1]), path)
         for path in folder.iterdir()
-        if (match := re.search(r"_iter_(\d+)\.solverstate$", path.name))
+        if (match := re.search(r"_iter_(\d+)\.solverstate(\.h5)?$", path.name))
     ]
     return max(found)[1] if found else None
 

@@ -1,7 +1,11 @@
-"""Training processes killed without warning: what they leave can be resumed, to the bits of an undisturbed run."""
+"""Training processes killed without warning: what they leave can be resumed, to the bits of an undisturbed run.
+
+In both formats, and with the file beside the states that holds what Caffe forgets.
+"""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -16,21 +20,33 @@ import pytest
 import solver_toy as toy
 from kill_worker import newest, replace, train
 
+from fcnproto.schema import caffe_pb2
 from fcnproto.solver import Solver, resume
 
 # Processes come from a server that has torch loaded already, so that each starts in a moment.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["kill_worker"])
 FIELDS: dict[str, Any] = {"type": "Adam", "snapshot": 2, "max_iter": 14, "test_iter": [1], "test_interval": 3}
-LAST = "snap_iter_14.solverstate"
-Pair = tuple[list[bytes], list[bytes]]
+FORMATS = {
+    "binary": caffe_pb2.SolverParameter.BINARYPROTO,
+    "hdf5": caffe_pb2.SolverParameter.HDF5,
+}
+ENDS = {"binary": "", "hdf5": ".h5"}
+# What a run ends with: weights, history, and what Caffe forgets (random states, data positions, smoothed loss).
+Outcome = tuple[list[bytes], list[bytes], object]
 
 
-def run(folder: Path, kill_at: int | None = None, kill_after: float | None = None) -> int | None:
-    """One training process; gives its exit code (-SIGKILL if it was killed)."""
+def run(folder: Path, kill_at: int | None = None, kill_after: float | None = None, states: int = 0) -> int | None:
+    """One training process; gives its exit code (-SIGKILL if it was killed).
+
+    With `kill_after` it is killed that many seconds after it has written `states` snapshots.
+    """
+    wanted = states + len(list(folder.glob("*.solverstate*")))
     process = CONTEXT.Process(target=train, args=(str(folder), kill_at))
     process.start()
     if kill_after is not None:
+        while process.is_alive() and len(list(folder.glob("*.solverstate*"))) < wanted:
+            time.sleep(0.001)
         process.join(kill_after)
         if process.is_alive():
             assert process.pid is not None
@@ -48,48 +64,61 @@ def server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
+def last(kind: str) -> str:
+    """The name of the last state of a run in that format."""
+    return f"snap_iter_14.solverstate{ENDS[kind]}"
+
+
 @pytest.fixture(scope="module")
-def undisturbed(server: None, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """What an undisturbed run ends with."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    toy.write(folder, **FIELDS)
-    assert run(folder) == 0
-    return pair(folder, folder / LAST)
+def undisturbed(server: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What undisturbed runs end with, by format."""
+    outcomes = {}
+    for kind in FORMATS:
+        folder = tmp_path_factory.mktemp(f"undisturbed-{kind}")
+        toy.write(folder, snapshot_format=FORMATS[kind], **FIELDS)
+        assert run(folder) == 0
+        outcomes[kind] = outcome(folder, folder / last(kind))
+    return outcomes
 
 
-def pair(folder: Path, state: Path) -> Pair:
-    """Weights and history, to the bit, that a solver has after restoring the state."""
+def outcome(folder: Path, state: Path) -> Outcome:
+    """Weights and history, to the bit, that a solver has after restoring the state, and the file beside it."""
     solver = Solver(folder / "solver.prototxt")
     solver.restore(state)
     weights = [entry.tensor.detach().numpy().tobytes() for entry in solver.net.learnable]
-    return weights, [blob.numpy().tobytes() for blob in solver.optimizer.history]
+    history = [blob.numpy().tobytes() for blob in solver.optimizer.history]
+    return weights, history, json.loads(resume.path_beside(state).read_text())
 
 
-def compare(folder: Path, undisturbed: Pair) -> None:
-    assert pair(folder, folder / LAST) == undisturbed
+def compare(folder: Path, kind: str, undisturbed: dict[str, Outcome]) -> None:
+    assert outcome(folder, folder / last(kind)) == undisturbed[kind]
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("kill_at", [2, 9, 17, 24])
-def test_kill_between_file_operations(kill_at: int, tmp_path: Path, undisturbed: Pair) -> None:
-    _kills(kill_at, tmp_path, undisturbed)
+OPERATIONS = [
+    pytest.param(kill_at, kind, marks=() if kill_at in often else pytest.mark.slow)
+    for kind, often in (("binary", (2, 9, 17, 24)), ("hdf5", (9, 14)))
+    for kill_at in range(1, 40)
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kill_at", range(1, 40))
-def test_kill_before_every_file_operation(kill_at: int, tmp_path: Path, undisturbed: Pair) -> None:
-    _kills(kill_at, tmp_path, undisturbed)
+@pytest.mark.parametrize(("kill_at", "kind"), OPERATIONS)
+def test_kill_before_each_file_operation(
+    kill_at: int, kind: str, tmp_path: Path, undisturbed: dict[str, Outcome]
+) -> None:
+    toy.write(tmp_path, snapshot_format=FORMATS[kind], **FIELDS)
+    assert run(tmp_path, kill_at) == -signal.SIGKILL
+    check_newest(tmp_path)
+    assert run(tmp_path) == 0
+    compare(tmp_path, kind, undisturbed)
 
 
-def _kills(kill_at: int, folder: Path, undisturbed: Pair) -> None:
-    toy.write(folder, **FIELDS)
-    assert run(folder, kill_at) == -signal.SIGKILL
+def check_newest(folder: Path) -> None:
+    """A state that can be seen is complete, with its model and what Caffe forgets."""
     state = newest(folder)
-    if state is not None:  # a state that can be seen is complete, with its model and what Caffe forgets
+    if state is not None:
         assert Path(str(state).replace("solverstate", "caffemodel")).exists()
         assert resume.path_beside(state).exists()
-    assert run(folder) == 0
-    compare(folder, undisturbed)
 
 
 REPLACING = [pytest.param(n, marks=() if n in (9, 12, 13, 14) else pytest.mark.slow) for n in range(1, 25)]
@@ -101,46 +130,50 @@ def test_kill_while_a_snapshot_of_the_same_name_is_replaced(kill_at: int, tmp_pa
     toy.write(tmp_path, **{**FIELDS, "snapshot": 0, "max_iter": 4, "random_seed": 77})
     assert run(tmp_path) == 0
     state = tmp_path / "snap_iter_4.solverstate"
-    old = pair(tmp_path, state)
+    old = outcome(tmp_path, state)
     toy.write(tmp_path, **{**FIELDS, "snapshot": 0, "max_iter": 4})
     state.rename(tmp_path / "kept")  # so that the run begins anew
     process = CONTEXT.Process(target=replace, args=(str(tmp_path), kill_at))
     process.start()
     process.join(120)
     assert process.exitcode in (0, -signal.SIGKILL)
-    found = pair(tmp_path, state)
+    found = outcome(tmp_path, state)
     (tmp_path / "fresh").mkdir()
     toy.write(tmp_path / "fresh", **{**FIELDS, "snapshot": 0, "max_iter": 4})
     assert run(tmp_path / "fresh") == 0
-    new = pair(tmp_path / "fresh", tmp_path / "fresh" / state.name)
+    new = outcome(tmp_path / "fresh", tmp_path / "fresh" / state.name)
     assert found in (old, new)
     if process.exitcode == 0:
         assert found == new
 
 
-def _killed_again_and_again(folder: Path, kills: int, longest: float, seed: int) -> int:
+def killed_again_and_again(folder: Path, kills: int, seed: int) -> int:
+    """Kill a training run at random moments, each time going on from what is there, then let it end; gives the kills.
+
+    A moment is up to 60 ms (some iterations and snapshots) after one of the next snapshots, or anywhere in the start.
+    """
     generator, done = random.Random(seed), 0
     for _ in range(kills):
-        if run(folder, kill_after=generator.uniform(0.0, longest)) == 0:
+        states = generator.choice((0, 0, 1, 1, 2))
+        if run(folder, kill_after=generator.uniform(0.0, 0.06 if states else 0.6), states=states) == 0:
             break
+        check_newest(folder)
         done += 1
     assert run(folder) == 0
     return done
 
 
-def test_kills_at_random_moments(tmp_path: Path, undisturbed: Pair) -> None:
-    toy.write(tmp_path, **FIELDS)
-    start = time.perf_counter()
-    (tmp_path / "probe").mkdir()
-    toy.write(tmp_path / "probe", **FIELDS)
-    run(tmp_path / "probe")
-    _killed_again_and_again(tmp_path, 5, time.perf_counter() - start, seed=1)
-    compare(tmp_path, undisturbed)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_kills_at_random_moments(kind: str, tmp_path: Path, undisturbed: dict[str, Outcome]) -> None:
+    toy.write(tmp_path, snapshot_format=FORMATS[kind], **FIELDS)
+    killed_again_and_again(tmp_path, 4, seed=1)
+    compare(tmp_path, kind, undisturbed)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("seed", range(20))
-def test_many_kills_at_random_moments(seed: int, tmp_path: Path, undisturbed: Pair) -> None:
-    toy.write(tmp_path, **FIELDS)
-    _killed_again_and_again(tmp_path, 10, 0.6, seed)
-    compare(tmp_path, undisturbed)
+def test_many_kills_at_random_moments(seed: int, kind: str, tmp_path: Path, undisturbed: dict[str, Outcome]) -> None:
+    toy.write(tmp_path, snapshot_format=FORMATS[kind], **FIELDS)
+    killed_again_and_again(tmp_path, 10, seed)
+    compare(tmp_path, kind, undisturbed)
