@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +35,10 @@ ENDS = {"binary": "", "hdf5": ".h5"}
 Outcome = tuple[list[bytes], list[bytes], object]
 
 
-def run(folder: Path, kill_at: int | None = None, kill_after: float | None = None, states: int = 0) -> int | None:
-    """One training process; gives its exit code (-SIGKILL if it was killed).
-
-    With `kill_after` it is killed that many seconds after it has written `states` snapshots.
-    """
-    wanted = states + len(list(folder.glob("*.solverstate*")))
-    process = CONTEXT.Process(target=train, args=(str(folder), kill_at))
+def run(folder: Path, *arguments: Any) -> int | None:
+    """One process of `kill_worker.train`; gives its exit code (-SIGKILL if it was killed)."""
+    process = CONTEXT.Process(target=train, args=(str(folder), *arguments))
     process.start()
-    if kill_after is not None:
-        while process.is_alive() and len(list(folder.glob("*.solverstate*"))) < wanted:
-            time.sleep(0.001)
-        process.join(kill_after)
-        if process.is_alive():
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
     process.join(120)
     return process.exitcode
 
@@ -147,20 +135,27 @@ def test_kill_while_a_snapshot_of_the_same_name_is_replaced(kill_at: int, tmp_pa
         assert found == new
 
 
-def killed_again_and_again(folder: Path, kills: int, seed: int) -> int:
-    """Kill a training run at random moments, each time going on from what is there, then let it end; gives the kills.
+def killed_again_and_again(folder: Path, kills: int, seed: int) -> None:
+    """Kill a training run at random moments, each time going on from what is there, then let it end.
 
-    A moment is up to 60 ms (some iterations and snapshots) after one of the next snapshots, or anywhere in the start.
+    A moment is some milliseconds (an iteration or a part of a snapshot takes one or two) after one of the next snapshots,
+    or anywhere from the start on. A run that ends before its moment has come begins anew.
     """
     generator, done = random.Random(seed), 0
-    for _ in range(kills):
-        states = generator.choice((0, 0, 1, 1, 2))
-        if run(folder, kill_after=generator.uniform(0.0, 0.06 if states else 0.6), states=states) == 0:
-            break
+    for _ in range(20 * kills):
+        states = generator.choice((0, 1, 1, 2))
+        code = run(folder, None, states, generator.uniform(0.0, 0.012 if states else 0.12))
+        if code == 0:
+            for path in folder.glob("snap_iter_*"):
+                path.unlink()
+            continue
+        assert code == -signal.SIGKILL
         check_newest(folder)
         done += 1
+        if done == kills:
+            break
+    assert done == kills
     assert run(folder) == 0
-    return done
 
 
 @pytest.mark.parametrize("kind", FORMATS)
