@@ -16,10 +16,11 @@ import fcnproto.layers  # noqa: F401  registers the layer types
 from fcnproto import binding, calling, precision, sizing
 from fcnproto.binding import LearnableParam
 from fcnproto.calling import Outputs, Term
-from fcnproto.errors import DataError, GraphError
+from fcnproto.errors import DataError, GraphError, LayerError
 from fcnproto.graph import Graph, build_graph
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
+from fcnproto.layers.source import SourceLayer
 from fcnproto.plan import Plan, make_plan
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
@@ -184,12 +185,16 @@ class Net(nn.Module):
         """
         given = calling.gather(self.graph, list(self._source_shapes), args, inputs)
         values = {name: self._cast(name, value) for name, value in given.items()}
-        self._read_data(values)
+        origins = self._read_data(values)
         if any(value.is_cuda for value in values.values()):
             precision.apply()
         plan = self._find_plan(tuple(sorted(values)), (blobs,) if isinstance(blobs, str) else tuple(blobs or ()))
         try:
             results = plan.module(*(values[name] for name in plan.inputs))
+        except LayerError as error:
+            if not origins:
+                raise
+            raise LayerError(f"{error}; the batch is {', '.join(origins)}") from error
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             known = calling.layer_error(error)
             if known is None:
@@ -246,13 +251,17 @@ class Net(nn.Module):
     def _cast(self, name: str, value: Any) -> Tensor:
         return calling.in_dtype(calling.as_tensor(name, value, self.device), self.dtype, name in self._index_inputs)
 
-    def _read_data(self, values: dict[str, Tensor]) -> None:
-        """Add the next batch of every data layer none of whose tops is given."""
+    def _read_data(self, values: dict[str, Tensor]) -> list[str]:
+        """Add the next batch of every data layer none of whose tops is given; where they came from, if known."""
+        origins = []
         for node, layer in zip(self.graph.nodes, self.layers, strict=True):
             if not node.is_data or node.type == "Input" or any(blob.name in values for blob in node.tops):
                 continue
             for blob, value in zip(node.tops, layer(), strict=True):
                 values[blob.name] = self._cast(blob.name, value.to(self.device))
+            if isinstance(layer, SourceLayer) and (origin := layer.origin()):
+                origins.append(origin)
+        return origins
 
     def _terms(self, outputs: Mapping[str, Tensor]) -> tuple[Term, ...]:
         return tuple(

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fcnproto.data.masks import Colour, read_mask
 from fcnproto.data.published import PublishedLayer
-from fcnproto.errors import DataError, GraphError, UsageError
+from fcnproto.errors import DataError, GraphError, LayerError, UsageError
 from fcnproto.images import find_images
+from fcnproto.layers.source import SourceLayer
 from fcnproto.net import Net
 from fcnproto.score import Metrics, confusion_matrix, metrics
 from fcnproto.segment import score_blobs
@@ -188,12 +189,21 @@ def score_net(
     tally = _Tally(net, pairs, ignore_label)
     with torch.no_grad():
         for item in items:
-            tally.add({key: value[None] if value.ndim == 3 else value for key, value in item.items()})
+            try:
+                tally.add({key: value[None] if value.ndim == 3 else value for key, value in item.items()})
+            except (DataError, LayerError) as error:
+                origins = _origins(net)
+                raise type(error)(f"{error}; the batch is {', '.join(origins)}" if origins else str(error)) from error
             if told:
                 told(tally.items, count or tally.items)
     if not tally.items:
         raise UsageError("there is nothing to score")
     return tally.results(leave_out)
+
+
+def _origins(net: Net) -> list[str]:
+    """Where the net's data layers have read last, where they have."""
+    return [origin for layer in net.data_layers() if isinstance(layer, SourceLayer) and (origin := layer.origin())]
 
 
 class _Tally:

@@ -104,6 +104,9 @@ class ImageMaskLayer(PublishedLayer):
     def _draws(self) -> bool:
         return bool(self.options.get("randomize", False))
 
+    def paths(self, id: str) -> list[str]:
+        return list(map(str, self._folders().paths(id).values()))
+
     def load_all(self, id: str) -> list[np.ndarray]:
         folders = self._folders()
         scene, labels = folders.scene(id)

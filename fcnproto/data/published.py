@@ -61,6 +61,7 @@ class PublishedLayer(SourceLayer):
         self.ids: list[str] | None = None
         self.index: int | None = None
         self.sampler: random.Random | None = None
+        self.last: str | None = None
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.options = self._parse_options()
@@ -107,6 +108,10 @@ class PublishedLayer(SourceLayer):
     def load(self, kind: str, id: str) -> np.ndarray:
         """What a top of this kind holds for an image: an array (channels, height, width)."""
         raise NotImplementedError
+
+    def paths(self, id: str) -> list[str]:
+        """The files that the tops come from for an image, in their order."""
+        return [self.path(kind, id) for kind in self.top_kinds()]
 
     def load_all(self, id: str) -> list[np.ndarray]:
         """What the tops hold for an image, in their order."""
@@ -157,8 +162,16 @@ class PublishedLayer(SourceLayer):
             arrays = self.load_all(id)
         except DataError as error:
             self.data_error(f"image {id!r}: {error}")
+        self.last = id
+        for path, array in zip(self.paths(id), arrays, strict=True):
+            if array.shape[-2:] != arrays[0].shape[-2:]:
+                sizes = [f"{one.shape[-1]}x{one.shape[-2]}" for one in (array, arrays[0])]
+                self.data_error(f"image {id!r}: {path} is {sizes[0]}, but {self.paths(id)[0]} is {sizes[1]}")
         self.index = self._draw(len(ids)) if self._draws() else (self.index + workers) % len(ids)
         return tuple(torch.from_numpy(np.ascontiguousarray(array[None], dtype=np.float32)) for array in arrays)
+
+    def origin(self) -> str:
+        return "" if self.last is None else f"image {self.last!r} ({', '.join(self.paths(self.last))})"
 
     def get_position(self) -> dict[str, Any]:
         sampler = None if self.sampler is None else python_random_state(self.sampler)

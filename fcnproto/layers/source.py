@@ -103,6 +103,10 @@ class SourceLayer(Layer):
         else:
             self._generator = None
 
+    def origin(self) -> str:
+        """Where the last batch came from, for messages about its content; empty where that isn't known."""
+        return ""
+
     def close(self) -> None:
         """Let go of open files; the next `forward` opens them again at the same position."""
         for name in self.handles:
