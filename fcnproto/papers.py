@@ -1,4 +1,4 @@
-"""Scores that the FCN papers print, to be shown beside those that a net reaches here.
+"""Scores that the first FCN paper prints, to be shown beside those that a net reaches here.
 
 Those of the authors' repository and of the second paper stand in each net's record (`zoo.info(name).scores`); these are
 the first paper's, for its own weights, which were trained in another way (batches of 20) and never published.
@@ -42,8 +42,3 @@ SCORES: tuple[PaperScore, ...] = (
     PaperScore("FCN-8s", "PASCAL VOC 2011 test", 62.7, "table 3", "voc-fcn8s"),
     PaperScore("FCN-8s", "PASCAL VOC 2012 test", 62.2, "table 3", "voc-fcn8s"),
 )
-
-
-def scores_of(model: str) -> list[PaperScore]:
-    """The first paper's figures of a net."""
-    return [score for score in SCORES if score.model == model]

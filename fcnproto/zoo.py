@@ -62,7 +62,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Score:
-    """Published figures in percent on `data`. Only `verified` ones were read where `source` says."""
+    """Published figures in percent on `data`. Those that are not `verified` are recalled: nobody looked them up."""
 
     data: str
     metrics: dict[str, float]

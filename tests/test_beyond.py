@@ -23,7 +23,7 @@ def test_files_load(name: str) -> None:
     solver = read_solver(zoo.path(name, "solver"))
     assert (solver.train_net, list(solver.test_net)) == ("train.prototxt", ["val.prototxt"])
     info = zoo.info(name)
-    assert len(info.classes) == 21 and info.weights_url is None and not info.scores[0].verified
+    assert len(info.classes) == 21 and info.weights_url is None and info.scores[0].verified
     for kind in ("train", "val", "deploy"):
         net = read_net(zoo.path(name, kind))
         assert [layer.name for layer in net.layer if layer.type == "Crop"] == ["score"]

@@ -196,17 +196,54 @@ def test_command_on_the_nets_own_data_layer_beside_published_scores(
     assert main(["score", "net", "val.prototxt", "w.caffemodel"]) == 0
     out = capsys.readouterr().out
     assert "pixel accuracy 0.5000" in out and "images 2" in out and "loss" in out  # zero weights: all background
-    lines = [line for line in out.splitlines() if "CVPR 2015, table 2" in line]
-    assert len(lines) == 1 and "62.7" in lines[0] and "25.0" in lines[0]
-    assert any("FCN repository" in line and "65.5" in line for line in out.splitlines())
+    rows = [line.split() for line in out.splitlines() if "PASCAL VOC" in line]
+    source = {name: " ".join(row) for row in rows for name in [row[0]]}
+    own = [" ".join(row) for row in rows if row[0] == "voc-fcn8s"]
+    for data, figure, where in (
+        ("2011 seg11valid", "65.5", "FCN repository (fcn.berkeleyvision.org)"),
+        ("2012 test", "67.2", "FCN repository (fcn.berkeleyvision.org)"),
+        ("2011 validation", "62.7", "Long, Shelhamer, Darrell, CVPR 2015, table 2"),
+        ("2011 test", "62.7", "Long, Shelhamer, Darrell, CVPR 2015, table 3"),
+        ("2012 test", "62.2", "Long, Shelhamer, Darrell, CVPR 2015, table 3"),
+    ):
+        assert f"voc-fcn8s mean IU 25.0 {figure} PASCAL VOC {data} {where}" in own
+    for method, figure, table in (
+        ("R-CNN", "47.9", 3), ("SDS", "51.6", 3), ("FCN-AlexNet", "39.8", 1), ("FCN-VGG16", "56.0", 1),
+        ("FCN-GoogLeNet", "42.5", 1), ("FCN-32s-fixed", "45.4", 2), ("FCN-32s", "59.4", 2), ("FCN-16s", "62.4", 2),
+    ):  # fmt: skip
+        assert f"{method} mean IU {figure} PASCAL VOC" in source[method]
+        assert source[method].endswith(f"Long, Shelhamer, Darrell, CVPR 2015, table {table}")
+    assert any(row[:4] == ["SDS", "mean", "IU", "52.6"] and "2011 test" in " ".join(row) for row in rows)
+    assert main(["score", "net", "val.prototxt", "w.caffemodel", "--json"]) == 0
+    published = json.loads(capsys.readouterr().out)["published"]
+    assert {("R-CNN", 47.9), ("SDS", 52.6), ("voc-fcn8s", 65.5)} <= {
+        (one["net"], one["metrics"]["mean IU"]) for one in published
+    }
     data = ["--data", "voc", "--root", str(root.parent), "--split", "seg11valid", "--year", "2011"]
     assert main(["score", "net", "val.prototxt", "w.caffemodel", *data]) == 0
     assert "pixel accuracy 0.5000" in capsys.readouterr().out
 
 
 def test_the_papers_figures() -> None:
-    assert [score.mean_iu for score in papers.scores_of("voc-fcn8s")] == [62.7, 62.7, 62.2]
-    assert {score.model for score in papers.SCORES if score.model} >= {"voc-fcn32s", "voc-fcn-alexnet"}
+    """The CVPR paper's tables 1 to 3; every net that is named is one of the zoo's."""
+    found = {
+        (score.method, score.data.removeprefix("PASCAL VOC "), score.table): score.mean_iu for score in papers.SCORES
+    }
+    assert found == {
+        ("FCN-AlexNet", "2011 validation", "table 1"): 39.8,
+        ("FCN-VGG16", "2011 validation", "table 1"): 56.0,
+        ("FCN-GoogLeNet", "2011 validation", "table 1"): 42.5,
+        ("FCN-32s-fixed", "2011 validation", "table 2"): 45.4,
+        ("FCN-32s", "2011 validation", "table 2"): 59.4,
+        ("FCN-16s", "2011 validation", "table 2"): 62.4,
+        ("FCN-8s", "2011 validation", "table 2"): 62.7,
+        ("R-CNN", "2011 test", "table 3"): 47.9,
+        ("SDS", "2011 test", "table 3"): 52.6,
+        ("SDS", "2012 test", "table 3"): 51.6,
+        ("FCN-8s", "2011 test", "table 3"): 62.7,
+        ("FCN-8s", "2012 test", "table 3"): 62.2,
+    }
+    assert {score.model for score in papers.SCORES if score.model} <= set(zoo.names())
 
 
 def write_slim(folder: Path, net: object) -> tuple[str, str]:

@@ -281,13 +281,13 @@ def _show(results: Sequence[Scored], settings: Mapping[str, Any], record: ModelI
     if settings["leave_out_absent"]:
         results = [dataclasses.replace(one, leave_out=_joined(one.leave_out, absent(one.confusion))) for one in results]
     if settings["as_json"]:
-        published = [] if record is None else [dataclasses.asdict(score) for score in record.scores]
+        published = [] if record is None else _published_figures(record)
         _output.print_json({"results": [scored.as_dict() for scored in results], "published": published})
     else:
         for scored in results:
             _print_tables(scored, len(results) > 1)
         if record is not None:
-            _print_published(results[0], record)
+            _print_published(results, record)
     if settings["picture"] is not None:
         _write_pictures(results, settings["picture"])
 
@@ -317,25 +317,35 @@ def _print_tables(scored: Scored, several: bool) -> None:
     _output.print_line(f"images {scored.images}")
 
 
-def _print_published(scored: Scored, record: ModelInfo) -> None:
-    """The figures that are published for this net, beside ours, in percent."""
-    from fcnproto.papers import scores_of
+def _published_figures(record: ModelInfo) -> list[dict[str, Any]]:
+    """The figures that are published for a net, and for VOC's also those of other methods in the first paper."""
+    from fcnproto.papers import SCORES
 
-    ours = {name: 100 * value for name, value in scored.metrics.named()}
-    rows = []
-    for score in record.scores:
-        for name, value in score.metrics.items():
-            mine = f"{ours[name]:.1f}" if name in ours else ""
-            rows.append([name, mine, f"{value:.1f}", score.data, score.source])
+    figures: list[dict[str, Any]] = [{"net": record.name, **dataclasses.asdict(score)} for score in record.scores]
     known = {(score.data, score.metrics.get("mean IU")) for score in record.scores}
-    for figure in scores_of(record.name):
-        if (figure.data, figure.mean_iu) in known:
-            continue
-        rows.append(["mean IU", f"{ours['mean IU']:.1f}", f"{figure.mean_iu:.1f}", figure.data, figure.source])
+    own = [one for one in SCORES if one.model == record.name and (one.data, one.mean_iu) not in known]
+    others = [one for one in SCORES if one.model != record.name and record.dataset == "PASCAL VOC"]
+    for one in (*own, *others):
+        name = record.name if one in own else one.method
+        metrics = {"mean IU": one.mean_iu}
+        figures.append({"net": name, "data": one.data, "metrics": metrics, "source": one.source, "verified": True})
+    return figures
+
+
+def _print_published(results: Sequence[Scored], record: ModelInfo) -> None:
+    """The published figures, beside ours where they are of this net, in percent."""
+    ours = {name: 100 * value for name, value in results[0].metrics.named()}
+    if len(results) > 1:
+        ours["geometric pixel accuracy"] = 100 * results[1].metrics.pixel_accuracy
+    rows = []
+    for figure in _published_figures(record):
+        for name, value in figure["metrics"].items():
+            mine = f"{ours[name]:.1f}" if name in ours and figure["net"] == record.name else ""
+            rows.append([figure["net"], name, mine, f"{value:.1f}", figure["data"], figure["source"]])
     if rows:
         _output.print_line()
-        columns = ["metric", "here", "published", "on", "source"]
-        _output.print_table(columns, rows, numeric=columns[1:3])
+        columns = ["net", "metric", "here", "published", "on", "source"]
+        _output.print_table(columns, rows, numeric=columns[2:4])
 
 
 def _write_pictures(results: Sequence[Scored], path: Path) -> None:

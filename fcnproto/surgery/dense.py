@@ -58,7 +58,8 @@ def shift_and_stitch(net: Net, data: Tensor, blob: str | None = None) -> Dense:
     """Scores at every position by f * f passes over shifted images, f being the stride of `blob` (the net's output).
 
     The image is moved right and down by 0 to f - 1 pixels, zeros coming in; `data` is (N, channels, height, width).
-    Raises `GraphError` for a net with several inputs or outputs that are not named, or without a whole stride.
+    Raises `GraphError` for a net with several inputs or outputs that are not named, or without a whole stride,
+    `UsageError` for an image that is too small for the net.
     """
     name = blob or _only(net.outputs, "output", net)
     source = _only(list(net.source_shapes), "input", net)
@@ -76,6 +77,10 @@ def shift_and_stitch(net: Net, data: Tensor, blob: str | None = None) -> Dense:
     height = min(strides[0] * scores.shape[2] - down for (down, _), scores in passes.items())
     width = min(strides[1] * scores.shape[3] - across for (_, across), scores in passes.items())
     height, width = min(height, data.shape[2] - shift[0] // 1), min(width, data.shape[3] - shift[1] // 1)
+    if height < 1 or width < 1:
+        raise UsageError(
+            f"blob {name!r} has no positions for an image of {data.shape[3]}x{data.shape[2]}; it is too small"
+        )
     first = passes[0, 0]
     stitched = first.new_empty(*first.shape[:2], height, width)
     for (down, across), scores in passes.items():

@@ -129,3 +129,21 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "b.png")
     assert main(["hha", str(tmp_path / "b.png"), "-o", str(tmp_path / "out"), "--camera", "nyud"]) == 1
     assert "b.png: the depth map holds no depth above 0" in capsys.readouterr().err
+
+
+def test_picture_of_a_ramp_between_floor_and_wall() -> None:
+    """Every pixel away from the edges has the analytic disparity, height and angle, for a ramp of 30 degrees too."""
+    slope = np.radians(30)
+    rays = CAMERA.rays(SHAPE)
+    down, ahead = rays[:, :, 1], rays[:, :, 2]
+    floor = np.where(down > 1e-9, EYE / np.maximum(down, 1e-9), np.inf)
+    # The ramp leaves the floor 4 m ahead: y = EYE - tan(30) * (z - 4); the wall stands 6 m ahead.
+    ramp = (EYE + 4 * np.tan(slope)) / (down + ahead * np.tan(slope))
+    depth = np.minimum(np.minimum(floor, np.where(ramp > 4, ramp, np.inf)), 6.0)
+    surface = np.where(depth == 6.0, 2, np.where(depth == ramp, 1, 0))
+    image = hha(depth, CAMERA).astype(int)
+    height = EYE - down * depth
+    expected = np.stack([310 / depth, 100 * height, 38 + np.array([0.0, 30.0, 90.0])[surface]], axis=2)
+    plain = inside(surface)
+    assert {0, 1, 2} == set(surface[plain])
+    assert (np.abs(image - np.clip(expected, 0, 255))[plain] <= [0.51, 6, 1]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -90,6 +91,48 @@ def test_both_ways_agree_at_every_position(build: Any, size: tuple[int, int]) ->
         both = (stitched.per_pixel(*size), surgery.Dense(expected, stitched.offset).per_pixel(*size))
         assert deviation(*both) <= 1e-5 and both[0].shape == (2, 3, *size)
     assert report.layers("changed") and torch.isfinite(stitched.scores).all()
+
+
+def drawn(rng: random.Random) -> tuple[NetSpec, int]:
+    """A net of random windows with its stride (up to 27)."""
+    net = NetSpec()
+    net.data = L.Input(shape={"dim": [1, 2, 64, 64]})
+    top, stride = net.data, 1
+    for index in range(rng.randint(2, 4)):
+        step = rng.choice([1, 2, 2, 3]) if stride <= 8 else 1
+        window = {"kernel_size": rng.randint(1, 5), "stride": step}
+        if index == 0 or rng.random() < 0.5:
+            pad = rng.choice([0, 7, 20]) if index == 0 else 0
+            top = L.Convolution(top, num_output=3, pad=pad, dilation=rng.choice([1, 1, 2]), **window)
+        else:
+            top = L.Pooling(top, pool=rng.choice(["MAX", "AVE"]), **window)
+        net[f"layer{index}"] = top
+        stride *= step
+    net.score = L.Convolution(top, num_output=2, kernel_size=rng.randint(1, 3))
+    return net, stride
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_both_ways_agree_for_random_nets_and_sizes(seed: int) -> None:
+    rng = random.Random(seed)
+    spec, stride = drawn(rng)
+    definition = spec.to_proto()
+    net = randomise(fcnproto.load(definition), seed)
+    rare = fcnproto.load(surgery.rarefy(definition)[0])
+    surgery.transplant(rare, net)
+    data = torch.randn(1, 2, rng.randint(70, 90), rng.randint(70, 90))
+    with torch.no_grad():
+        expected = rare(data)["score"]
+    found = surgery.shift_and_stitch(net, data)
+    height, width = (min(pair) for pair in zip(found.scores.shape[2:], expected.shape[2:], strict=True))
+    assert height > stride and width > stride
+    assert deviation(found.scores[:, :, :height, :width], expected[:, :, :height, :width]) <= 1e-5
+
+
+def test_an_image_smaller_than_the_net_sees() -> None:
+    net = fcnproto.load(averages_and_branches().to_proto())
+    with pytest.raises(UsageError, match="no positions for an image of 9x9"):
+        surgery.shift_and_stitch(net, torch.randn(1, 2, 9, 9))
 
 
 def test_padding_further_inside_differs_at_the_border_alone() -> None:
