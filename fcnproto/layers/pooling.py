@@ -1,12 +1,12 @@
 """Caffe's Pooling and SPP (spatial pyramid pooling).
 
 Where PyTorch's pooling follows the same rules it does the work; everything else goes through explicit padding, which
-is exact for every kernel, stride and pad. One thing differs from Caffe on purpose: a NaN in a window makes the
-maximum NaN, where Caffe skips it and hides the trouble.
+is exact for every kernel, stride and pad.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,8 +71,28 @@ def max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tens
     """The maximum of each window and, `with_mask`, its index h * W + w within the plane (-1 for an empty window).
 
     Among equal values the first in row-major order is chosen, and alone gets the gradient. An empty window
-    gives the lowest float32.
+    gives the lowest float32. Caffe starts from that value and takes what is larger, so never NaN or minus infinity; so
+    it is here on the CPU, while elsewhere, and in compiled graphs, both are taken as PyTorch takes them.
     """
+    values, index = _max_pool(x, windows, with_mask)
+    if _looks_finite(values):
+        return values, index
+    lowest = max(_LOWEST, torch.finfo(x.dtype).min)
+    values, index = _max_pool(torch.where(x > lowest, x, lowest), windows, with_mask)
+    return values, None if index is None else torch.where(values > lowest, index, -1)
+
+
+def _looks_finite(values: Tensor) -> bool:
+    """False where some value, or only their sum, is not finite; True where values can't be looked at or should not."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    try:
+        return math.isfinite(values.detach().sum(dtype=computing_type(values)).item())
+    except RuntimeError:  # inside a transformation that has no values, such as vmap
+        return True
+
+
+def _max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tensor | None]:
     size, kernel, stride = x.shape[2:], windows.kernel, windows.stride
     if windows.suits_torch(size):
         if not with_mask:
@@ -165,8 +185,8 @@ class Pooling(_Pool):
     """
 
     differences = (
-        "NaN in a window makes the maximum NaN (Caffe skips it and hides the trouble). STOCHASTIC works on "
-        "the CPU too (Caffe aborts)."
+        "on CUDA, and in compiled or optimized nets, NaN in a window makes the maximum NaN (Caffe passes it over, and so "
+        "does this package on the CPU). STOCHASTIC works on the CPU too (Caffe aborts)."
     )
 
     config_field = "pooling_param"

@@ -69,13 +69,16 @@ def pool_text(axes: list[Axis], method: str, floor: bool) -> str:
     )
 
 
-def check_against_loops(axes: list[Axis], method: str, floor: bool, levels: int) -> None:
+def check_against_loops(axes: list[Axis], method: str, floor: bool, levels: int, odd: float = 0) -> None:
     shape = (2, 2, axes[0][0], axes[1][0])
     with_mask = method == "MAX"
     layer = make_layer(pool_text(axes, method, floor), shape, tops=2 if with_mask else 1)
     x = seeded(*shape)
     if levels:
         x = (x * levels).round()  # many equal values
+    if odd:
+        chosen = torch.randint(3, x.shape, generator=torch.Generator().manual_seed(3))
+        x[chosen > 0] = torch.where(chosen[chosen > 0] == 1, odd, -math.inf).to(x)
     x.requires_grad_()
     out = [pooled_size(axes, i, floor) for i in (0, 1)]
     if min(out) < 0:
@@ -108,6 +111,26 @@ def test_pooling(axes: list[Axis], method: str, floor: bool) -> None:
 @settings(max_examples=60, deadline=None)
 def test_first_of_equal_maxima_wins(axes: list[Axis], floor: bool) -> None:
     check_against_loops(axes, "MAX", floor, levels=1)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@given(axes=st.tuples(AXIS, AXIS).map(list), floor=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_nan_and_minus_infinity_are_no_maxima(odd: float, axes: list[Axis], floor: bool) -> None:
+    check_against_loops(axes, "MAX", floor, levels=0, odd=odd)
+
+
+def test_windows_of_nan_alone() -> None:
+    text = 'type: "Pooling" pooling_param { kernel_size: 2 stride: 2 }'
+    x = torch.full((1, 1, 2, 4), math.nan)
+    x[0, 0, 1, 2] = -5
+    values, mask = make_layer(text, x.shape, tops=2)(x)
+    assert values.flatten().tolist() == [LOWEST, -5] and mask.flatten().tolist() == [-1, 6]
+    assert make_layer(text, x.shape)(x).flatten().tolist() == [LOWEST, -5]
+    half = make_layer(text, x.shape, tops=2)(x.half())
+    assert half[0].flatten().tolist() == [-65504, -5] and half[1].flatten().tolist() == [-1, 6]
+    mapped = torch.vmap(make_layer(text, x.shape))(torch.zeros(3, 1, 1, 2, 4))
+    assert tuple(mapped.shape) == (3, 1, 1, 1, 2)
 
 
 @pytest.mark.parametrize("method", ["MAX", "AVE"])
