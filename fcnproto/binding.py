@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fcnproto.errors import GraphError
-from fcnproto.graph import Graph
+from fcnproto.graph import Blob, Graph
 from fcnproto.layers.base import Layer
 from fcnproto.layers.fillers import fill
 from fcnproto.schema import caffe_pb2

@@ -185,8 +185,8 @@ class Pooling(_Pool):
     """
 
     differences = (
-        "on CUDA, and in compiled or optimized nets, NaN in a window makes the maximum NaN (Caffe passes it over, and so "
-        "does this package on the CPU). STOCHASTIC works on the CPU too (Caffe aborts)."
+        "on CUDA, and in compiled or optimized nets, NaN in a window makes the maximum NaN (Caffe passes it over, and "
+        "so does this package on the CPU). STOCHASTIC works on the CPU too (Caffe aborts)."
     )
 
     config_field = "pooling_param"
