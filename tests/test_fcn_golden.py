@@ -1,12 +1,16 @@
-"""The slim FCN family against the original Caffe: every recorded blob, loss and parameter gradient."""
+"""The slim FCN family against the original Caffe: every recorded blob, loss and parameter gradient, plain and optimized."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import golden_cases
 import numpy as np
 import pytest
 import torch
 from golden_cases import Case, assert_close
+
+import fcnproto
 
 BLOB_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -20,17 +24,18 @@ def _sums(values: torch.Tensor) -> tuple[float, float]:
     return float(exact.sum()), float((exact * exact).sum())
 
 
-def _forward(case: Case) -> tuple[object, dict[str, torch.Tensor]]:
-    net = case.net()
+def _forward(case: Case, optimized: bool) -> tuple[Any, dict[str, torch.Tensor]]:
+    net = fcnproto.optimize(case.net()) if optimized else case.net()
     wanted = [*case.keys("out"), *case.facts["skipped_blobs"]]
     inputs = {key: torch.from_numpy(value) for key, value in case.keys("in").items()}
     return net, net(inputs, blobs=wanted)
 
 
+@pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("name", golden_cases.names("fcn"))
-def test_fcn_case(name: str) -> None:
+def test_fcn_case(name: str, optimized: bool) -> None:
     case = golden_cases.load("fcn", name)
-    net, out = _forward(case)
+    net, out = _forward(case, optimized)
     for blob, value in case.keys("out").items():
         assert_close(out[blob], value, BLOB_TOLERANCE, f"blob {blob}")
     for blob, (total, squares) in case.facts["facts"]["skipped_blob_sums"].items():

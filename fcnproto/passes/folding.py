@@ -8,7 +8,6 @@ they end, the remaining layers run in full.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,8 @@ from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution
 from fcnproto.layers.pooling import Pooling
 from fcnproto.passes.intervals import Span, Sweep, canvas, expansion, reads, spans
-from fcnproto.passes.kernels import FastConvolution, blobs_of, version_of
+from fcnproto.passes.keeping import Latest, Watch
+from fcnproto.passes.kernels import FastConvolution, blobs_of, needs_gradient, pool_rows, suits_rows
 
 # Layers that act on every position of a blob by itself, so that a constant stays one.
 POINTWISE = frozenset(
@@ -31,7 +31,7 @@ POINTWISE = frozenset(
         *("TanH", "Threshold", "BatchNorm", "Bias", "LRN", "Scale"),
     ]
 )
-_SIZES_KEPT = 4
+_SIZES_KEPT, _BYTES_KEPT = 8, 96 * 2**20
 
 
 @dataclass(frozen=True)
@@ -94,20 +94,25 @@ class FoldedChain(nn.Module):
     gradients are those of the plain layers. Without, they are kept for the latest few sizes until weights change.
     """
 
-    def __init__(self, steps: Sequence[Step], taps: Sequence[int]) -> None:
+    def __init__(self, watch: Watch, steps: Sequence[Step], taps: Sequence[int]) -> None:
         super().__init__()
         self._steps = list(steps)  # the layers belong to the net
         self.taps = tuple(taps)
-        self._seen: tuple[object, ...] | None = None
-        self._sizes: OrderedDict[tuple[int, int], tuple[_Layout, _Surroundings]] = OrderedDict()
+        self._watch = watch
+        self._watched = 0  # so many steps have shaped a kept border map
+        self._generations: tuple[int, ...] = ()
+        self._sizes: Latest[tuple[int, int], tuple[_Layout, _Surroundings]] = Latest(_SIZES_KEPT, _BYTES_KEPT)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        height, width = image.shape[2:]
-        if torch.is_grad_enabled():
-            layout = self._layout(height, width)
-            around = self._surroundings(layout, (height, width))
-        else:
-            layout, around = self._kept(height, width)
+        blobs = [step.layer.blob(k) for step in self._steps for k in range(len(step.layer.blob_names))]
+        if needs_gradient(image, *blobs):
+            size = (image.shape[2], image.shape[3])
+            layout = self._layout(*size)
+            return self._run(image, layout, self._surroundings(layout, size))
+        with torch.no_grad():
+            return self._run(image, *self._kept(image.shape[2], image.shape[3]))
+
+    def _run(self, image: Tensor, layout: _Layout, around: _Surroundings) -> tuple[Tensor, ...]:
         wanted: dict[int, Tensor] = {}
         x = image
         for i in range(layout.depth):
@@ -123,18 +128,25 @@ class FoldedChain(nn.Module):
 
     def _kept(self, height: int, width: int) -> tuple[_Layout, _Surroundings]:
         """Layout and surroundings for a size, made anew if weights have changed."""
-        version = version_of([blob for step in self._steps for blob in step.sources()])
-        if version != self._seen:
+        generations = tuple(map(self._watch.generation, self._steps[: self._watched]))
+        if generations != self._generations:
             self._sizes.clear()
-            self._seen = version
-        key = (height, width)
-        if key not in self._sizes:
+            self._generations = generations
+        found = self._sizes.get((height, width))
+        if found is None:
             layout = self._layout(height, width)
-            self._sizes[key] = (layout, self._surroundings(layout, key))
-            while len(self._sizes) > _SIZES_KEPT:
-                self._sizes.popitem(last=False)
-        self._sizes.move_to_end(key)
-        return self._sizes[key]
+            self._watch_steps(layout.depth)
+            with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, training could not use
+                around = self._surroundings(layout, (height, width))
+            found = layout, around
+            self._sizes.put((height, width), found, sum(x.numel() * x.element_size() for x in around.borders.values()))
+        return found
+
+    def _watch_steps(self, depth: int) -> None:
+        for step in self._steps[self._watched : depth]:
+            self._watch.add(step, step.sources)
+            self._generations += (self._watch.generation(step),)
+        self._watched = max(self._watched, depth)
 
     def _sweeps(self, axis: int) -> list[Sweep | None]:
         return [step.sweeps[axis] for step in self._steps]
@@ -150,6 +162,11 @@ class FoldedChain(nn.Module):
         return _Layout(rows, columns, tuple(sorted(wanted)), small)
 
     def _surroundings(self, layout: _Layout, size: tuple[int, int]) -> _Surroundings:
+        """Constants and border maps, in the blobs' own precision whatever the image is computed in."""
+        with torch.autocast(self._steps[0].layer.blob(0).device.type, enabled=False):
+            return self._constants_and_borders(layout, size)
+
+    def _constants_and_borders(self, layout: _Layout, size: tuple[int, int]) -> _Surroundings:
         first = self._steps[0].layer
         assert isinstance(first, Convolution)
         constants: list[tuple[Tensor, Tensor]] = []
@@ -188,13 +205,17 @@ class FoldedChain(nn.Module):
         for sweep, axis in ((sweeps[0], layout.rows), (sweeps[1], layout.columns)):
             start, stop = reads(sweep, axis[i + 1])
             margins.append((axis[i].lo - start, stop - axis[i].hi))
+        size = (layout.rows[i + 1].size, layout.columns[i + 1].size)
         if isinstance(step.layer, Pooling):
-            return F.max_pool2d(_pad(x, margins), step.layer.windows.kernel, step.layer.windows.stride)
+            x, windows = _pad(x, margins), step.layer.windows
+            if suits_rows(x):
+                return pool_rows(x, windows.kernel, windows.stride, size)
+            return F.max_pool2d(x, windows.kernel, windows.stride)
         assert step.fast is not None
-        return _convolve(step.fast, x, margins, before, after, (layout.rows[i + 1].size, layout.columns[i + 1].size))
+        return _convolve(step.fast, x, margins, before, after, size)
 
     def _paste(self, i: int, x: Tensor, layout: _Layout, around: _Surroundings) -> Tensor:
-        border = around.borders[i]
+        border = around.borders[i].to(x.dtype)
         full = border.repeat(x.shape[0], 1, 1, 1) if x.shape[0] > 1 else border.clone()
         rows, columns = layout.rows[i + 1], layout.columns[i + 1]
         full[:, :, rows.lo : rows.hi, columns.lo : columns.hi] = x + around.constants[i][1]
@@ -248,6 +269,7 @@ def _convolve(
     if torch.is_grad_enabled() or not same or any(value < 0 for pair in margins for value in pair):
         x, pad, margins = _pad(x, margins), [0, 0], [(0, 0), (0, 0)]
     y = fast.convolve(x, (before - after).flatten(), pad)
+    after = after.to(y.dtype)
     skip = [p - lo for p, (lo, _) in zip(pad, margins, strict=True)]
     y = y[:, :, skip[0] : skip[0] + size[0], skip[1] : skip[1] + size[1]]
     if not fast.relu:
@@ -259,6 +281,9 @@ def _convolve(
 
 
 def _pad(x: Tensor, margins: Sequence[tuple[int, int]]) -> Tensor:
-    if not any(value for pair in margins for value in pair):
+    """`x` with margins of zeros; negative ones cut it."""
+    cut = [slice(max(0, -lo), n - max(0, -hi)) for (lo, hi), n in zip(margins, x.shape[2:], strict=True)]
+    x = x[:, :, cut[0], cut[1]]
+    if not any(value > 0 for pair in margins for value in pair):
         return x
-    return F.pad(x, [value for pair in reversed(margins) for value in pair])
+    return F.pad(x, [max(0, value) for pair in reversed(margins) for value in pair])

@@ -1,13 +1,12 @@
 """Faster forms of single layers: the same numbers as the plain layer's, gradients included.
 
 Each holds its layer by reference, so weights are shared with the net it came from; what is derived from weights is
-kept with their version and made anew when they change.
+kept (`keeping`) and made anew when they change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,9 @@ from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution, Deconvolution
 from fcnproto.layers.normalisation import BatchNorm
-
-_Derived = TypeVar("_Derived")
+from fcnproto.layers.pooling import Pooling
+from fcnproto.layers.shaping import Crop
+from fcnproto.passes.keeping import Watch
 
 # Up to this many output positions, a large kernel is cheaper as one matrix product over the gathered windows: its
 # weights are used as they lie in memory, where a convolution would first reorder all of them.
@@ -26,30 +26,33 @@ _FEW_POSITIONS = 1024
 _LARGE_KERNEL = 25
 
 
-def version_of(tensors: Sequence[Tensor]) -> tuple[object, ...]:
-    """What changes whenever one of the tensors is written to, moved or replaced."""
-    return tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
-
-
-class Derived(Generic[_Derived]):
-    """A value made from tensors, made anew when they have changed."""
-
-    def __init__(self, make: Callable[[], _Derived], sources: Callable[[], Sequence[Tensor]]) -> None:
-        self._make, self._sources = make, sources
-        self._version: tuple[object, ...] | None = None
-        self._value: _Derived
-
-    def __call__(self) -> _Derived:
-        version = version_of(self._sources())
-        if version != self._version:
-            self._value = self._make()
-            self._version = version
-        return self._value
-
-
 def blobs_of(layer: Layer) -> list[Tensor]:
     """A layer's parameter blobs without their gradients."""
     return [layer.blob(k).detach() for k in range(len(layer.blob_names))]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A 4-D tensor with channels innermost and every stride as such a tensor's is.
+
+    Axes of extent 1 may have any stride, and PyTorch's float64 convolution with groups gets the weights' gradient wrong
+    where the stride of a batch of one is not what it expects.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = x.shape
+    stride = (channels * height * width, 1, channels * width, channels)
+    return x if x.stride() == stride else x.as_strided(x.shape, stride)
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether what is computed from these tensors will be asked for gradients."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that products of tensors of `dtype` are computed in: autocast's, where it is on."""
+    if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return dtype
 
 
 class FastConvolution(nn.Module):
@@ -59,12 +62,17 @@ class FastConvolution(nn.Module):
     """
 
     def __init__(
-        self, layer: Convolution, relu: bool = False, norm: BatchNorm | None = None, scale: Scale | None = None
+        self,
+        watch: Watch,
+        layer: Convolution,
+        relu: bool = False,
+        norm: BatchNorm | None = None,
+        scale: Scale | None = None,
     ) -> None:
         super().__init__()
         self._layers = (layer, norm, scale)  # in a tuple: not submodules, the net owns them
         self.relu = relu
-        self._kept = Derived(self._channels_last, self.sources)
+        self._watch = watch
 
     @property
     def layer(self) -> Convolution:
@@ -93,9 +101,16 @@ class FastConvolution(nn.Module):
             shift = shift + offset.double()
         return (weight * gain.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
 
-    def _channels_last(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = self.weight_and_bias()
-        return weight.detach().contiguous(memory_format=torch.channels_last), None if bias is None else bias.detach()
+    def _kept(self, dtype: torch.dtype, innermost: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Weight (with channels `innermost`, or contiguous) and bias in `dtype`, made once until the blobs change."""
+
+        def make() -> tuple[Tensor, Tensor | None]:
+            weight, bias = self.weight_and_bias()
+            weight = weight.to(dtype)
+            weight = channels_last(weight) if innermost else weight.contiguous()
+            return weight, None if bias is None else bias.to(dtype)
+
+        return self._watch.derived((self._layers, dtype, innermost), make, self.sources).value
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
@@ -104,12 +119,15 @@ class FastConvolution(nn.Module):
         layer.check_size(size, x.shape)
         if 0 in size:
             return x.new_zeros(x.shape[0], layer.outputs, *size)
+        if 0 in x.shape:
+            layer(x)  # raises what the plain net raises
         if any(layer.window.shortfall(x.shape[2:])):
             y = layer.compute(x, *self.weight_and_bias())
         elif self._is_product(x, size):
-            y = self._product(x, *self.weight_and_bias(), size)
+            y = self._product(x, size)
         else:
-            bias = self._kept()[1] if not torch.is_grad_enabled() else self.weight_and_bias()[1]
+            dtype = product_dtype(x.device, x.dtype)
+            bias = self.weight_and_bias()[1] if torch.is_grad_enabled() else self._kept(dtype)[1]
             y = self.convolve(x, bias, layer.window.pad)
         if not self.relu:
             return y
@@ -118,11 +136,12 @@ class FastConvolution(nn.Module):
     def convolve(self, x: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
         """The convolution with another bias and padding."""
         window = self.layer.window
-        x = x.contiguous(memory_format=torch.channels_last)
+        dtype = product_dtype(x.device, x.dtype)
+        x = channels_last(x.to(dtype))
         if torch.is_grad_enabled():
-            weight = self.weight_and_bias()[0].contiguous(memory_format=torch.channels_last)
+            weight = channels_last(self.weight_and_bias()[0])
         else:
-            weight = self._kept()[0]
+            weight = self._kept(dtype)[0]
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
 
     def _is_product(self, x: Tensor, size: Sequence[int]) -> bool:
@@ -135,47 +154,112 @@ class FastConvolution(nn.Module):
             and size[0] * size[1] <= _FEW_POSITIONS
         )
 
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
+    def _product(self, x: Tensor, size: Sequence[int]) -> Tensor:
         window = self.layer.window
-        columns = F.unfold(x, window.kernel, window.dilation, window.pad, window.stride).transpose(1, 2)
+        dtype = product_dtype(x.device, x.dtype)
+        weight, bias = self.layer.blob(0), self.layer.optional_blob(1)
+        if not torch.is_grad_enabled() and (dtype != weight.dtype or self._layers[1] is not None):
+            weight, bias = self._kept(dtype, innermost=False)
+        elif self._layers[1] is not None:
+            weight, bias = self.weight_and_bias()
+        columns = F.unfold(x.to(dtype), window.kernel, window.dilation, window.pad, window.stride).transpose(1, 2)
         rows = F.linear(columns, weight.flatten(1), bias)  # (N, positions, outputs): channels last
         return rows.view(x.shape[0], *size, -1).permute(0, 3, 1, 2)
 
 
-class CroppedDeconvolution(nn.Module):
-    """A 2-D Deconvolution followed by a Crop along its spatial axes: only what is kept is computed.
+class FastPooling(nn.Module):
+    """Max pooling of channels-last data as maxima of whole rows, then of columns: no indices, half the time."""
 
-    Where the weights are one kernel on the diagonal (fixed bilinear upsampling), as a per-channel one.
-    """
-
-    def __init__(self, layer: Deconvolution, offsets: Sequence[int]) -> None:
+    def __init__(self, layer: Pooling) -> None:
         super().__init__()
         self._layer = [layer]
-        self.offsets = tuple(offsets)
-        self._diagonal = Derived(lambda: _diagonal(layer), lambda: [layer.blob(0)])
 
-    def forward(self, x: Tensor, reference: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         layer = self._layer[0]
-        window = layer.window
-        weight, groups = layer.blob(0), layer.groups
-        diagonal = None if weight.requires_grad and torch.is_grad_enabled() else self._diagonal()
+        size = layer.size(x.shape, layer.windows)
+        if 0 in size or not layer.windows.suits_torch(x.shape[2:]) or not suits_rows(x):
+            result: Tensor = layer(x)
+            return result
+        return pool_rows(x, layer.windows.kernel, layer.windows.stride, size)
+
+
+def suits_rows(x: Tensor) -> bool:
+    """Whether `pool_rows` is the faster way: channels innermost, enough of them, no gradient asked for."""
+    return x.device.type == "cpu" and x.stride(1) == 1 and x.shape[1] >= 16 and not needs_gradient(x)
+
+
+def pool_rows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The maxima of windows without padding; the last ones may reach past the end, where there is nothing."""
+    for axis in range(2):
+        x = _maxima(x, 2 + axis, kernel[axis], stride[axis], size[axis])
+    return x.contiguous(memory_format=torch.channels_last)  # a copy only where both kernels are 1
+
+
+def _maxima(x: Tensor, axis: int, kernel: int, stride: int, count: int) -> Tensor:
+    result: Tensor | None = None
+    before = [slice(None)] * axis
+    first = x[(*before, slice(0, stride * (count - 1) + 1, stride))]
+    for k in range(1, kernel):
+        part = x[(*before, slice(k, k + stride * (count - 1) + 1, stride))]
+        if result is None and part.shape[axis] == count:
+            result = torch.maximum(first, part)
+            continue
+        if result is None:
+            result = first.clone()
+        kept = result.narrow(axis, 0, part.shape[axis])
+        torch.maximum(kept, part, out=kept)
+    return first if result is None else result
+
+
+class FastDeconvolution(nn.Module):
+    """A 2-D Deconvolution without gaps between its windows, alone or with the Crop that alone reads it.
+
+    Where the weights are one kernel on the diagonal (fixed bilinear upsampling), as a per-channel one. Of a Crop only
+    what it keeps is computed.
+    """
+
+    def __init__(self, watch: Watch, layer: Deconvolution, crop: Crop | None = None) -> None:
+        super().__init__()
+        self._layers = (layer, crop)  # in a tuple: not submodules, the net owns them
+        self._diagonal = watch.derived(("diagonal", layer), lambda: _diagonal(layer), lambda: [layer.blob(0).detach()])
+
+    def forward(self, x: Tensor, reference: Tensor | None = None) -> Tensor:
+        layer, crop = self._layers
+        full = layer.top_shapes([x.shape])[0]
+        if 0 in full or 0 in x.shape:
+            y: Tensor = layer(x)
+            return y if crop is None else crop(y, reference)
+        if crop is None or reference is None:
+            return self._deconvolve(x, layer.window.pad)
+        if not _fits(crop, full, reference):
+            failing: Tensor = crop(x.new_empty(full), reference)
+            return failing
+        read, kept = [], []
+        for axis, offset in crop.offsets(x.shape):
+            n, window = reference.shape[axis], layer.window
+            extent, stride, pad = (values[axis - 2] for values in (window.extent, window.stride, window.pad))
+            begin = max(0, -(-(offset + pad - extent + 1) // stride))  # the inputs that reach what is kept
+            read.append(slice(begin, (offset + n - 1 + pad) // stride + 1))
+            kept.append(slice(offset + pad - begin * stride, offset + pad - begin * stride + n))
+        return self._deconvolve(x[:, :, read[0], read[1]].contiguous(), (0, 0))[:, :, kept[0], kept[1]]
+
+    def _deconvolve(self, x: Tensor, pad: Sequence[int]) -> Tensor:
+        layer = self._layers[0]
+        weight, groups, window = layer.blob(0), layer.groups, layer.window
+        diagonal = None if needs_gradient(weight) else self._diagonal.value
         if diagonal is not None:
             weight, groups = diagonal, x.shape[1]
-        full = window.widened(x.shape[2:])
-        first, size, start = [], [], []
-        for axis in range(2):
-            lo, n = self.offsets[axis], reference.shape[2 + axis]
-            if lo + n > full[axis]:
-                layer.fail(f"its top of {full[axis]} positions is cropped to {n} from {lo}")
-            extent, stride, pad = window.extent[axis], window.stride[axis], window.pad[axis]
-            begin = max(0, -(-(lo + pad - extent + 1) // stride))  # the first and last inputs that reach the crop
-            end = min(x.shape[2 + axis], (lo + n - 1 + pad) // stride + 1)
-            first.append((begin, end))
-            start.append(lo - (begin * stride - pad))
-            size.append(n)
-        part = x[:, :, first[0][0] : first[0][1], first[1][0] : first[1][1]].contiguous()
-        y = F.conv_transpose2d(part, weight, layer.optional_blob(1), window.stride, 0, 0, groups, window.dilation)
-        return F.pad(y, [v for a in (1, 0) for v in (-start[a], start[a] + size[a] - y.shape[2 + a])])
+        return F.conv_transpose2d(
+            x, weight, layer.optional_blob(1), window.stride, tuple(pad), 0, groups, window.dilation
+        )
+
+
+def _fits(crop: Crop, shape: Sequence[int], reference: Tensor) -> bool:
+    """Whether the Crop has something to keep and finds it all inside a bottom of `shape`."""
+    if reference.dim() < len(shape):
+        return False
+    sizes = [(shape[axis] - offset, reference.shape[axis]) for axis, offset in crop.offsets(shape)]
+    return all(0 < size <= room for room, size in sizes)
 
 
 def _diagonal(layer: Deconvolution) -> Tensor | None:

@@ -18,9 +18,12 @@ from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net
 from fcnproto.passes.folding import POINTWISE, FoldedChain, Step
-from fcnproto.passes.kernels import CroppedDeconvolution, FastConvolution
+from fcnproto.passes.keeping import Latest, Watch
+from fcnproto.passes.kernels import FastConvolution, FastDeconvolution, FastPooling
 from fcnproto.plan import Plan
 from fcnproto.schema import caffe_pb2
+
+_PLANS_KEPT = 8
 
 
 class OptimizedNet(Net):
@@ -29,47 +32,58 @@ class OptimizedNet(Net):
     Values derived from them are made anew when they change.
     """
 
-    _fast_plans: dict[tuple[object, ...], Plan]
+    _fast_plans: Latest[tuple[object, ...], Plan]
+    _watch: Watch
 
     def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
         key = (inputs, blobs, tuple(layer.training for layer in self.layers))
-        if key not in self._fast_plans:
-            self._fast_plans[key] = rewrite(self.plan(inputs, blobs))
-        return self._fast_plans[key]
+        plan = self._fast_plans.get(key)
+        if plan is None:
+            plan = rewrite(self.plan(inputs, blobs), self._watch)
+            self._fast_plans.put(key, plan)
+        self._watch.look()
+        return plan
 
     def _apply(self, fn: Any, recurse: bool = True) -> Net:
-        self._fast_plans.clear()
+        self.__dict__.update(_nothing_kept())
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_fast_plans": {}}
+        return {**super().__getstate__(), **_nothing_kept()}
+
+
+def _nothing_kept() -> dict[str, Any]:
+    return {"_fast_plans": Latest(_PLANS_KEPT), "_watch": Watch()}
 
 
 def optimize(net: Net) -> OptimizedNet:
     """A net that takes the same calls and gives the same outputs (to rounding, 1e-5) faster, in either phase.
 
     `net` stays as it is; the two share their parameters, and a change of weights through either is seen by both.
-    Gradients are those of the plain net. Fastest under `torch.no_grad()`, where border maps are kept from call to call.
+    Gradients are those of the plain net. Fastest under `torch.no_grad()`, where border maps are kept from call to call
+    for the latest sizes. However weights are changed, the next call notices.
     """
     fast = OptimizedNet.__new__(OptimizedNet)
     state = net.__getstate__()
     state["_modules"] = dict(state["_modules"])
-    fast.__setstate__({**state, "_fast_plans": {}})
+    fast.__setstate__({**state, **_nothing_kept()})
     return fast
 
 
-def rewrite(plan: Plan) -> Plan:
+def rewrite(plan: Plan, watch: Watch) -> Plan:
     """A plan with the same inputs and outputs, rewritten: Dropout of the TEST phase removed, padding folded away,
     channels-last convolutions with BatchNorm, Scale and ReLU in one, deconvolutions computed inside their crop only."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(plan.module.graph, {}))
     trace = fx.GraphModule(plan.module, graph, "OptimizedPlan")
-    rewriter = _Rewriter(trace)
+    rewriter = _Rewriter(trace, watch)
     rewriter.remove_dropout()
     rewriter.fold_padding()
     rewriter.convolutions()
-    rewriter.crops()
+    rewriter.pooling()
+    rewriter.deconvolutions()
     rewriter.drop_unread()
+    rewriter.contiguous_outputs()
     trace.recompile()
     return Plan(trace, plan.inputs, plan.keys, plan.weighted)
 
@@ -77,8 +91,8 @@ def rewrite(plan: Plan) -> Plan:
 class _Rewriter:
     """The passes, each over the fx graph of one plan."""
 
-    def __init__(self, trace: fx.GraphModule) -> None:
-        self.trace = trace
+    def __init__(self, trace: fx.GraphModule, watch: Watch) -> None:
+        self.trace, self.watch = trace, watch
         self.count = 0
         # Layers that nobody reads, but that run for what they do (HDF5Output, a BatchNorm's sums).
         self.ends = {node for node in trace.graph.nodes if not node.users}
@@ -138,7 +152,7 @@ class _Rewriter:
         relu = bool(found and isinstance(found[1], ReLU) and found[1].config.negative_slope == 0)
         if found and relu:
             node = found[0]
-        return FastConvolution(convolution, relu, norm, scale), node
+        return FastConvolution(self.watch, convolution, relu, norm, scale), node
 
     def fold_padding(self) -> None:
         """Run chains that begin with a heavily padded convolution on the part the image reaches."""
@@ -176,7 +190,7 @@ class _Rewriter:
         following = [self._next(node) for node in nodes]
         outside = [[user for user in node.users if user is not nxt] for node, nxt in zip(nodes, following, strict=True)]
         taps = [i for i, users in enumerate(outside) if users]
-        call = self.put(start, FoldedChain(steps, taps), [_source(start)])
+        call = self.put(start, FoldedChain(self.watch, steps, taps), [_source(start)])
         for k, i in enumerate(taps):
             with self.trace.graph.inserting_before(start):
                 value = self.trace.graph.call_function(operator.getitem, (call, k))
@@ -193,23 +207,35 @@ class _Rewriter:
                 self.replace(last, self.put(node, fast, [_source(node)]))
         self.drop_unread()
 
-    def crops(self) -> None:
-        """Deconvolutions read by one Crop alone compute no more than what it keeps."""
+    def pooling(self) -> None:
+        """Max pooling without padding needs no indices."""
         for node in list(self.trace.graph.nodes):
-            crop = self.layer(node)
-            if not isinstance(crop, Crop):
+            layer = self.layer(node)
+            if isinstance(layer, Pooling) and _has_window(layer):
+                self.replace(node, self.put(node, FastPooling(layer), [_source(node)]))
+
+    def deconvolutions(self) -> None:
+        """Deconvolutions: per channel where their weights are so, and no more than what a Crop keeps of them."""
+        for node in list(self.trace.graph.nodes):
+            layer = self.layer(node)
+            if not isinstance(layer, Deconvolution) or not _is_plain(layer) or _has_gaps(layer):
                 continue
-            source = _source(node)
-            layer = self.layer(source)
-            if not isinstance(layer, Deconvolution) or len(source.users) != 1 or not _is_plain(layer):
+            found = self.only_reader(node)
+            crop = found[1] if found and isinstance(found[1], Crop) and _source(found[0]) is node else None
+            if found is None or crop is None or crop.axis(crop.config.axis, (0,) * 4) < 2:
+                self.replace(node, self.put(node, FastDeconvolution(self.watch, layer), [_source(node)]))
                 continue
-            if crop.axis(crop.config.axis, (0,) * 4) != 2:
-                continue
-            offsets = list(crop.config.offset) or [0]
-            offsets = offsets * 2 if len(offsets) == 1 else offsets
-            fast = self.put(node, CroppedDeconvolution(layer, offsets), [_source(source), _source(node, 1)])
-            self.replace(node, fast)
-            self.trace.graph.erase_node(source)
+            arguments = [_source(node), _source(found[0], 1)]
+            self.replace(found[0], self.put(found[0], FastDeconvolution(self.watch, layer, crop), arguments))
+            self.trace.graph.erase_node(node)
+
+    def contiguous_outputs(self) -> None:
+        """Outputs as the plain net gives them, whatever order of axes they were computed in."""
+        (output,) = (node for node in self.trace.graph.nodes if node.op == "output")
+        for node in output.all_input_nodes:
+            if node.op != "placeholder":
+                with self.trace.graph.inserting_before(output):
+                    output.replace_input_with(node, self.trace.graph.call_method("contiguous", (node,)))
 
 
 def _source(node: fx.Node, index: int = 0) -> fx.Node:
@@ -222,6 +248,11 @@ def _source(node: fx.Node, index: int = 0) -> fx.Node:
 def _is_plain(layer: Convolution | Deconvolution) -> bool:
     """One bottom, two spatial axes after the channels."""
     return layer.num_tops == 1 and layer.axes == 2 and layer.channel_axis == 1
+
+
+def _has_gaps(layer: Deconvolution) -> bool:
+    """Whether some positions of the top are reached by no position of the bottom."""
+    return any(s > e for s, e in zip(layer.window.stride, layer.window.extent, strict=True))
 
 
 def _is_foldable_start(layer: Layer | None) -> bool:

@@ -1,4 +1,4 @@
-"""Every recorded layer case: blobs and gradients of our layers against the original Caffe's."""
+"""Every recorded layer case: blobs and gradients of our layers against the original Caffe's, plain and optimized."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import Case, assert_close
+
+import fcnproto
 
 TOLERANCE = 1e-5
 
@@ -24,8 +26,8 @@ CANCELLING = {("net_siamese", "ca.1"), ("net_siamese", "cb.1")} | {
 WRONG_GRADIENT_IN_CAFFE = {"power_inplace", "clip_inplace"}
 
 
-def _run(case: Case) -> tuple[Any, dict[str, torch.Tensor], Any]:
-    net = case.net()
+def _run(case: Case, optimized: bool) -> tuple[Any, dict[str, torch.Tensor], Any]:
+    net = fcnproto.optimize(case.net()) if optimized else case.net()
     if memory := case.keys("memory"):
         net.set_input_arrays(memory["data"], memory["label"])
     for step in range(case.facts.get("pre_steps", 0)):
@@ -46,12 +48,13 @@ def _backward(case: Case, net: Any, inputs: dict[str, torch.Tensor], out: Any) -
         total.backward()
 
 
+@pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("name", [name for name in golden_cases.names("layers") if name != "dropout_train_contract"])
-def test_layer_case(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # HDF5Output writes there
     case = golden_cases.load("layers", name)
     tolerance = LOOSER.get(name, TOLERANCE)
-    net, inputs, out = _run(case)
+    net, inputs, out = _run(case, optimized)
     for blob, value in case.keys("out").items():
         assert_close(out[blob], value, tolerance, f"blob {blob}")
     assert net.outputs == case.facts["outputs"]
