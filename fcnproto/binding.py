@@ -69,6 +69,8 @@ def share_params(
             spec = caffe_pb2.ParamSpec()
             if k < len(layer.param.param):
                 spec.CopyFrom(layer.param.param[k])
+                if spec.HasField("share_mode") and not spec.name:
+                    layer.warn("param.share_mode has no effect without a name")
             if spec.name and spec.name in owners:
                 owner = owners[spec.name]
                 _check_sharing(layers[owner[0]], owner[1], layer, k, spec)

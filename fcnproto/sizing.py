@@ -19,6 +19,7 @@ from fcnproto.calling import first_line, is_own
 from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
 from fcnproto.graph import Blob, Graph, Node
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.fillers import unread_fields
 from fcnproto.layers.registry import lookup
 from fcnproto.layers.source import SourceLayer
 from fcnproto.schema import caffe_pb2
@@ -64,9 +65,24 @@ def _warn_engines(layers: Sequence[Layer]) -> None:
                 if field.name in ("engine", "force_nd_im2col") and value:
                     chosen.setdefault(field.name, []).append(layer.name)
     for field_name, names in chosen.items():
-        first = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-        message = f"{field_name} has no effect ({first}): torch chooses how to compute, the results are the same"
+        message = f"{field_name} has no effect ({_some(names)}): torch chooses how to compute, the results are the same"
         warnings.warn(message, FcnprotoWarning, stacklevel=2)
+
+
+def _warn_fillers(layers: Sequence[Layer]) -> None:
+    """Warn, once for all layers, of settings that a filler's type doesn't read."""
+    unread: dict[tuple[str, str], list[str]] = {}
+    for layer in layers:
+        for filler in layer.blob_fillers:
+            for name in unread_fields(filler):
+                unread.setdefault((filler.type, name), []).append(layer.name)
+    for (type_name, name), names in unread.items():
+        message = f"{name} has no effect on fillers of type {type_name!r} ({_some(list(dict.fromkeys(names)))})"
+        warnings.warn(message, FcnprotoWarning, stacklevel=2)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def warn_unread_settings(layer: Layer) -> None:
@@ -89,7 +105,9 @@ def set_up(graph: Graph, layers: list[Layer], given: Mapping[str, Sequence[int]]
     for node, layer in zip(graph.nodes, layers, strict=True):
         if node.is_data:
             layer.setup([])
-    return _Shapes(graph, layers, given).run()
+    sources = _Shapes(graph, layers, given).run()
+    _warn_fillers(layers)
+    return sources
 
 
 def source_shapes(

@@ -74,6 +74,62 @@ def test_what_is_passed_over_is_told(text: str, told: str) -> None:
     assert len(caught) == 1
 
 
+IMAGE = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 4 dim: 6 dim: 6 } } }\n'
+SECOND = 'layer { name: "in2" type: "Input" top: "t" input_param { shape { dim: 1 dim: 4 dim: 6 dim: 6 } } }\n'
+LABEL = 'layer { name: "in2" type: "Input" top: "t" input_param { shape { dim: 1 dim: 1 dim: 6 dim: 6 } } }\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('type: "Im2col" convolution_param { kernel_size: 2 num_output: 3 }', "num_output has no effect"),
+        (
+            'type: "Convolution" convolution_param { kernel_size: 2 num_output: 3 bias_term: false bias_filler {} }',
+            "bias_filler",
+        ),
+        ('type: "InnerProduct" inner_product_param { num_output: 3 bias_term: false bias_filler {} }', "bias_filler"),
+        ('type: "Scale" scale_param { bias_filler {} }', "bias_filler has no effect"),
+        ('type: "Scale" bottom: "t" scale_param { axis: 0 num_axes: 1 }', "num_axes has no effect; bottom 1"),
+        ('type: "Bias" bottom: "t" bias_param { axis: 0 filler {} }', "filler has no effect; bottom 1"),
+        ('type: "Eltwise" bottom: "t" eltwise_param { stable_prod_grad: false }', "stable_prod_grad has no effect"),
+        ('type: "MVN" mvn_param { normalize_variance: false eps: 1 }', "eps has no effect"),
+        (
+            'type: "InnerProduct" inner_product_param { num_output: 3 weight_filler { type: "xavier" std: 0.1 } }',
+            r"std has no effect on fillers of type 'xavier' \('it'\)",
+        ),
+        ('type: "PReLU" param { share_mode: PERMISSIVE }', "share_mode has no effect without a name"),
+        (
+            'type: "SoftmaxWithLoss" bottom: "t" loss_param { normalize: true normalization: FULL }',
+            "normalize has no effect; normalization is given too",
+        ),
+    ],
+)
+def test_settings_that_the_layer_does_not_read_are_told(text: str, told: str) -> None:
+    second = LABEL if "Loss" in text else SECOND
+    with pytest.warns(fcnproto.FcnprotoWarning, match=told) as caught:
+        load(IMAGE + second + f'layer {{ name: "it" top: "y" bottom: "x" {text} }}')
+    assert len(caught) == 1 and "'it'" in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            'type: "ImageData" top: "l" image_data_param { source: "x" } transform_param { force_gray: true }',
+            "transform_param.force_gray has no effect; is_color",
+        ),
+        (
+            'type: "DummyData" dummy_data_param { shape { dim: 2 } data_filler { std: 2 } }',
+            "std has no effect on fillers of type 'constant'",
+        ),
+    ],
+)
+def test_settings_that_the_data_layer_does_not_read_are_told(text: str, told: str) -> None:
+    with pytest.warns(fcnproto.FcnprotoWarning, match=told) as caught:
+        load(f'layer {{ name: "it" top: "y" {text} }}')
+    assert len(caught) == 1
+
+
 def test_a_state_that_agrees_is_no_matter() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -90,6 +90,9 @@ class ImageData(SourceLayer):
         if problem:
             self.fail(problem)
         self.warn_unread(("scale", "mean_file", "crop_size", "mirror"), "Caffe reads it in transform_param only")
+        for name in ("force_color", "force_gray"):
+            if self.transform.param.HasField(name):
+                self.warn(f"transform_param.{name} has no effect; is_color says how images are read, in Caffe too")
         self.transform.base_dir = self.base_dir
 
     def declared_shapes(self) -> list[PartialShape]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fcnproto.errors import FcnprotoWarning
-from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
@@ -61,8 +59,10 @@ class Eltwise(Layer):
             self.fail(f"{len(config.coeff)} coeff values for {len(shapes)} bottoms; give none or one for each")
         if config.coeff and config.operation == caffe_pb2.EltwiseParameter.PROD:
             self.fail("coeff goes with SUM only; remove it")
-        if config.coeff and config.operation == caffe_pb2.EltwiseParameter.MAX:
-            warnings.warn(f"layer {self.name!r} (Eltwise): coeff has no effect on MAX", FcnprotoWarning, stacklevel=2)
+        if config.operation == caffe_pb2.EltwiseParameter.MAX:
+            self.warn_unread(("coeff",), "it is for SUM")
+        if config.operation != caffe_pb2.EltwiseParameter.PROD:
+            self.warn_unread(("stable_prod_grad",), "it is for PROD")
         self.coefficients = list(config.coeff) or [1.0] * len(shapes)
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -206,8 +206,12 @@ class Scale(_Broadcast):
         if len(shapes) == 1:
             one = caffe_pb2.FillerParameter(type="constant", value=1)
             self.add_blob("weight", covered, config.filler if config.HasField("filler") else one)
+        else:
+            self.warn_unread(("num_axes", "filler"), "bottom 1 is the scale")
         if config.bias_term:
             self.add_blob("bias", covered, config.bias_filler)
+        else:
+            self.warn_unread(("bias_filler",), NO_BIAS)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         scale = self.aligned(x, self.blob(0) if given is None else given)
@@ -224,6 +228,8 @@ class Bias(_Broadcast):
     def setup(self, shapes: Sequence[Shape]) -> None:
         if len(shapes) == 1:
             self.add_blob("bias", self.covered(shapes[0]), self.config.filler)
+        else:
+            self.warn_unread(("num_axes", "filler"), "bottom 1 is the bias")
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         return x + self.aligned(x, self.blob(0) if given is None else given)

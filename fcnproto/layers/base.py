@@ -6,16 +6,20 @@ A layer knows its own `LayerParameter` and its bottoms' shapes, nothing of files
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from fcnproto.errors import LayerError
+from fcnproto.errors import FcnprotoWarning, LayerError
 from fcnproto.schema import caffe_pb2
 
 Shape = tuple[int, ...]
+
+NO_BIAS = "there is no bias without bias_term"
+"""Why a bias_filler is not read."""
 
 _MOST_VALUES = 2**31 - 1
 
@@ -144,6 +148,16 @@ class Layer(nn.Module):
     def fail(self, message: str) -> NoReturn:
         """Raise a `LayerError` whose message begins with the layer's name and type."""
         raise LayerError(f"layer {self.name!r} ({self.type or self.param.type}): {message}")
+
+    def warn(self, message: str) -> None:
+        """Warn of something in the prototxt or the data that is understood but not acted on."""
+        warnings.warn(f"layer {self.name!r} ({self.type}): {message}", FcnprotoWarning, stacklevel=3)
+
+    def warn_unread(self, names: Sequence[str], why: str) -> None:
+        """Warn of the fields of the layer's own settings among `names` that the prototxt gives."""
+        for field, _ in self.config.ListFields():
+            if field.name in names:
+                self.warn(f"{self.config_field}.{field.name} has no effect; {why}")
 
     # What the net calls.
 

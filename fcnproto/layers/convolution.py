@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.registry import register
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -183,6 +183,8 @@ class _Weighted(_Convolutional):
         self.add_blob("weight", self.weight_shape(), config.weight_filler)
         if config.bias_term:
             self.add_blob("bias", (self.outputs,), config.bias_filler)
+        else:
+            self.warn_unread(("bias_filler",), NO_BIAS)
 
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         for bottom in bottoms:
@@ -260,6 +262,11 @@ class Deconvolution(_Weighted):
 @register("Im2col")
 class Im2col(_Convolutional):
     """Caffe's Im2col: the windows of a convolution as channels, in the order (channel, *kernel)."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
+        unread = ("num_output", "bias_term", "group", "weight_filler", "bias_filler")
+        self.warn_unread(unread, "nothing is convolved, the windows alone are given")
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_bottom(x.shape)

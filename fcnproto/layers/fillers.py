@@ -50,6 +50,12 @@ def check(filler: caffe_pb2.FillerParameter) -> None:
         _fail(filler, f"sparse ({filler.sparse}) works with filler type 'gaussian' only; remove it")
 
 
+def unread_fields(filler: caffe_pb2.FillerParameter) -> list[str]:
+    """The settings that are given but not read by the filler's type, as Caffe doesn't read them."""
+    read = ("type", *_READ.get(filler.type, ()))
+    return [field.name for field, _ in filler.ListFields() if field.name not in read]
+
+
 def fans(tensor: Tensor) -> tuple[float, float]:
     """(fan_in, fan_out) of a parameter blob by Caffe's rule: count/d0 and count/d1, or count where there is no d1."""
     count = tensor.numel()
@@ -133,3 +139,12 @@ _FILLERS: dict[str, Callable[[Tensor, caffe_pb2.FillerParameter, Generator], Non
     "msra": _msra,
     "bilinear": _bilinear,
 }
+
+_READ: dict[str, tuple[str, ...]] = {
+    "constant": ("value",),
+    "uniform": ("min", "max"),
+    "gaussian": ("mean", "std", "sparse"),
+    "xavier": ("variance_norm",),
+    "msra": ("variance_norm",),
+}
+"""Per type the settings that it reads."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.registry import register
 
 
@@ -32,6 +32,8 @@ class InnerProduct(Layer):
         self.add_blob("weight", shape, config.weight_filler)
         if config.bias_term:
             self.add_blob("bias", (self.outputs,), config.bias_filler)
+        else:
+            self.warn_unread(("bias_filler",), NO_BIAS)
 
     def forward(self, x: Tensor) -> Tensor:
         inputs = math.prod(x.shape[self.first_axis :])
@@ -63,6 +65,8 @@ class Embed(Layer):
         self.add_blob("weight", (config.input_dim, config.num_output), config.weight_filler)
         if config.bias_term:
             self.add_blob("bias", (config.num_output,), config.bias_filler)
+        else:
+            self.warn_unread(("bias_filler",), NO_BIAS)
 
     def forward(self, index: Tensor) -> Tensor:
         weight, bias = self.blob(0), self.optional_blob(1)

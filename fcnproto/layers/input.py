@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fcnproto.errors import GraphError
 from fcnproto.layers.base import Layer, Shape
-from fcnproto.layers.fillers import check, fill
+from fcnproto.layers.fillers import check, fill, unread_fields
 from fcnproto.layers.registry import register
 from fcnproto.layers.source import PartialShape, SourceLayer
 from fcnproto.schema import caffe_pb2
@@ -63,6 +63,8 @@ class DummyData(SourceLayer):
                 check(filler)
             except GraphError as error:
                 self.fail(str(error))
+            for name in unread_fields(filler):
+                self.warn(f"{name} has no effect on fillers of type {filler.type!r}")
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         config = self.config

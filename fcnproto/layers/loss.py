@@ -48,6 +48,8 @@ class LossLayer(Layer):
         self.mode = self.default_mode
         if settings.HasField("normalization"):
             self.mode = settings.normalization
+            if settings.HasField("normalize"):
+                self.warn("loss_param.normalize has no effect; normalization is given too")
         elif settings.HasField("normalize"):
             self.mode = _Mode.VALID if settings.normalize else _Mode.BATCH_SIZE
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fcnproto.errors import FcnprotoWarning
 from fcnproto.layers.base import Elementwise, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
@@ -34,9 +32,8 @@ class LRN(Elementwise):
         if config.local_size % 2 == 0:
             self.fail(f"local_size {config.local_size} must be odd")
         self.check_axes(shape)
-        if config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL and config.HasField("k"):
-            message = f"layer {self.name!r} (LRN): lrn_param.k has no effect within channels, nor has it in Caffe"
-            warnings.warn(message, FcnprotoWarning, stacklevel=2)
+        if config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
+            self.warn_unread(("k",), "within channels it is 1, in Caffe too")
 
     def check_axes(self, shape: Sequence[int]) -> None:
         """Refuse a bottom that is no batch of images."""
@@ -179,6 +176,8 @@ class MVN(Layer):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.check_axes(shapes[0])
+        if not self.config.normalize_variance:
+            self.warn_unread(("eps",), "nothing is divided without normalize_variance")
 
     def check_axes(self, shape: Sequence[int]) -> None:
         """Refuse a bottom that can't be read as (N, C, H, W)."""

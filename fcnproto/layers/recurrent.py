@@ -6,7 +6,6 @@ it goes on. With other values in `cont` the gradient is the true derivative; Caf
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcnproto.errors import FcnprotoWarning
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 
@@ -45,9 +43,7 @@ class RecurrentLayer(Layer):
         self.has_static = len(shapes) == 3 + exposed
         for name in self.states:
             self.register_buffer(name, None, persistent=False)
-        if self.config.debug_info:
-            message = f"layer {self.name!r} ({self.type}): recurrent_param.debug_info has no effect"
-            warnings.warn(message, FcnprotoWarning, stacklevel=2)
+        self.warn_unread(("debug_info",), "see the solver's debug_info")
         self._check_axes(shapes)
         features = [torch.Size(shapes[0][2:]).numel()]
         if self.has_static:

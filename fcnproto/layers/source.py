@@ -7,7 +7,6 @@ that a net can be copied, pickled and resumed at the exact item where it stood.
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcnproto.errors import DataError, FcnprotoWarning
+from fcnproto.errors import DataError
 from fcnproto.layers.base import Layer, Shape
 
 PartialShape = tuple[int | None, ...] | None
@@ -118,16 +117,6 @@ class SourceLayer(Layer):
     def data_error(self, message: str) -> NoReturn:
         """Raise a `DataError` whose message begins with the layer's name and type."""
         raise DataError(f"layer {self.name!r} ({self.type or self.param.type}): {message}")
-
-    def warn(self, message: str) -> None:
-        """Warn of something in the prototxt or the data that is understood but not acted on."""
-        warnings.warn(f"layer {self.name!r} ({self.type}): {message}", FcnprotoWarning, stacklevel=3)
-
-    def warn_unread(self, names: Sequence[str], why: str) -> None:
-        """Warn of the fields of the layer's own settings among `names` that the prototxt gives."""
-        for name in names:
-            if self.config.HasField(name):
-                self.warn(f"{self.config_field}.{name} has no effect; {why}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **dict.fromkeys(self.handles)}

@@ -215,5 +215,5 @@ def test_scale_refuses_other_channels_at_a_call() -> None:
 
 
 def test_coefficients_without_effect_draw_a_warning() -> None:
-    with pytest.warns(FcnprotoWarning, match="no effect on MAX"):
+    with pytest.warns(FcnprotoWarning, match="coeff has no effect"):
         make_layer('type: "Eltwise" eltwise_param { operation: MAX coeff: [1, 2] }', (2,), (2,))
