@@ -3,7 +3,7 @@
 References are golden files, OpenCV's dnn, a Caffe elsewhere, or our own layers in double precision.
 """
 
-from fcnproto.parity.comparison import Departure, Entry, Report, compare
+from fcnproto.parity.comparison import compare
 from fcnproto.parity.measures import Measures, measure
 from fcnproto.parity.recording import Recording, read_recording
 from fcnproto.parity.references import (
@@ -13,6 +13,7 @@ from fcnproto.parity.references import (
     opencv_reference,
     random_inputs,
 )
+from fcnproto.parity.report import Departure, Entry, Report
 
 __all__ = [
     "DUMP_SCRIPT",

@@ -1,154 +1,36 @@
 """Runs a net on what a reference was given and compares everything the reference recorded, in the order of layers.
 
-The result is a `Report`; printing and drawing it is done elsewhere. Where the first departure lies, the layers that
+Where the first departure lies, the layers that
 make that blob are run once more on the reference's own values, which tells a layer at fault from one that hands on.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fcnproto.errors import DataError, FcnprotoWarning, GraphError
+from fcnproto.errors import DataError, Error, FcnprotoWarning, GraphError
 from fcnproto.graph import Node
 from fcnproto.inference import run_with
 from fcnproto.net import Net, Outputs
-from fcnproto.parity.diagnosis import describe
-from fcnproto.parity.measures import Measures, measure
+from fcnproto.parity.diagnosis import VAGUE, describe
+from fcnproto.parity.fitting import data_readings, fitted, missing, strangers
+from fcnproto.parity.measures import measure
 from fcnproto.parity.own_layer import own_deviation, to_tensor
 from fcnproto.parity.recording import Recording
+from fcnproto.parity.report import Departure, Entry, Kind, Report
+from fcnproto.parity.ties import near_ties
 from fcnproto.plan import runnable
 
 Array = npt.NDArray[Any]
-Kind = Literal["parameter", "blob", "parameter gradient", "input gradient"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One array compared: `name` is a blob's, or `<layer>.<i>`; `measures` is None where the shapes differ."""
-
-    kind: Kind
-    layer: str
-    type: str
-    name: str
-    shape: tuple[int, ...]
-    reference_shape: tuple[int, ...]
-    tolerance: float
-    measures: Measures | None
-    rounding: float = 0.0
-    """An absolute difference that is rounding whatever the reference's own size: gradients that cancel to nothing."""
-
-    @property
-    def deviation(self) -> float:
-        """The largest relative deviation; infinite where the shapes differ or a value is not finite."""
-        found = math.nan if self.measures is None else self.measures.max_rel
-        return found if math.isfinite(found) else math.inf
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the shapes are equal and the deviation is within the tolerance."""
-        if self.measures is None:
-            return False
-        return self.deviation <= self.tolerance or self.measures.max_abs <= self.rounding
-
-    @property
-    def severity(self) -> float:
-        """The deviation in multiples of the tolerance; 1 at most where the entry agrees."""
-        if self.tolerance == 0:
-            return 0.0 if self.agrees else math.inf
-        return min(1.0, self.deviation / self.tolerance) if self.agrees else self.deviation / self.tolerance
-
-
-@dataclass(frozen=True)
-class Departure:
-    """The first entry beyond its tolerance, what it looks like, and the layer's deviation by itself.
-
-    `own` is the deviation of the blob when its layers are run on the reference's own values of what they read; None
-    where the reference hasn't got these, or for gradients.
-    """
-
-    entry: Entry
-    looks_like: str
-    own: float | None = None
-
-    @property
-    def cause(self) -> str:
-        """Whether the layer itself is at fault, as far as known."""
-        if self.own is None:
-            return ""
-        if self.own <= self.entry.tolerance:
-            return f"given the reference's inputs the layer agrees ({self.own:.2g}): the cause lies before it"
-        return f"given the reference's inputs the layer still departs ({self.own:.2g}): the cause is in it"
-
-
-@dataclass
-class Report:
-    """A comparison: entries in the order of layers (unequal parameters, blobs, then gradients in backward order)."""
-
-    net: str
-    reference: str
-    entries: list[Entry]
-    not_compared: list[str]
-    """Blobs of ours that the reference lacks."""
-    unknown: list[str]
-    """Blobs of the reference that the net lacks or can't compute."""
-    equal_parameters: int = 0
-    """Parameters that the reference recorded and that are the same; they are not among the entries."""
-    departure: Departure | None = None
-    maps: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    """Label maps (height, width) of the score blobs, ours and the reference's, for pictures."""
-
-    @property
-    def agrees(self) -> bool:
-        """Whether everything compared lies within its tolerance."""
-        return all(entry.agrees for entry in self.entries)
-
-    @property
-    def worst(self) -> float:
-        """The largest relative deviation of all entries."""
-        return max((entry.deviation for entry in self.entries), default=0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report in dicts, lists, texts and numbers, for JSON (numbers that are not finite as texts)."""
-        departure = self.departure
-        return _plain(
-            {
-                "net": self.net,
-                "reference": self.reference,
-                "agrees": self.agrees,
-                "worst": self.worst,
-                "first_departure": departure
-                and {
-                    "kind": departure.entry.kind,
-                    "layer": departure.entry.layer,
-                    "name": departure.entry.name,
-                    "looks_like": departure.looks_like,
-                    "own_deviation": departure.own,
-                    "cause": departure.cause,
-                },
-                "equal_parameters": self.equal_parameters,
-                "entries": [{**asdict(entry), "agrees": entry.agrees} for entry in self.entries],
-                "not_compared": self.not_compared,
-                "not_in_net": self.unknown,
-            }
-        )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def compare(net: Net, reference: Recording, *, tolerance: float = 1e-5, gradient_tolerance: float = 1e-4) -> Report:
@@ -158,10 +40,10 @@ def compare(net: Net, reference: Recording, *, tolerance: float = 1e-5, gradient
     outputs. The parameters' `grad` is then overwritten.
 
     Raises:
-        DataError: an input that the net lacks, or nothing in common to compare.
-        GraphError: the net can't be run on these inputs.
+        DataError: an input that the net lacks or can't be run on, or nothing in common to compare.
     """
     _warn_of_chance(net)
+    reference = fitted(net, reference)
     names = _comparable(net, reference)
     comparer = _Comparer(net, reference, tolerance, gradient_tolerance)
     params = list(comparer.params())  # before a forward pass changes statistics
@@ -169,31 +51,69 @@ def compare(net: Net, reference: Recording, *, tolerance: float = 1e-5, gradient
     inputs = {name: to_tensor(net, value) for name, value in reference.inputs.items()}
     if reference.has_gradients:
         inputs = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in inputs.items()}
+    outputs: Mapping[str, Tensor] = {}
     with torch.set_grad_enabled(reference.has_gradients), comparer.thawed():
-        outputs = run_with(net, inputs, names)
-        entries += comparer.blobs(outputs, names)
+        if names or reference.has_gradients:
+            outputs = _run(net, reference, inputs, names)
+            entries += comparer.blobs(outputs, names)
+        else:
+            entries += comparer.data(data_readings(net, reference))
         if reference.has_gradients:
-            backward(net, outputs, {name: to_tensor(net, seed) for name, seed in reference.output_gradients.items()})
+            _run_backward(net, reference, outputs)
             entries += comparer.gradients(inputs)
     if not any(entry.kind != "parameter" for entry in entries):
         raise DataError(f"{reference.source}: has no blob in common with net {net.graph.name!r}; is it another net's?")
+    unknown = [name for name in reference.blobs if name not in {*names, *reference.inputs, *_copies(net)}]
     report = Report(
         net=net.graph.name,
         reference=reference.source,
         entries=entries,
         not_compared=[name for name in ordered_blobs(net) if name not in reference.blobs],
-        unknown=[name for name in reference.blobs if name not in {*names, *reference.inputs, *_copies(net)}],
+        unknown=[*unknown, *strangers(net, reference)],
         equal_parameters=sum(entry.agrees for entry in params),
         maps=_label_maps(comparer.score_names, outputs, reference),
     )
     first = next((entry for entry in entries if not entry.agrees), None)
     if first is not None:
-        report.departure = _departure(net, reference, first, outputs, inputs)
+        report.departure = _departure(net, reference, first, outputs, inputs, entries)
     return report
 
 
-def backward(net: Net, outputs: Mapping[str, Tensor], seeds: Mapping[str, Tensor]) -> None:
-    """One backward pass: from the net's loss, and from the gradients given at outputs. `grad` is cleared first."""
+def _run(net: Net, reference: Recording, inputs: dict[str, Tensor], names: list[str]) -> Mapping[str, Tensor]:
+    try:
+        return run_with(net, inputs, names)
+    except Error as error:
+        lacking = missing(net, reference)
+        hint = f" (it has no {lacking})" if lacking else ""
+        raise DataError(f"{reference.source}: the net can't be run on its inputs{hint}: {error}") from error
+
+
+def _run_backward(net: Net, reference: Recording, outputs: Mapping[str, Tensor]) -> None:
+    seeds = {name: to_tensor(net, seed) for name, seed in reference.output_gradients.items()}
+    for name, seed in seeds.items():
+        if name in outputs and outputs[name].shape != seed.shape:
+            raise DataError(
+                f"{reference.source}: gout.{name} has shape {tuple(seed.shape)}, the net's blob "
+                f"{tuple(outputs[name].shape)}"
+            )
+    started = backward(net, outputs, seeds)
+    some = any(
+        value.any() for table in (reference.param_gradients, reference.input_gradients) for value in table.values()
+    )
+    if some and not started:
+        lacking = missing(net, reference)
+        raise DataError(
+            f"{reference.source}: has gradients but nothing that they start from: "
+            + (f"give {lacking} for the loss, or " if lacking else "give ")
+            + "gout.<blob>, the gradient put in at an output"
+        )
+
+
+def backward(net: Net, outputs: Mapping[str, Tensor], seeds: Mapping[str, Tensor]) -> bool:
+    """One backward pass: from the net's loss, and from the gradients given at outputs. `grad` is cleared first.
+
+    False where there is neither, so that nothing gets a gradient.
+    """
     net.zero_grad()
     has_loss = any(blob.name in outputs for blob, _ in net.graph.weighted())
     if isinstance(outputs, Outputs):
@@ -204,6 +124,7 @@ def backward(net: Net, outputs: Mapping[str, Tensor], seeds: Mapping[str, Tensor
             total = total + (outputs[name] * seed.reshape(outputs[name].shape)).sum()
     if total.requires_grad:
         total.backward()
+    return total.requires_grad
 
 
 def _warn_of_chance(net: Net) -> None:
@@ -219,11 +140,6 @@ def _warn_of_chance(net: Net) -> None:
 
 def _comparable(net: Net, reference: Recording) -> list[str]:
     """The reference's blobs that the net can compute, in the order of layers."""
-    sources = {blob.name for node in net.graph.nodes if node.is_data for blob in node.tops}
-    for name in reference.inputs:
-        if name not in sources:
-            known = ", ".join(map(repr, sorted(sources))) or "none"
-            raise DataError(f"{reference.source}: {name!r} is no input of net {net.graph.name!r}; they are {known}")
     idle = [node for node in net.graph.nodes if node.is_data and not _given(node, reference)]
     made = [blob.name for node in idle if node.type in ("DummyData", "Parameter") for blob in node.tops]
     known_blobs = runnable(net.graph, [*reference.inputs, *made])
@@ -278,6 +194,12 @@ class _Comparer:
             node = self.net.graph.blobs[name].producer
             ours, theirs = _array(outputs[name]), self.reference.blobs[name]
             yield self._entry("blob", node.name, name, ours, theirs, self.tolerance, name in self.score_names)
+
+    def data(self, readings: Mapping[str, Array]) -> Iterator[Entry]:
+        """What data layers gave, where nothing else is recorded."""
+        for name, ours in readings.items():
+            layer = self.net.graph.blobs[name].producer.name
+            yield self._entry("blob", layer, name, ours, self.reference.blobs[name], self.tolerance)
 
     def gradients(self, inputs: Mapping[str, Tensor]) -> Iterator[Entry]:
         """The parameters' gradients from the last layer to the first, then those of the inputs."""
@@ -366,21 +288,43 @@ def _label_maps(names: set[str], outputs: Mapping[str, Tensor], reference: Recor
 
 
 def _departure(
-    net: Net, reference: Recording, entry: Entry, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+    net: Net,
+    reference: Recording,
+    entry: Entry,
+    outputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    entries: Sequence[Entry],
 ) -> Departure:
     if entry.kind == "blob":
         theirs = reference.blobs[entry.name]
+        if entry.name not in outputs:  # what a data layer gave by itself
+            return Departure(entry, describe(data_readings(net, reference)[entry.name], theirs, entry.type))
         ours = _array(outputs[entry.name])
         return Departure(entry, describe(ours, theirs, entry.type), own_deviation(net, reference, entry.name))
     if entry.kind == "parameter":
         return Departure(entry, "the weights differ from those of the reference: compare with the same weight file")
+    if entry.measures is None:
+        shapes = " instead of ".join("x".join(map(str, shape)) for shape in (entry.shape, entry.reference_shape))
+        return Departure(entry, f"shape {shapes}: the layer has other settings there, or it is another net's recording")
     if entry.kind == "input gradient":
-        gradient = inputs[entry.name].grad
-        theirs = reference.input_gradients[entry.name]
-        ours = np.zeros(theirs.shape) if gradient is None else _array(gradient)
-        return Departure(entry, describe(ours, theirs, entry.type))
-    layer, _, index = entry.name.rpartition(".")
-    param = net.params[layer][int(index)]
-    theirs = reference.param_gradients[entry.name]
-    ours = _array(torch.zeros_like(param) if param.grad is None else param.grad)
-    return Departure(entry, describe(ours.reshape(theirs.shape) if ours.size == theirs.size else ours, theirs))
+        gradient, theirs = inputs[entry.name].grad, reference.input_gradients[entry.name]
+    else:
+        layer, _, index = entry.name.rpartition(".")
+        gradient, theirs = net.params[layer][int(index)].grad, reference.param_gradients[entry.name]
+    ours = np.zeros(theirs.shape) if gradient is None else _array(gradient).reshape(theirs.shape)
+    found = describe(ours, theirs)
+    blobs = [other.deviation for other in entries if other.kind == "blob"]
+    if blobs and found.startswith(VAGUE) and all(other.agrees for other in entries if other.kind == "blob"):
+        ties = near_ties(net, {name: value.detach() for name, value in inputs.items()}, list(outputs), max(blobs))
+        found = _of_the_backward_pass(ties, found)
+    return Departure(entry, found)
+
+
+def _of_the_backward_pass(ties: str, found: str) -> str:
+    """What is said of gradients that depart in no known way where every blob agrees."""
+    if ties:
+        return (
+            f"the blobs agree, but {ties}: there the last digits decide which value the gradient goes to, so gradients "
+            "may differ without a fault (--reference float64 shows which side is nearer)"
+        )
+    return f"the blobs agree, the gradients alone depart: {found.partition(': lower precision')[0]}"

@@ -20,6 +20,10 @@ _CLOSE = 1e-3
 """A pattern explains a departure if this share of its size, or less, is left over."""
 _KNOWN_FACTORS = {1 / 255: "1/255", 255.0: "255", 1 / 256: "1/256", 256.0: "256", 0.5: "1/2", 2.0: "2", -1.0: "-1"}
 _MOST_VALUES = 1 << 22
+_NOTHING_KNOWN = "no known pattern: look at the layer's settings and weights"
+
+VAGUE = ("no known pattern", "small and everywhere", "only at", "only within", "only in the last", "shifted by")
+"""How descriptions begin that name a look and no cause that gradients could have by themselves."""
 
 
 def describe(ours: Array, reference: Array, layer_type: str = "") -> str:
@@ -37,7 +41,7 @@ def describe(ours: Array, reference: Array, layer_type: str = "") -> str:
         found = pattern(a, b, layer_type)
         if found:
             return found
-    return "no known pattern: look at the layer's settings and weights"
+    return _NOTHING_KNOWN
 
 
 def _describe_shapes(ours: tuple[int, ...], reference: tuple[int, ...], layer_type: str) -> str:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from fcnproto.drawing import Diagram, Layout, to_svg
 from fcnproto.drawing.page import fill_template
-from fcnproto.parity.comparison import Entry, Report
 from fcnproto.parity.measures import ULP_LIMITS
+from fcnproto.parity.report import Entry, Report
 from fcnproto.pictures import label_image
 
 _TEMPLATE = Path(__file__).with_name("report.html")
