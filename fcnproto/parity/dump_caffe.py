@@ -1,13 +1,17 @@
 #!/usr/bin/env python
 """Writes what a net computes in Caffe to a file that `fcnproto parity --golden` reads.
 
-Stands alone: needs pycaffe and numpy, Python 2.7 or 3. Run it where Caffe lives:
+Stands alone: needs pycaffe and numpy, Python 2.7 or 3 (and h5py, which pycaffe brings, for an .h5). Run it where Caffe
+lives:
 
     python dump_caffe.py deploy.prototxt net.caffemodel dump.npz --input inputs.npz --backward
 
 inputs.npz has one array for each input blob, under the blob's name or `in.` and the name; inputs without one get random
 numbers of the blob's shape (--seed). Keys written: in.<blob>, out.<blob>, and with --backward gout.<blob>, gin.<blob>,
 gparam.<layer>.<i>; with --params also param.<layer>.<i>. --blobs a,b writes these blobs alone.
+
+The output is an .npz, or HDF5 where its name ends in .h5 or .hdf5, with the same keys. Of a net with data layers of its
+own nothing is given in: the blobs that these wrote are among out.<blob>, and are taken for the inputs later.
 
 For a net without loss Caffe computes gradients only where the prototxt says `force_backward: true`. --backward says it
 in a copy of such a prototxt; the gradients of parameters with lr_mult 0 are then computed, too.
@@ -28,10 +32,10 @@ import numpy as np
 
 def read_options():
     """The command line."""
-    parser = argparse.ArgumentParser(description="Write the blobs (and gradients) of a Caffe net to an .npz file.")
+    parser = argparse.ArgumentParser(description="Write the blobs (and gradients) of a Caffe net to a file.")
     parser.add_argument("model", help="the net's .prototxt")
     parser.add_argument("weights", help="its .caffemodel or .caffemodel.h5")
-    parser.add_argument("output", help="the .npz file to write")
+    parser.add_argument("output", help="the .npz or .h5 file to write")
     parser.add_argument("--input", help=".npz file of input arrays")
     parser.add_argument("--phase", choices=["test", "train"], default="test")
     parser.add_argument("--blobs", help="write these blobs only, separated by commas")
@@ -105,9 +109,28 @@ def has_loss(net):
     return any(layer.type.endswith("Loss") for layer in net.layers)
 
 
+def write(path, arrays):
+    """Writes the arrays to an .npz or HDF5 file, which has its name only when it is whole."""
+    part = path + ".part"
+    if path.endswith((".h5", ".hdf5")):
+        import h5py
+
+        with h5py.File(part, "w") as target:
+            for key in arrays:
+                target[key] = arrays[key]
+    else:
+        with open(part, "wb") as target:
+            np.savez(target, **arrays)
+    if os.path.exists(path):
+        os.remove(path)
+    os.rename(part, path)
+
+
 def main():
     """Loads, runs, writes."""
     options = read_options()
+    if not options.output.endswith((".npz", ".h5", ".hdf5")):
+        sys.exit("%s: the name must end in .npz, .h5 or .hdf5" % options.output)
     draw = np.random.RandomState(options.seed)
     net = load(options)
     arrays = {}
@@ -131,7 +154,7 @@ def main():
         for layer in net.params:
             for index, blob in enumerate(net.params[layer]):
                 arrays["gparam.%s.%d" % (layer, index)] = np.array(blob.diff, dtype=np.float32)
-    np.savez(options.output, **arrays)
+    write(options.output, arrays)
     print("%s: %d arrays" % (options.output, len(arrays)))
 
 

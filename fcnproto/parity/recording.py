@@ -111,6 +111,8 @@ def _hdf5_items(content: h5py.File) -> Iterator[tuple[str, Array]]:
             yield key, np.asarray(member[()])
         elif key in _PREFIXES.values():
             yield from ((f"{key}.{name}", value) for name, value in _datasets(member, ""))
+        elif key.partition(".")[0] in _PREFIXES.values():  # a dataset whose blob has a slash in its name
+            yield from ((f"{key}/{name}", value) for name, value in _datasets(member, ""))
 
 
 def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, Array]]:

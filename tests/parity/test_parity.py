@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -281,6 +282,70 @@ def test_dump_script_stands_alone(tmp_path: Path, interpreter: str, capsys: pyte
     net = fcnproto.load(model, weights)
     assert compare(net, read_recording(dump)).equal_parameters == 5
     assert not compare(fcnproto.load(model), read_recording(dump)).agrees
+
+
+# A pycaffe of numpy alone, for interpreters that have no torch (Python 2.7): the net y = 2 x + 1, and its gradient.
+PLAIN_CAFFE = """
+import collections
+import numpy as np
+
+TRAIN, TEST = 0, 1
+
+class Blob(object):
+    def __init__(self, shape):
+        self.data, self.diff = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    def reshape(self, *shape):
+        self.__init__(shape)
+
+class Net(object):
+    def __init__(self, model, weights, phase):
+        self.forced = b"force_backward: true" in open(model, "rb").read()
+        self.inputs, self.outputs, self.layers = ["x"], ["a/y"], []
+        self.blobs = collections.OrderedDict([("x", Blob((2, 3))), ("a/y", Blob((2, 3)))])
+        self.params, self.blob_loss_weights = {}, {}
+    def reshape(self):
+        self.blobs["a/y"].reshape(*self.blobs["x"].data.shape)
+    def forward(self):
+        self.blobs["a/y"].data[...] = 2 * self.blobs["x"].data + 1
+    def backward(self, **seeds):
+        if self.forced:
+            self.blobs["x"].diff[...] = 2 * seeds["a/y"]
+"""
+PLAIN_NET = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "y" type: "Power" bottom: "x" top: "a/y" power_param { scale: 2 shift: 1 } }
+"""
+
+
+def python2() -> str | None:
+    """A Python 2.7 with numpy, if there is one."""
+    for name in ("python2.7", "python2"):
+        program = shutil.which(name)
+        if program and subprocess.run([program, "-c", "import numpy"], capture_output=True).returncode == 0:
+            return program
+    return None
+
+
+@pytest.mark.parametrize("ending", [".npz", ".h5"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_dump_script_by_itself(version: int, ending: str, tmp_path: Path) -> None:
+    program = sys.executable if version == 3 else python2()
+    if program is None:
+        pytest.skip("no Python 2.7 with numpy is installed")
+    if version == 2 and ending == ".h5" and subprocess.run([program, "-c", "import h5py"]).returncode:
+        pytest.skip("Python 2.7 has no h5py")
+    (tmp_path / "caffe.py").write_text(PLAIN_CAFFE)
+    shutil.copy(DUMP_SCRIPT, tmp_path / "dump.py")  # Python puts the script's folder on its path
+    (tmp_path / "net.prototxt").write_text(PLAIN_NET)
+    (tmp_path / "net.caffemodel").write_bytes(b"")
+    np.savez(tmp_path / "in.npz", x=np.arange(8, dtype=np.float32).reshape(4, 2))
+    names = ["dump.py", "net.prototxt", "net.caffemodel", f"dump{ending}", "--input", "in.npz", "--backward"]
+    subprocess.run([program, *names], cwd=tmp_path, check=True)
+    assert not list(tmp_path.glob("*.part"))
+    recording = read_recording(tmp_path / f"dump{ending}")
+    assert set(recording.arrays()) == {"in.x", "out.x", "out.a/y", "gout.a/y", "gin.x"}
+    np.testing.assert_array_equal(recording.blobs["a/y"], 2 * np.arange(8).reshape(4, 2) + 1)
+    assert main(["parity", str(tmp_path / "net.prototxt"), "--golden", str(tmp_path / f"dump{ending}")]) == 0
 
 
 def test_caffe_reference_gives_what_it_was_given(tmp_path: Path, interpreter: str) -> None:
