@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,7 +177,7 @@ def test_two_images(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*segmented, "--input", f"hha={rooms / 'hha'}", "-o", str(tmp_path / "seg")]) == 0
     assert (tmp_path / "seg" / "a_labels.png").exists()
     chosen: dict[str, Any] = {"images": {"": rooms / "color", "hha": rooms / "hha"}, "masks": rooms / "sem"}
-    alone = settings(rooms, tmp_path / "o2", model, weights=weights["color"], classes=("a", "b"), **chosen)
+    alone = settings(rooms, tmp_path / "o2", model, weights=weights["color"], classes=("a", "b", "c"), **chosen)
     with pytest.raises(WeightsError, match=r"for a net of several streams say which: --weights STREAM=FILE"):
         finetune.plan(alone)
 
@@ -214,7 +215,7 @@ def test_depth_joined_to_colour(rooms: Path, tmp_path: Path) -> None:
         os.link(tmp_path / "hole.png", deep / f"{name}.png")
     chosen["images"] = {"color": rooms / "color", "depth": deep}
     with pytest.raises(DataError, match=r"depth/[a-f]\.png: 768 pixels have depth 0 or less"):
-        finetune.run(finetune.plan(settings(rooms, tmp_path / "out2", path, **chosen)))
+        finetune.plan(settings(rooms, tmp_path / "out2", path, **chosen))
 
 
 def test_names_that_fit_nothing(rooms: Path, tmp_path: Path) -> None:
@@ -247,6 +248,25 @@ class Stop:
     def __call__(self) -> Request:
         self.left -= 1
         return Request.STOP if self.left == 0 else Request.NONE
+
+
+def test_every_file_is_looked_at_before_the_training(scenes: Path, tmp_path: Path) -> None:
+    model, masks = slim_net(tmp_path), tmp_path / "masks"
+    shutil.copytree(scenes / "masks", masks)
+    chosen = settings(scenes, tmp_path / "out", model, masks=masks)
+    for index, (wrong, message) in enumerate(
+        (
+            (np.full((48, 64), 2, np.uint8), r"05\.png: has label 2, expected 0 to 1, or 255 for void"),
+            (np.zeros((64, 48), np.uint8), r"06\.png: is 48x64, but .*images.06\.png is 64x48"),
+        ),
+        start=5,
+    ):
+        kept = (masks / f"{index:02}.png").read_bytes()
+        Image.fromarray(wrong).save(masks / f"{index:02}.png")
+        with pytest.raises(DataError, match=message):
+            finetune.plan(chosen)
+        (masks / f"{index:02}.png").write_bytes(kept)
+    assert not (tmp_path / "out").exists()
 
 
 def test_goes_on_where_it_was_stopped(scenes: Path, tmp_path: Path) -> None:

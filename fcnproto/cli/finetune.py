@@ -109,8 +109,8 @@ def command(
     )
     if dry_run:
         # Of stages, the last one's net begins with the first one's weights here.
-        for step in stages(chosen) if staged else [chosen]:
-            for line in plan(step).lines():
+        for number, step in enumerate(stages(chosen) if staged else [chosen]):
+            for line in plan(step, verify=number == 0).lines():
                 _output.print_line(line)
         return
     with SignalRequests() as asked:

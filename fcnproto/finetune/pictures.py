@@ -13,6 +13,7 @@ from fcnproto.finetune.nets import Base
 from fcnproto.images import to_blob
 from fcnproto.net import Net
 from fcnproto.pictures import beside, label_image, legend, overlay
+from fcnproto.recognise import background_labels
 from fcnproto.zoo import palette
 
 _SIDE, _GAP, _TITLE = 240, 6, 24
@@ -38,7 +39,7 @@ def sample_picture(
     for column, title in enumerate(titles):
         draw.text((_GAP + column * size + _SIDE / 2, _TITLE / 2), title, "black", font, anchor="mm")
     for row, id in enumerate(ids):
-        for column, (panel, labels) in enumerate(_panels(net, base, data, id)):
+        for column, (panel, labels) in enumerate(_panels(net, base, data, classes, id)):
             small = _fitted(panel.convert("RGB"), labels)
             left, top = _GAP + column * size, _TITLE + row * size
             grid.paste(small, (left + (_SIDE - small.width) // 2, top + (_SIDE - small.height) // 2))
@@ -48,7 +49,7 @@ def sample_picture(
     return grid
 
 
-def _panels(net: Net, base: Base, data: ImageFolders, id: str) -> list[Panel]:
+def _panels(net: Net, base: Base, data: ImageFolders, classes: Mapping[str, tuple[str, ...]], id: str) -> list[Panel]:
     """The panels of an item, from left to right."""
     images, masks = data.scene(id)
     blobs = {key: to_blob(image, data.images[key].preprocessing) for key, image in images.items()}
@@ -61,7 +62,7 @@ def _panels(net: Net, base: Base, data: ImageFolders, id: str) -> list[Panel]:
     for one in base.scores:
         labels = outputs[one.blob][0].argmax(0).cpu().numpy().astype(np.uint8)
         panels += [(label_image(masks[one.label], colours), True), (label_image(labels), True)]
-        panels.append((overlay(shown[0], labels, bare=()), False))
+        panels.append((overlay(shown[0], labels, bare=background_labels(classes[one.blob])), False))
     return panels
 
 

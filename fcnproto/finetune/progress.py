@@ -77,6 +77,8 @@ def begun(folder: Path, request: Mapping[str, Any]) -> Progress | None:
         if (folder / "weights.caffemodel").exists():
             raise UsageError(f"{folder}: holds the results of another fine-tuning; choose a new folder")
         return None
+    if found.iteration < 0:  # nothing was trained
+        return found
     wanted = json.loads(json.dumps(dict(request)))
     unlike = [name for name in {**wanted, **found.request} if wanted.get(name) != found.request.get(name)]
     if unlike:

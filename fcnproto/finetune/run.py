@@ -58,15 +58,21 @@ class Outcome:
         return self.scores[0] if self.scores else None
 
 
-def plan(settings: Settings) -> Plan:
+def plan(settings: Settings, verify: bool = True) -> Plan:
     """Look at everything that a fine-tuning needs, and write nothing.
+
+    With `verify` every image and mask is read once: a file that can't be used shows before the training, not in it.
 
     Raises `UsageError` and `DataError` where something is missing or doesn't fit.
     """
     plain = read_base(settings.model)
     classes = class_names(settings, plain)
     base = read_base(settings.model, {blob: len(names) for blob, names in classes.items()})
-    splits = split(folders(settings, base).ids, settings)
+    data = folders(settings, base)
+    splits = split(data.ids, settings)
+    if verify:
+        for index in range(len(data)):
+            data[index]
     torch.manual_seed(settings.seed)
     net, report, has_scores = first_weights(base, by_name(settings.weights), classes)
     iterations = settings.iterations or max(2000, 20 * len(splits["train"]))
@@ -74,8 +80,8 @@ def plan(settings: Settings) -> Plan:
     solver = _solver(settings, has_scores, iterations)
     made = Plan(settings, base, net, report, splits, solver, interval, classes)
     if settings.class_weights == "balanced":
-        data = folders(settings, base, splits["train"])
-        made.class_weights = {one.blob: balanced_weights(data, one.label) for one in base.scores}
+        train = folders(settings, base, splits["train"])
+        made.class_weights = {one.blob: balanced_weights(train, one.label) for one in base.scores}
     return made
 
 
@@ -264,7 +270,7 @@ def run_staged(settings: Settings, say: Say = lambda line: None, asked: Asked = 
         solver = dict(settings.solver)
         if rate is not None:
             solver["base_lr"] = rate / 100**number
-        made = plan(replace(step, weights=weights, solver=solver))
+        made = plan(replace(step, weights=weights, solver=solver), verify=number == 0)
         weights = step.output / "weights.caffemodel"
         done = progress.begun(step.output, made.request()) if number < len(steps) - 1 else None
         if done is not None and done.has_done(made.solver.max_iter):

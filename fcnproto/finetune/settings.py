@@ -91,7 +91,7 @@ class Settings:
     def __post_init__(self) -> None:
         for names in by_name(self.classes).values():
             if len(names) < 2 or len(names) > 255:
-                raise UsageError(f"{len(names)} classes: 2 to 255 can be learned")
+                raise UsageError(f"2 to 255 classes can be learned, not {len(names)}; the background is one, too")
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise UsageError(f"two classes have the same name, {twice!r}")
