@@ -16,7 +16,7 @@ from fcnproto.cli._main import main
 from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.datasets import ImageFolder
 from fcnproto.data.scenes import draw_scene
-from fcnproto.errors import DataError, UsageError
+from fcnproto.errors import DataError, UsageError, WeightsError
 from fcnproto.finetune.data import balanced_weights, split
 from fcnproto.finetune.nets import read_base
 from fcnproto.netspec import NetSpec
@@ -225,6 +225,17 @@ def test_stages_of_the_published_nets(scenes: Path, tmp_path: Path) -> None:
     steps = finetune.staged(settings(scenes, tmp_path / "out", Path("voc-fcn8s")))
     assert [step.model for step in steps] == ["voc-fcn32s", "voc-fcn16s", "voc-fcn8s"]
     assert [step.output.name for step in steps] == ["1-voc-fcn32s", "2-voc-fcn16s", "out"]
+
+    def rates(model: str, **options: object) -> list[float | None]:
+        chosen = settings(scenes, tmp_path / "out", Path(model), **options)
+        return [step.solver.get("base_lr") for step in finetune.staged(chosen)]
+
+    # By a hundredth from stage to stage, as published; SIFT Flow's last stage was published with its second one's rate.
+    assert rates("voc-fcn8s", optimization="heavy") == [None, pytest.approx(1e-12), pytest.approx(1e-14)]
+    assert rates("siftflow-fcn8s", optimization="heavy")[1:] == pytest.approx([1e-12, 1e-12])
+    assert rates("voc-fcn8s", optimization="accumulated") == [None, pytest.approx(1e-6), pytest.approx(1e-8)]
+    assert rates("voc-fcn8s", optimization="heavy", solver={"base_lr": 1e-9}) == pytest.approx([1e-9, 1e-11, 1e-13])
+    assert rates("voc-fcn8s", solver={"base_lr": 1e-3}) == [1e-3, 1e-3, 1e-3]
     for name in ("voc-fcn8s", "voc-fcn8s-atonce", "voc-fcn-alexnet", "pascalcontext-fcn16s"):  # on their data layers
         base = read_base(name, 2)
         assert (base.name, list(base.images), base.scores[0].blob) == (name, ["data"], "score")
@@ -285,6 +296,12 @@ def test_command(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert read_solver(tmp_path / "out" / "solver.prototxt").iter_size == 2
     assert main([*command, "--from-scratch"]) == 2
     assert main([*command[:-2], "--augment", "flip"]) == 2
+
+
+def test_weights_of_another_net(scenes: Path, tmp_path: Path) -> None:
+    weights = zoo.path("fcn-mini", "weights")
+    with pytest.raises(WeightsError, match=r"'conv1_1' has weights of shape .* they are the weights of another net"):
+        finetune.plan(settings(scenes, tmp_path / "out", Path("voc-fcn32s"), weights=weights))
 
 
 def test_refusals(scenes: Path, tmp_path: Path) -> None:

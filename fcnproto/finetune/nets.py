@@ -19,6 +19,7 @@ from fcnproto.schema.text import read_net
 from fcnproto.scoring import judged_blobs
 from fcnproto.surgery import Report
 from fcnproto.surgery.nets import is_source
+from fcnproto.surgery.sources import relation
 from fcnproto.zoo import ModelInfo
 
 IGNORE_LABEL = 255
@@ -222,6 +223,13 @@ def _move(base: Base, net: Net, file: Path, suffix: str, classes: Mapping[str, t
     if widened is not None:
         report += surgery.widen_input(net, widened[0], file, widened[1])
         left_out.append(widened[1])
+    for name, shape in stored.items():
+        target = net.params.get(name + suffix)
+        if target is not None and name not in left_out and relation(shape, tuple(target[0].shape)) is None:
+            raise WeightsError(
+                f"{file}: layer {name!r} has weights of shape {shape}, but {base.name}'s {name + suffix!r} has "
+                f"{tuple(target[0].shape)}; they are the weights of another net"
+            )
     try:
         moved = surgery.transplant(net, file, suffix, leave_out=left_out)
     except WeightsError as error:

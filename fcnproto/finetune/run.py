@@ -240,8 +240,9 @@ def _finish(made: Plan, outcome: Outcome) -> None:
 def staged(settings: Settings) -> list[Settings]:
     """The steps that lead to a finer net: 32s, then 16s, then 8s, each from the weights of the one before.
 
-    For the zoo's nets that begin with a coarser one's weights. With "heavy", each step has the rate that its net was
-    published with, a hundredth of the one before. The weights of all but the first step are filled in by `run_staged`.
+    For the zoo's nets that begin with a coarser one's weights. From step to step the rate is divided by 100; with
+    "heavy" and no rate of the user's own, each net's is the one that it was published with. Adam keeps its rate, since
+    its steps don't grow with the gradients. The weights of all but the first step are filled in by `run_staged`.
     """
     chain = [settings.model]
     while chain[0] in zoo.names() and (before := zoo.info(chain[0]).initial_weights):
@@ -253,7 +254,13 @@ def staged(settings: Settings) -> list[Settings]:
     steps = []
     for number, model in enumerate(chain, start=1):
         folder = settings.output / f"{number}-{model}" if number < len(chain) else settings.output
-        steps.append(replace(settings, model=model, output=folder))
+        solver = dict(settings.solver)
+        chosen = OPTIMIZATIONS[settings.optimization]
+        if number > 1 and settings.optimization == "heavy" and "base_lr" not in solver:
+            solver["base_lr"] = read_solver(zoo.path(model, "solver")).base_lr
+        elif number > 1 and chosen.solver["type"] == "SGD":
+            solver["base_lr"] = {**chosen.solver, **solver}["base_lr"] / 100 ** (number - 1)
+        steps.append(replace(settings, model=model, output=folder, solver=solver))
     return steps
 
 
@@ -264,13 +271,9 @@ def run_staged(settings: Settings, say: Say = lambda line: None, asked: Asked = 
     """
     outcome = None
     weights = settings.weights
-    rate = settings.solver.get("base_lr")
     steps = staged(settings)
     for number, step in enumerate(steps):
-        solver = dict(settings.solver)
-        if rate is not None:
-            solver["base_lr"] = rate / 100**number
-        made = plan(replace(step, weights=weights, solver=solver), verify=number == 0)
+        made = plan(replace(step, weights=weights), verify=number == 0)
         weights = step.output / "weights.caffemodel"
         done = progress.begun(step.output, made.request()) if number < len(steps) - 1 else None
         if done is not None and done.has_done(made.solver.max_iter):
