@@ -101,14 +101,9 @@ def _per_layer(net: caffe_pb2.NetParameter, blobs: NetBlobs, what: str) -> list[
     return list(blobs)
 
 
-def write_hdf5_weights(
-    path: PathLike, names: Sequence[str], blobs: Sequence[LayerBlobs], diffs: Sequence[LayerBlobs] | None = None
-) -> None:
-    """Writes a `.caffemodel.h5`: `/data/<layer>/<index>` for each blob, and a group for every layer, with blobs or not.
-
-    A blob that is None is left out: Caffe stores a shared parameter in the layer that owns it only, but its diff
-    (`/diff/...`, if `diffs` are given) in each. WeightsError for layer names that Caffe can't put into HDF5: empty
-    ones, those with a slash, the same one twice."""
+def check_hdf5_names(path: PathLike, names: Sequence[str]) -> None:
+    """WeightsError where Caffe can't put layers of these names into the HDF5 file: empty ones, those with a slash, the
+    same one twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen or not name or "/" in name or name == ".":
@@ -117,6 +112,16 @@ def write_hdf5_weights(
                 f'{os.fspath(path)}: layer "{name}" can\'t be saved in HDF5: {reason}; save it as binary'
             )
         seen.add(name)
+
+
+def write_hdf5_weights(
+    path: PathLike, names: Sequence[str], blobs: Sequence[LayerBlobs], diffs: Sequence[LayerBlobs] | None = None
+) -> None:
+    """Writes a `.caffemodel.h5`: `/data/<layer>/<index>` for each blob, and a group for every layer, with blobs or not.
+
+    A blob that is None is left out: Caffe stores a shared parameter in the layer that owns it only, but its diff
+    (`/diff/...`, if `diffs` are given) in each. WeightsError as of `check_hdf5_names`."""
+    check_hdf5_names(path, names)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for root, values in (("data", blobs), ("diff", diffs)):
             if values is not None:

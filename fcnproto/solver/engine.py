@@ -30,8 +30,9 @@ class Options:
     """How to compute. The defaults are Caffe's arithmetic.
 
     Attributes:
-        precision: "float32"; "tf32" (CUDA: products in TF32); "bfloat16" or "float16" (mixed: parameters, gradients and
-            the update stay in float32; float16 scales the loss to keep small gradients).
+        precision: "float32"; "tf32" (CUDA: products in TF32; both hold for the process, see `fcnproto.precision`);
+            "bfloat16" or "float16" (mixed: parameters, gradients and the update stay in float32; float16 scales the
+            loss to keep small gradients).
         channels_last: keep images with channels innermost, which some processors convolve faster.
         compile: run the layers through `torch.compile`; where that fails a warning is given and they run as they are.
         sampling: sample the losses (patchwise training); batches grow accordingly.
@@ -77,8 +78,10 @@ class Engine:
         device = net.device
         if options.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if options.precision == "tf32":
-            float32_precision.set_float32_precision("tf32")
+        if options.precision in ("float32", "tf32"):
+            float32_precision.set_float32_precision("tf32" if options.precision == "tf32" else "highest")
+        if options.precision == "tf32" and device.type != "cuda":
+            warnings.warn("precision tf32 has no effect on the CPU", FcnprotoWarning, stacklevel=3)
         self._autocast = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         if options.compile:

@@ -80,6 +80,14 @@ def largest_parameter(net: Net) -> tuple[str, str] | None:
     return None if best is None else best[1:]
 
 
+def origin(
+    net: Net, forward: Callable[[], Any], inputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+) -> tuple[str | None, str | None]:
+    """(layer, blob) where what is wrong with a pass began, as far as can be told; see `first_broken_blob`."""
+    found = broken_parameter(net) or first_broken_blob(net, forward, inputs, batch) or largest_parameter(net)
+    return found or (None, None)
+
+
 def first_broken_blob(
     net: Net, forward: Callable[[], Any], inputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
 ) -> tuple[str | None, str] | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fcnproto.errors import DataError
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.saving import check_hdf5_names
 from fcnproto.schema.text import read_solver
 from fcnproto.schema.upgrade import upgrade_solver
 from fcnproto.solver import debug, distributed, health, nets, resume, settings, snapshots
@@ -77,8 +78,6 @@ class Solver:
         base_dir = None if self._file is None else self._file.resolve().parent
         train, tests = nets.net_sources(self.param, base_dir)
         weights = nets.weight_files(self.param, base_dir)
-        if self.param.snapshot:
-            nets.snapshot_prefix(self.param, self._file)
         self._leads = distributed.rank() == 0
         if self.param.display and self._leads and not LOGGER.hasHandlers():
             log_to()
@@ -92,6 +91,8 @@ class Solver:
         self.engine = Engine(self.net, options or Options())
         self.optimizer = settings.make_optimizer(self.param, self.net)
         self.iter = 0
+        if self.param.snapshot:
+            self._check_snapshots()
         self.losses: list[float] = []
         self.listeners: list[Listener] = []
         self.request: Callable[[], Request] = lambda: Request.NONE
@@ -194,7 +195,9 @@ class Solver:
         With `iterations` no more than so many are done; if max_iter isn't reached by then, it ends as if stopped.
         """
         if self.param.snapshot_after_train:
-            nets.snapshot_prefix(self.param, self._file)
+            self._check_snapshots()
+        if not self.param.HasField("max_iter"):
+            settings.warn("max_iter is not given, so solve() trains nothing")
         self.say(f"Solving {self.net.graph.name}")
         self.say(f"Learning Rate Policy: {self.param.lr_policy}")
         if state is not None:
@@ -274,16 +277,21 @@ class Solver:
         complaint = self._watch.complaint(self.losses[-1])
         if complaint is None:
             return None
-        origin: tuple[str | None, str] | None = health.broken_parameter(self.net)
-        if origin is None:
-            batch = self.engine.batch
-            origin = health.first_broken_blob(self.net, lambda: self.engine.replay(inputs), inputs, batch)
-        if origin is None:
-            origin = health.largest_parameter(self.net)
-        layer, blob = origin or (None, None)
+        batch = self.engine.batch
+        layer, blob = health.origin(self.net, lambda: self.engine.replay(inputs), inputs, batch)
         return health.DivergedError(complaint, self.iter, layer, blob, self.last_snapshot)
 
     # Snapshots.
+
+    def _check_snapshots(self) -> None:
+        """Raise at the start what would be wrong with the first snapshot: its place, or names that HDF5 can't hold."""
+        files = self._snapshot_files()
+        if files.model.suffix == ".h5":
+            check_hdf5_names(files.model, [node.name for node in self.net.graph.nodes])
+
+    def _snapshot_files(self) -> snapshots.Names:
+        hdf5 = self.param.snapshot_format == caffe_pb2.SolverParameter.HDF5
+        return snapshots.names(nets.snapshot_prefix(self.param, self._file), self.iter, hdf5)
 
     def snapshot(self) -> str:
         """Write the model and the solver state under the snapshot prefix; returns the path of the state.
@@ -291,15 +299,14 @@ class Solver:
         Raises `DivergedError` where a parameter is not finite: the last good snapshot stays the last one.
         """
         self._snapshot_wanted = False
-        hdf5 = self.param.snapshot_format == caffe_pb2.SolverParameter.HDF5
-        files = snapshots.names(nets.snapshot_prefix(self.param, self._file), self.iter, hdf5)
+        files = self._snapshot_files()
         broken = health.broken_parameter(self.net)
         if broken is not None:
             raise health.DivergedError("parameters are not finite", self.iter, *broken, self.last_snapshot)
         workers = distributed.gather(self._resume_state())
         failure: Exception | None = None
         if self._leads:
-            kind = "HDF5" if hdf5 else "binary proto"
+            kind = "HDF5" if files.state.suffix == ".h5" else "binary proto"
             self.say(f"Snapshotting to {kind} file {files.model}")
             self.say(f"Snapshotting solver state to {kind} file {files.state}")
             history, diffs = self.optimizer.history, self.param.snapshot_diff

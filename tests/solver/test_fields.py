@@ -152,6 +152,13 @@ def test_fields_without_effect_are_warned_of(tmp_path: Path, fields: dict[str, A
         Solver(toy.write(tmp_path, **fields))
 
 
+def test_solving_without_max_iter_is_warned_of(tmp_path: Path) -> None:
+    solver = Solver(toy.write(tmp_path, max_iter=None))
+    with pytest.warns(fcnproto.FcnprotoWarning, match="max_iter is not given"):
+        solver.solve()
+    assert solver.iter == 0
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

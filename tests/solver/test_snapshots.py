@@ -14,7 +14,8 @@ from solver_toy import equal, messages, values
 
 import fcnproto
 from fcnproto.schema import caffe_pb2
-from fcnproto.solver import Solver
+from fcnproto.schema.text import read_solver
+from fcnproto.solver import Listener, Solver
 
 
 @pytest.mark.parametrize("hdf5", [False, True])
@@ -182,3 +183,72 @@ def test_weights_go_into_all_nets(tmp_path: Path) -> None:
     second = Solver(path)
     for net in (second.net, second.test_nets[0]):
         assert torch.equal(net.params["conv"][0], first.net.params["conv"][0])
+
+
+def test_what_the_first_snapshot_would_fail_of_is_said_at_the_start(tmp_path: Path) -> None:
+    extra = 'layer { name: "a/b" type: "Power" bottom: "conv" top: "conv" }'
+    fields = {"extra": extra, "snapshot_format": caffe_pb2.SolverParameter.HDF5}
+    message = r'snap_iter_0\.caffemodel\.h5: layer "a/b" can\'t be saved in HDF5'
+    with pytest.raises(fcnproto.WeightsError, match=message):
+        Solver(toy.write(tmp_path, snapshot=5, **fields))
+    solver = Solver(toy.write(tmp_path, **fields))
+    with pytest.raises(fcnproto.WeightsError, match=message):
+        solver.solve()
+    assert solver.iter == 0
+    toy.write(tmp_path, extra=extra, max_iter=1)
+    Solver(tmp_path / "solver.prototxt").solve()
+    assert (tmp_path / "snap_iter_1.caffemodel").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "expected"),
+    [
+        ("my.solver.pt", None, "sub/my.solver_iter_0.solverstate"),
+        ("solver", None, "sub/solver_iter_0.solverstate"),
+        ("my.solver.pt", "sub", "sub/my.solver_iter_0.solverstate"),
+        ("my.solver.pt", "sub/", "sub/my.solver_iter_0.solverstate"),
+        ("my.solver.pt", "sub/x", "sub/x_iter_0.solverstate"),
+    ],
+)
+def test_derived_prefixes(
+    name: str, prefix: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caffe's rules: without a prefix the solver's path less its last extension; in a folder the solver's stem."""
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("sub", name).write_bytes(toy.write(tmp_path, snapshot_prefix=prefix).read_bytes())
+    assert Solver(f"sub/{name}").snapshot() == expected
+    state = caffe_pb2.SolverState.FromString(Path(expected).read_bytes())
+    assert state.learned_net == expected.replace("solverstate", "caffemodel")
+
+
+def test_no_prefix_and_no_file_to_take_it_from(tmp_path: Path) -> None:
+    message = read_solver(toy.write(tmp_path, snapshot_prefix=None))
+    solver = Solver(message)
+    with pytest.raises(fcnproto.SolverError, match="no snapshot_prefix"):
+        solver.solve()
+    assert solver.iter == 0
+    message.snapshot = 3
+    with pytest.raises(fcnproto.SolverError, match="no snapshot_prefix"):
+        Solver(message)
+
+
+def test_a_restored_run_repeats_the_test_of_its_iteration(tmp_path: Path) -> None:
+    class Tests(Listener):
+        def __init__(self) -> None:
+            self.found: list[tuple[int, list[float]]] = []
+
+        def tested(self, solver: Solver, index: int, scores: Any) -> None:
+            self.found.append((solver.iter, scores["loss"]))
+
+    whole, resumed = Tests(), Tests()
+    path = toy.write(tmp_path, max_iter=4, snapshot=2, test_iter=[2], test_interval=2)
+    first = Solver(path)
+    first.listeners.append(whole)
+    first.solve()
+    second = Solver(path)
+    second.listeners.append(resumed)
+    second.solve(tmp_path / "snap_iter_2.solverstate")
+    assert [iteration for iteration, _ in whole.found] == [0, 2, 4]
+    assert resumed.found == whole.found[1:]
+    assert equal(values(first), values(second))

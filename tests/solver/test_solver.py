@@ -17,6 +17,7 @@ import torch
 from solver_toy import equal, messages, values
 
 import fcnproto
+from fcnproto import precision
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse
 from fcnproto.solver import DivergedError, Listener, Options, Request, Solver
@@ -319,6 +320,15 @@ def test_compiling_falls_back_with_a_message(tmp_path: Path, monkeypatch: pytest
     with pytest.warns(fcnproto.FcnprotoWarning, match="going on without it: no compiler found$"):
         compiled.step(3)
     assert equal(values(plain), values(compiled))
+
+
+def test_tf32_on_the_cpu_is_warned_of(tmp_path: Path) -> None:
+    path = toy.write(tmp_path)
+    with pytest.warns(fcnproto.FcnprotoWarning, match="tf32 has no effect on the CPU"):
+        Solver(path, options=Options("tf32"), device="cpu")
+    assert precision._mode == "tf32"
+    Solver(path, device="cpu")  # strict again
+    assert precision._mode == "highest"
 
 
 def test_unknown_precision_is_refused() -> None:
