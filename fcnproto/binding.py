@@ -120,11 +120,15 @@ def set_blob(layer: Layer, index: int, tensor: Tensor) -> None:
 
 
 def give_memory(layers: Sequence[Layer], refs: Sequence[ParamRef], force_backward: bool) -> None:
-    """Replace the meta blobs of all owners by uninitialised memory on the CPU."""
+    """Replace the meta blobs of all owners by uninitialised memory on the CPU; `LayerError` where there is too little."""
     for ref in refs:
         layer = layers[ref.layer]
         tensor = getattr(layer, layer.blob_names[ref.index])
-        memory = torch.empty(tensor.shape, dtype=torch.float32)
+        try:
+            memory = torch.empty(tensor.shape, dtype=torch.float32)
+        except RuntimeError:
+            name = layer.blob_names[ref.index]
+            layer.fail(f"no memory for its {name}, {4 * tensor.numel() / 1e9:.1f} GB of shape {tuple(tensor.shape)}")
         if isinstance(tensor, nn.Parameter):
             memory = nn.Parameter(memory, requires_grad=force_backward or ref.lr_mult != 0)
         set_blob(layer, ref.index, memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
@@ -254,3 +255,24 @@ def test_nets_are_float32_whatever_torchs_default_is() -> None:
         assert load(INPUT)(x=torch.ones(1, 3))["x"].dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_blobs_beyond_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def scarce(*shape: object, **options: object) -> torch.Tensor:
+        if options.get("device") != "meta" and math.prod(torch.empty(*shape, device="meta").shape) > 10**8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return empty(*shape, **options)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(torch, "empty", scarce)
+    text = (
+        'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 1000000000 } }'
+    )
+    with pytest.raises(fcnproto.LayerError, match=r"layer 'ip' \(InnerProduct\): no memory for its weight, .* GB"):
+        load(INPUT.replace("dim: 3", "dim: 1") + text)
+    dummy = load(
+        'layer { name: "d" type: "DummyData" top: "x" dummy_data_param { shape { dim: 100000 dim: 100000 } } }'
+    )
+    with pytest.raises(fcnproto.DataError, match="no memory for a top of shape"):
+        dummy()

@@ -86,7 +86,10 @@ class DummyData(SourceLayer):
         tops = []
         for shape, filler in zip(self.top_shapes(()), self.fillers(), strict=True):
             assert shape is not None
-            top = torch.empty([extent or 0 for extent in shape], device="cpu", dtype=torch.float32)
+            try:
+                top = torch.empty([extent or 0 for extent in shape], device="cpu", dtype=torch.float32)
+            except RuntimeError:
+                self.data_error(f"no memory for a top of shape {shape}")
             fill(top, filler)
             tops.append(top)
         return tuple(tops)
