@@ -120,7 +120,7 @@ def set_blob(layer: Layer, index: int, tensor: Tensor) -> None:
 
 
 def give_memory(layers: Sequence[Layer], refs: Sequence[ParamRef], force_backward: bool) -> None:
-    """Replace the meta blobs of all owners by uninitialised memory on the CPU; `LayerError` where there is too little."""
+    """Replace the meta blobs of all owners by uninitialised memory on the CPU. `LayerError` where there is none."""
     for ref in refs:
         layer = layers[ref.layer]
         tensor = getattr(layer, layer.blob_names[ref.index])
