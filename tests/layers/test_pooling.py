@@ -162,6 +162,32 @@ def test_empty_last_window() -> None:
     assert (average[0, 0, 2] == 0).all() and (average[0, 0, :2, :2] == 1).all()
 
 
+@given(
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    height=st.integers(1, 4),
+    method=st.sampled_from(["MAX", "AVE"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_spp_of_any_size(size: tuple[int, int], height: int, method: str) -> None:
+    x, text = seeded(1, 2, *size), f'type: "SPP" spp_param {{ pyramid_height: {height} pool: {method} }}'
+    levels = []
+    for level in range(height):
+        kernels = [math.ceil(extent / 2**level) for extent in size]
+        pads = [(kernel * 2**level - extent + 1) // 2 for kernel, extent in zip(kernels, size, strict=True)]
+        if any(pad >= kernel for pad, kernel in zip(pads, kernels, strict=True)):
+            with pytest.raises(LayerError, match="too small"):
+                make_layer(text, x.shape)(x)
+            return
+        axes = [(extent, kernel, kernel, pad) for extent, kernel, pad in zip(size, kernels, pads, strict=True)]
+        levels.append(naive_pool(x.numpy(), None, axes, method, floor=False)[0])
+    y = make_layer(text, x.shape)(x).numpy()
+    if height == 1:
+        np.testing.assert_allclose(y, levels[0], rtol=1e-12)
+        return
+    assert all(level.shape[2:] == (2**i, 2**i) for i, level in enumerate(levels))
+    np.testing.assert_allclose(y, np.concatenate([level.reshape(1, -1) for level in levels], 1), rtol=1e-12)
+
+
 @pytest.mark.parametrize(("kernel", "stride", "pad"), [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (7, 1, 0)])
 def test_common_windows_take_the_fast_path(kernel: int, stride: int, pad: int) -> None:
     windows = Windows((kernel, kernel), (stride, stride), (pad, pad))

@@ -119,6 +119,32 @@ def test_tile(shape: list[int], place: float, tiles: int) -> None:
     np.testing.assert_array_equal(layer(x).numpy(), np.concatenate([x.numpy()] * tiles, axis))
 
 
+@given(shape=SHAPE, data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_reshape_of_any_axes(shape: list[int], data: st.DataObject) -> None:
+    axes = len(shape)
+    start = data.draw(st.integers(0, axes))
+    count = data.draw(st.integers(0, axes - start))
+    replaced = shape[start : start + count]
+    dims = data.draw(st.permutations([*replaced, *data.draw(st.lists(st.just(1), max_size=2))]))
+    written = list(dims)
+    for place, extent in enumerate(dims):
+        if start + place < axes and shape[start + place] == extent and data.draw(st.booleans()):
+            written[place] = 0  # copied from the bottom's axis at that place
+    if dims and data.draw(st.booleans()):
+        written[data.draw(st.integers(0, len(dims) - 1))] = -1
+    given_axis = data.draw(st.sampled_from([start, start - axes - 1]))
+    given_count = data.draw(st.sampled_from([count, -1])) if start + count == axes else count
+    text = " ".join(f"dim: {extent}" for extent in written)
+    layer = make_layer(
+        f'type: "Reshape" reshape_param {{ axis: {given_axis} num_axes: {given_count} shape {{ {text} }} }}', shape
+    )
+    x = seeded(*shape)
+    expected = (*shape[:start], *dims, *shape[start + count :])
+    assert tuple(layer(x).shape) == expected == shape_on_meta(layer, shape)
+    assert torch.equal(layer(x).flatten(), x.flatten())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
 def test_filter(dtype: torch.dtype) -> None:
     a, b = seeded(5, 2, 3), seeded(5, seed=1)
