@@ -21,7 +21,7 @@ def files() -> dict[str, str]:
             texts[f"{model.name}/{kind}.prototxt"] = HEADER + format_message(message)
         texts[f"{model.name}/model.json"] = json.dumps(model.record(), indent=1) + "\n"
     # The rest of fcn-mini's folder comes from its training.
-    for kind, message in mini.nets().items():
+    for kind, message in {**mini.nets(), **mini.solvers()}.items():
         texts[f"{mini.NAME}/{kind}.prototxt"] = HEADER + format_message(message)
     return texts
 

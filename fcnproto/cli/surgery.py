@@ -217,6 +217,21 @@ def classes_command(
     _write_both(net, weights, output, output_weights, report, report.layers("changed"))
 
 
+@command.command("fold-normalisation")
+@_model
+@click.argument("weights", type=_path)
+@click.option("-o", "--output", required=True, type=_path, help="Prototxt to write.")
+@click.option("--output-weights", required=True, type=_path, help="Weights to write.")
+def fold_command(model: Path, weights: Path, output: Path, output_weights: Path) -> None:
+    """Fold BatchNorm and Scale into the convolutions before them: the net computes the same without these layers."""
+    from fcnproto import surgery
+    from fcnproto.schema.text import read_net, write_message
+
+    net, made, report = surgery.fold_normalisation(read_net(model), weights)
+    write_message(output, net)
+    _finish(made, output_weights, report)
+
+
 def _load(model: Path, weights: Path | None) -> Net:
     import fcnproto
 

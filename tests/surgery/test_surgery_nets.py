@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,3 +212,53 @@ def test_a_train_val_net_with_auxiliary_classifiers() -> None:
     with pytest.raises(GraphError, match=r"'data' \(Data\): nothing tells the shape of its top 'data'"):
         surgery.convolutionalise(definition)
     assert len(surgery.convolutionalise(definition, shapes={"data": (1, 3, 32, 32)})[0].layer) == 4
+
+
+def normalised(**norm: Any) -> caffe_pb2.NetParameter:
+    """A convolution with BatchNorm and Scale in place, one with BatchNorm out of place, one whose own value is read."""
+    net = NetSpec()
+    net.data = L.Input(shape={"dim": [2, 3, 9, 8]})
+    net.first = L.Convolution(net.data, num_output=4, kernel_size=3, bias_term=False)
+    net.first_norm = L.BatchNorm(net.first, in_place=True, **norm)
+    net.first_scale = L.Scale(net.first_norm, in_place=True, bias_term=True)
+    net.relu = L.ReLU(net.first_scale, in_place=True)
+    net.second = L.Convolution(net.relu, num_output=5, kernel_size=1)
+    net.second_norm = L.BatchNorm(net.second)
+    net.third = L.Convolution(net.second_norm, num_output=5, kernel_size=1)
+    net.third_norm = L.BatchNorm(net.third)
+    net.sum = L.Eltwise(net.third, net.third_norm)
+    return net.to_proto()
+
+
+def test_fold_normalisation(tmp_path: Path) -> None:
+    definition = normalised()
+    net = fcnproto.load(definition)
+    randomise(net)
+    for name in ("first_norm", "second_norm", "third_norm"):
+        net.params[name][1].uniform_(0.5, 2)
+        net.params[name][2].fill_(1.5)
+    net.save(tmp_path / "net.caffemodel")
+    folded, made, report = surgery.fold_normalisation(definition, tmp_path / "net.caffemodel")
+    assert [layer.name for layer in folded.layer] == ["data", "first", "relu", "second", "third", "third_norm", "sum"]
+    assert folded.layer[3].top[0] == "second_norm" and folded.layer[1].convolution_param.bias_term
+    assert report.layers("dropped") == ["first_norm", "first_scale", "second_norm"]
+    x = torch.randn(2, 3, 9, 8)
+    with torch.no_grad():
+        expected, found = net(data=x)["sum"], made(data=x)["sum"]
+    assert float((expected - found).abs().max() / expected.abs().max()) < 1e-5
+    again = fcnproto.load(folded)
+    made.save(tmp_path / "folded.caffemodel")
+    again.copy_from(tmp_path / "folded.caffemodel")
+    with torch.no_grad():
+        assert torch.equal(again(data=x)["sum"], found)
+
+
+def test_fold_normalisation_leaves_statistics_of_the_batch_alone(tmp_path: Path) -> None:
+    definition = normalised(use_global_stats=False)
+    fcnproto.load(definition).save(tmp_path / "net.caffemodel")
+    _, _, report = surgery.fold_normalisation(definition, tmp_path / "net.caffemodel")
+    assert report.layers("dropped") == ["second_norm"]
+    with pytest.raises(GraphError, match="no BatchNorm directly follows a convolution"):
+        plain = vgg()
+        fcnproto.load(plain).save(tmp_path / "plain.caffemodel")
+        surgery.fold_normalisation(plain, tmp_path / "plain.caffemodel")
