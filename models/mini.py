@@ -22,6 +22,15 @@ CLASSES = ["background", *OBJECTS]
 IMAGE: dict[str, Any] = {"kind": "image", "channels": "BGR", "mean": [112.0, 112.0, 112.0]}
 SIZE = (256, 256)
 DROPOUT = 0.1
+# The share of the old in the moving averages of batch normalisation.
+STATISTICS = 0.98
+
+# Both FCNs of the training see a pixel at the same place of every map: the warm-up net pads the image by 3 * 32 less
+# and gives fc6 those 3 positions back. What pool4 and pool3 lose at their edges, their scores get back as padding:
+# map -> (padding of the score layer, offset of its crop), the offset being the real net's, less 6 and 12 positions of
+# the image's padding, plus the score layer's own.
+WARM_UP_PADS = {"conv1_1": fcn.FIRST_PAD - 96, "fc6": 3, "score_pool4": 2, "score_pool3": 6}
+WARM_UP_OFFSETS = {"score_pool4c": 5 - 6 + 2, "score_pool3c": 9 - 12 + 6}
 
 # The seeds of the drawn images: no two of them share an image.
 TRAIN_SEED, CHECK_SEED, TEST_SEED, SAMPLE_SEED = 1, 2, 3, 4
@@ -29,12 +38,17 @@ CHECK_OBJECTS, CHECK_SCENES = 400, 24
 
 
 def nets() -> dict[str, caffe_pb2.NetParameter]:
-    """The nets by file name (without suffix): of the classifier and of the FCN, as they are trained and checked, and
-    the FCN for use."""
-    train, check = {"seed": TRAIN_SEED, "batch": 16, "fresh": 8}, {"seed": CHECK_SEED, "batch": 20, "count": CHECK_OBJECTS}
+    """The nets by file name (without suffix): the classifier, the FCN that its features warm up in, and the FCN itself,
+    each as it is trained and as it is checked; and the FCN for use."""
+    train, check = (
+        {"seed": TRAIN_SEED, "batch": 16, "fresh": 8},
+        {"seed": CHECK_SEED, "batch": 20, "count": CHECK_OBJECTS},
+    )
     return {
         "classifier-train": classifier(drawn("DrawnObjectLayer", train)),
         "classifier-val": classifier(drawn("DrawnObjectLayer", check)),
+        "warmup-train": warm_up(learning(fcn.fcn8s(scenes("TRAIN"), len(CLASSES), WIDTHS))),
+        "warmup-val": warm_up(learning(fcn.fcn8s(scenes("TEST"), len(CLASSES), WIDTHS))),
         "train": learning(fcn.fcn8s(scenes("TRAIN"), len(CLASSES), WIDTHS)),
         "val": learning(fcn.fcn8s(scenes("TEST"), len(CLASSES), WIDTHS)),
         "deploy": fcn.fcn8s(sources.inputs({"data": (1, 3, *SIZE)}), len(CLASSES), WIDTHS).to_proto(),
@@ -44,8 +58,9 @@ def nets() -> dict[str, caffe_pb2.NetParameter]:
 def solvers() -> dict[str, caffe_pb2.SolverParameter]:
     """Their solvers by file name (without suffix)."""
     return {
-        "classifier-solver": solver("classifier-", CHECK_OBJECTS // 20, base_lr=3e-3, max_iter=1500),
-        "solver": solver("", CHECK_SCENES // 8, base_lr=1e-3, max_iter=3000),
+        "classifier-solver": solver("classifier-", CHECK_OBJECTS // 20, base_lr=1e-3, max_iter=1500),
+        "warmup-solver": solver("warmup-", CHECK_SCENES // 8, base_lr=2e-3, max_iter=2000),
+        "solver": solver("", CHECK_SCENES // 8, base_lr=3e-4, max_iter=800),
     }
 
 
@@ -115,31 +130,51 @@ def learning(spec: NetSpec) -> caffe_pb2.NetParameter:
     return net
 
 
-def classifier(net: NetSpec, widths: Sequence[int] = WIDTHS) -> caffe_pb2.NetParameter:
-    """A slim VGG16 with batch normalisation that names the object in the middle of a drawn image.
+def warm_up(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
+    """The FCN with little padding, and batch normalisation after the convolutions of its five stages: it learns several
+    times faster, and `surgery.fold_normalisation` turns its weights into the FCN's."""
+    result = caffe_pb2.NetParameter(name=net.name)
+    for layer in net.layer:
+        if layer.name in WARM_UP_PADS:
+            layer.convolution_param.pad[:] = [WARM_UP_PADS[layer.name]]
+        if layer.name in WARM_UP_OFFSETS:
+            layer.crop_param.offset[:] = [WARM_UP_OFFSETS[layer.name]]
+        result.layer.add().CopyFrom(layer)
+        if layer.name.startswith("conv"):
+            convolution = result.layer[-1]
+            convolution.convolution_param.bias_term = False
+            del convolution.param[1:]
+            blob = {"bottom": [layer.top[0]], "top": [layer.top[0]]}
+            norm = result.layer.add(name=f"bn_{layer.name}", type="BatchNorm", **blob)
+            norm.batch_norm_param.moving_average_fraction = STATISTICS
+            result.layer.add(name=f"scale_{layer.name}", type="Scale", **blob).scale_param.bias_term = True
+    return result
 
-    Its fc6 and fc7 are convolutions already; the mean of the map that they give is classified.
-    """
+
+def classifier(net: NetSpec, widths: Sequence[int] = WIDTHS) -> caffe_pb2.NetParameter:
+    """A slim VGG16, with batch normalisation in its five stages, that names the object in the middle of an image."""
     top = net.data
     for stage, (width, depth) in enumerate(zip(widths, (2, 2, 3, 3, 3), strict=False), start=1):
         for index in range(1, depth + 1):
-            top = _normalised(net, top, f"conv{stage}_{index}", width, 3, 1)
+            top = _normalised(net, top, f"conv{stage}_{index}", width)
         top = net[f"pool{stage}"] = L.Pooling(top, pool="MAX", kernel_size=2, stride=2)
-    top = _normalised(net, top, "fc6", widths[5], 7, 3)
-    top = _normalised(net, top, "fc7", widths[5], 1, 0)
-    top = net.average = L.Pooling(top, pool="AVE", global_pooling=True)
-    net.fc8 = L.InnerProduct(top, num_output=len(OBJECTS), weight_filler={"type": "gaussian", "std": 0.01})
+    for number, count in ((6, widths[5]), (7, widths[5]), (8, len(OBJECTS))):
+        filler = {"type": "gaussian", "std": 0.01} if number == 8 else {"type": "msra"}
+        top = net[f"fc{number}"] = L.InnerProduct(top, num_output=count, weight_filler=filler)
+        if number < 8:
+            top = net[f"relu{number}"] = L.ReLU(top, in_place=True)
+            top = net[f"drop{number}"] = L.Dropout(top, dropout_ratio=DROPOUT, in_place=True)
     net.loss = L.SoftmaxWithLoss(net.fc8, net.label)
     net.accuracy = L.Accuracy(net.fc8, net.label, include={"phase": "TEST"})
     return net.to_proto()
 
 
-def _normalised(net: NetSpec, top: Top, name: str, width: int, kernel: int, pad: int) -> Top:
+def _normalised(net: NetSpec, top: Top, name: str, width: int) -> Top:
     """A convolution with batch normalisation and ReLU in place, which make its bias superfluous."""
     top = net[name] = L.Convolution(
-        top, num_output=width, kernel_size=kernel, pad=pad, bias_term=False, weight_filler={"type": "msra"}
+        top, num_output=width, kernel_size=3, pad=1, bias_term=False, weight_filler={"type": "msra"}
     )
-    top = net[f"bn_{name}"] = L.BatchNorm(top, in_place=True, moving_average_fraction=0.98)
+    top = net[f"bn_{name}"] = L.BatchNorm(top, in_place=True, moving_average_fraction=STATISTICS)
     top = net[f"scale_{name}"] = L.Scale(top, in_place=True, bias_term=True)
-    top = net[f"relu_{name}"] = L.ReLU(top, in_place=True)
+    top = net[f"relu{name.removeprefix('conv')}"] = L.ReLU(top, in_place=True)
     return top

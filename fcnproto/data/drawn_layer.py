@@ -1,7 +1,7 @@
 """Data layers that draw what they give: scenes with labels, and single objects, from `fcnproto.data.scenes`.
 
-`python_param { module: "fcnproto_layers" layer: "DrawnSceneLayer" param_str: "{'seed': 1, 'batch': 8}" }`. They come with
-the package, so that the nets that are trained on drawn images train from their prototxt alone.
+`python_param { module: "fcnproto_layers" layer: "DrawnSceneLayer" param_str: "{'seed': 1, 'batch': 8}" }`. They come
+with the package, so that the nets that are trained on drawn images train from their prototxt alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _FIRST_OPTIONS: dict[str, Any] = {
     "fresh": 0,
     "memory": 1000,
     "mean": (112.0, 112.0, 112.0),
+    "size": 0,
 }
 _SHIFT = 24
 
@@ -38,8 +39,8 @@ class _DrawnLayer(SourceLayer):
 
     Options: `seed` and `batch` (both needed); `count`, the number of images to go round in order, 0 for ever new ones;
     `fresh`, how many of a batch are newly drawn (0: all), the rest being variations (`vary`) of the latest `memory`
-    images; `mean`. A batch depends on the options and the number of batches before it alone, so that a resumed
-    training sees what it would have seen.
+    images; `mean`; `size`, the side of an image, 0 for the usual. A batch depends on the options and the number of
+    batches before it alone, so that a resumed training sees what it would have seen.
     """
 
     type: ClassVar[str] = "Python"  # type: ignore[assignment]
@@ -47,6 +48,7 @@ class _DrawnLayer(SourceLayer):
     tops = (2, 2)
     position_fields = ("step",)
     handles: ClassVar[tuple[str, ...]] = ("recent",)
+    usual_size: ClassVar[int] = 0
 
     def __init__(self, param: Any, num_tops: int | None = None) -> None:
         super().__init__(param, num_tops)
@@ -65,13 +67,19 @@ class _DrawnLayer(SourceLayer):
         if unknown:
             self.fail(f"param_str: {', '.join(unknown)} is unknown; there are {', '.join(_FIRST_OPTIONS)}")
         self.options = _FIRST_OPTIONS | given
-        for name, least in (("seed", 0), ("batch", 1), ("count", 0), ("fresh", 0), ("memory", 1)):
+        for name, least in (("seed", 0), ("batch", 1), ("count", 0), ("fresh", 0), ("memory", 1), ("size", 0)):
             value = self.options[name]
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 self.fail(f"param_str: {name!r} must be a whole number of {least} or more, not {value!r}")
         mean = self.options["mean"]
         if not isinstance(mean, (list, tuple)) or len(mean) != 3:
             self.fail(f"param_str: 'mean' must be three numbers (BGR), not {mean!r}")
+
+    @property
+    def size(self) -> int:
+        """The side of an image."""
+        size: int = self.options["size"] or self.usual_size
+        return size
 
     def forward(self) -> tuple[Tensor, ...]:
         drawings = self.in_order() if self.options["count"] else self.endless()
@@ -90,7 +98,8 @@ class _DrawnLayer(SourceLayer):
         rank, workers = self.share()
         first = self.step * self.options["batch"]
         return [
-            self.draw(((first + item) * workers + rank) % self.options["count"]) for item in range(self.options["batch"])
+            self.draw(((first + item) * workers + rank) % self.options["count"])
+            for item in range(self.options["batch"])
         ]
 
     def endless(self) -> list[Drawing]:
@@ -111,26 +120,30 @@ class _DrawnLayer(SourceLayer):
 
 @register_python_layer(MODULE, "DrawnSceneLayer")
 class DrawnSceneLayer(_DrawnLayer):
-    """Drawn scenes: images (batch, 3, 256, 256) and their label maps (batch, 1, 256, 256). Options: see `_DrawnLayer`."""
+    """Drawn scenes: images (batch, 3, 256, 256), label maps (batch, 1, 256, 256). Options: see `_DrawnLayer`."""
+
+    usual_size = SIZE
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         batch = self.options["batch"]
-        return [(batch, 3, SIZE, SIZE), (batch, 1, SIZE, SIZE)]
+        return [(batch, 3, self.size, self.size), (batch, 1, self.size, self.size)]
 
     def draw(self, index: int) -> Scene:
-        return draw_scene((self.options["seed"], index))
+        return draw_scene((self.options["seed"], index), self.size)
 
 
 @register_python_layer(MODULE, "DrawnObjectLayer")
 class DrawnObjectLayer(_DrawnLayer):
-    """Single drawn objects: images (batch, 3, 128, 128) and labels (batch, 1). Options: see `_DrawnLayer`."""
+    """Single drawn objects: images (batch, 3, 224, 224) and labels (batch, 1). Options: see `_DrawnLayer`."""
+
+    usual_size = OBJECT_SIZE
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         batch = self.options["batch"]
-        return [(batch, 3, OBJECT_SIZE, OBJECT_SIZE), (batch, 1)]
+        return [(batch, 3, self.size, self.size), (batch, 1)]
 
     def draw(self, index: int) -> DrawnObject:
-        return draw_object((self.options["seed"], index))
+        return draw_object((self.options["seed"], index), self.size)
 
 
 def vary(rng: np.random.Generator, drawing: Drawing) -> Drawing:

@@ -1,9 +1,9 @@
 """Rooms with depth: drawn scenes before a floor, a wall and a ceiling in perspective, with a depth map.
 
-For what colour and depth together, or two labellings of one image, are good for: a pinhole camera looks into a room whose
-surfaces are textured in perspective; objects of `scenes` stand in front of them at depths of their own, nearer ones over
-farther ones, round ones bulging. The depth map has a sensor's noise, which grows with the square of the depth. Numpy and
-Pillow only.
+For what colour and depth together, or two labellings of one image, are good for: a pinhole camera looks into a room
+whose surfaces are textured in perspective; objects of `scenes` stand in front of them at depths of their own, nearer
+ones over farther ones, round ones bulging. The depth map has a sensor's noise, which grows with the square of the
+depth. Numpy and Pillow only.
 
     room = draw_room(seed=7)     # room.image, room.label as of a scene; room.surface, room.depth
 """

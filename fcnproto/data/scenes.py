@@ -24,7 +24,7 @@ from fcnproto.data.scene_textures import grid, smooth_noise, texture
 CLASSES: tuple[str, ...] = ("background", *OBJECTS)
 """Class names; the index is the label."""
 
-SIZE, OBJECT_SIZE = 256, 128
+SIZE, OBJECT_SIZE = 256, 224
 _SMALLEST, _LARGEST = 56.0, 136.0
 
 
@@ -67,7 +67,7 @@ def draw_object(seed: int | Sequence[int], size: int = OBJECT_SIZE) -> DrawnObje
         x, y = size / 2 + distance * np.cos(angle), size / 2 + distance * np.sin(angle)
         add_object(rng, canvas, label, x, y, rng.uniform(_SMALLEST, _LARGEST) / 2, light)
     x, y = size / 2 + rng.uniform(-size / 9, size / 9, 2)
-    index = add_object(rng, canvas, label, x, y, rng.uniform(_SMALLEST, 0.94 * size) / 2, light)
+    index = add_object(rng, canvas, label, x, y, rng.uniform(_SMALLEST, min(_LARGEST, 0.94 * size)) / 2, light)
     return DrawnObject(photograph(rng, canvas), index - 1)
 
 
@@ -128,5 +128,3 @@ def places(rng: np.random.Generator, size: int) -> list[tuple[float, float, floa
             if len(places) == wanted:
                 break
     return places
-
-

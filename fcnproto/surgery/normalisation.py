@@ -84,9 +84,7 @@ def _fold(
     report.add("changed", layer.name, "weights and bias hold its normalisation")
 
 
-def _only_reader(
-    net: caffe_pb2.NetParameter, layer: caffe_pb2.LayerParameter
-) -> caffe_pb2.LayerParameter | None:
+def _only_reader(net: caffe_pb2.NetParameter, layer: caffe_pb2.LayerParameter) -> caffe_pb2.LayerParameter | None:
     """The layer that alone reads a layer's top: a later reader of an in-place result doesn't count."""
     layers = list(net.layer)
     top, found = layer.top[0], None
