@@ -119,9 +119,13 @@ def scenes(phase: str, batch: int = 8, fresh: int = 3) -> NetSpec:
 
 
 def learning(spec: NetSpec) -> caffe_pb2.NetParameter:
-    """A slim FCN with its settings for training: little dropout, a loss that is a mean, and pixel accuracy."""
+    """An FCN with its settings for training, and pixel accuracy where it is tested."""
     spec.accuracy = L.Accuracy(spec.score, spec.label, ignore_label=fcn.IGNORE_LABEL, include={"phase": "TEST"})
-    net = spec.to_proto()
+    return averaged(spec.to_proto())
+
+
+def averaged(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
+    """A slim net's settings for training: little dropout, and losses that are means over the pixels."""
     for layer in net.layer:
         if layer.type == "Dropout":
             layer.dropout_param.dropout_ratio = DROPOUT

@@ -1,0 +1,1 @@
+"""The FCN papers' experiments in small, on drawn scenes: `python -m benchmarks.experiments --help`."""
