@@ -59,8 +59,10 @@ def solvers() -> dict[str, caffe_pb2.SolverParameter]:
     """Their solvers by file name (without suffix)."""
     return {
         "classifier-solver": solver("classifier-", CHECK_OBJECTS // 20, base_lr=1e-3, max_iter=1500),
-        "warmup-solver": solver("warmup-", CHECK_SCENES // 8, base_lr=2e-3, max_iter=2000),
-        "solver": solver("", CHECK_SCENES // 8, base_lr=3e-4, max_iter=800),
+        "warmup-solver": solver(
+            "warmup-", CHECK_SCENES // 8, base_lr=2e-3, max_iter=2000, weights=["warmup-start.caffemodel"]
+        ),
+        "solver": solver("", CHECK_SCENES // 8, base_lr=3e-4, max_iter=800, weights=["start.caffemodel"]),
     }
 
 

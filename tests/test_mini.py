@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +14,8 @@ import pytest
 import torch
 
 import fcnproto
-from fcnproto import zoo
-from fcnproto.data.scenes import CLASSES, draw_scene
+from fcnproto import surgery, zoo
+from fcnproto.data.scenes import CLASSES
 from fcnproto.schema.text import format_message, read_net
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "fcn-mini"
@@ -35,12 +37,16 @@ def mini() -> ModuleType:
     return zoo.definitions("mini")
 
 
+# What feeds a net, or judges it only.
+SOURCES = ("Input", "Python", "Accuracy")
+
+
 def layers_of(name: str) -> dict:
     return {layer.name: layer for layer in read_net(FOLDER / f"{name}.prototxt").layer}
 
 
 def test_committed_files_are_what_the_definition_writes(mini):
-    for kind, message in mini.nets().items():
+    for kind, message in {**mini.nets(), **mini.solvers()}.items():
         assert format_message(message) in (FOLDER / f"{kind}.prototxt").read_text()
 
 
@@ -52,13 +58,9 @@ def test_classes_are_those_of_the_scenes(mini):
 def test_topology_is_that_of_the_published_net(kind):
     """Names, types, connections, pads, kernels, strides and crop offsets of voc-fcn8s; only widths differ."""
     published = {layer.name: layer for layer in read_net(zoo.path("voc-fcn8s", kind)).layer}
-    layers = layers_of(kind)
-    assert [name for name in layers if layers[name].type != "Input"] == [
-        name for name in published if published[name].type not in ("Input", "Python")
-    ]
+    layers = {name: layer for name, layer in layers_of(kind).items() if layer.type not in SOURCES}
+    assert list(layers) == [name for name in published if published[name].type not in SOURCES]
     for name, layer in layers.items():
-        if layer.type == "Input":
-            continue
         other = published[name]
         assert (layer.type, list(layer.bottom), list(layer.top)) == (other.type, list(other.bottom), list(other.top))
         for field in ("pad", "kernel_size", "stride", "bias_term"):
@@ -78,12 +80,11 @@ def test_weights_are_small_and_upsample_bilinearly():
         assert np.array_equal(weight, expected.astype(np.float32))
 
 
-def test_folding_is_exact_and_both_nets_see_a_pixel_at_the_same_place(training):
+def test_folding_is_exact_and_both_nets_see_a_pixel_at_the_same_place(tmp_path):
     """Far from the edges, where padding has no say, the warm-up net and the folded net give the same scores."""
     torch.manual_seed(0)
-    warm, net = training.load_net("warmup.prototxt"), training.load_net("train.prototxt")
-    training.start_values(warm)
-    training.start_values(net)
+    warm = fcnproto.load(FOLDER / "warmup-train.prototxt", phase="train")
+    net = fcnproto.load(FOLDER / "train.prototxt", phase="train")
     with torch.no_grad():
         for name, blobs in warm.params.items():
             if name.startswith("bn_"):
@@ -93,9 +94,14 @@ def test_folding_is_exact_and_both_nets_see_a_pixel_at_the_same_place(training):
             elif name.startswith("scale_"):
                 blobs[0].uniform_(0.5, 1.5)
                 blobs[1].normal_(0, 0.2)
-            elif name.startswith("score"):
-                blobs[0].normal_()
-    training.fold(warm, net)
+            else:
+                blobs[0].normal_(0, (2 / blobs[0][0].numel()) ** 0.5)
+    surgery.interpolate(warm)
+    warm.save(tmp_path / "warm.caffemodel")
+    definition = read_net(FOLDER / "warmup-train.prototxt")
+    _, folded, _ = surgery.fold_normalisation(definition, tmp_path / "warm.caffemodel")
+    folded.save(tmp_path / "folded.caffemodel")
+    surgery.transplant(net, tmp_path / "folded.caffemodel")
     image = 50 * torch.randn(1, 3, 576, 576)
     with torch.no_grad():
         first, second = (
@@ -105,66 +111,56 @@ def test_folding_is_exact_and_both_nets_see_a_pixel_at_the_same_place(training):
     assert float(second.std()) > 0
 
 
-def test_scenes_of_a_resumed_training_are_those_it_would_have_seen(training):
-    through = training.SceneSource(9, batch=3, fresh=2, memory=5)
-    batches = [through.next_batch(step) for step in range(5)]
-    resumed = training.SceneSource(9, batch=3, fresh=2, memory=5)
-    resumed.skip_to(4)
-    data, label = resumed.next_batch(4)
-    assert torch.equal(data, batches[4][0]) and torch.equal(label, batches[4][1])
-    assert data.shape == (3, 3, 256, 256) and label.shape == (3, 1, 256, 256)
-    assert torch.equal(data[0], training.preprocess(draw_scene((9, 8)).image))
-
-
-def test_variations_keep_image_and_label_together(training):
-    scene = draw_scene(3)
-    marked = type(scene)(np.repeat(20 * scene.label[:, :, None], 3, axis=2), scene.label)
-    for seed in range(8):
-        varied = training.vary(np.random.default_rng(seed), marked)
-        assert varied.image.shape == (256, 256, 3) and varied.label.shape == (256, 256)
-        for index in np.unique(varied.label):
-            values = varied.image[varied.label == index]
-            assert (values == values[0]).all()
-
-
-def test_preprocessing_is_blue_green_red_less_the_mean(training):
-    image = np.zeros((2, 3, 3), np.uint8)
-    image[:, :, 0] = 200
-    assert training.preprocess(image)[:, 0, 0].tolist() == [-112.0, -112.0, 88.0]
-
-
-@pytest.fixture
-def short(training, monkeypatch):
-    """A training of two steps a stage on two scenes a step, that saves after every step."""
-    stages = [type(stage)(stage.net, 2, stage.rate, 1, stage.relative) for stage in training.STAGES]
-    monkeypatch.setattr(training, "STAGES", stages)
-    monkeypatch.setattr(training, "CHECK_SCENES", 1)
-    monkeypatch.setattr(training, "SAVE_EVERY", 1)
-    monkeypatch.setattr(training.SceneSource.__init__, "__defaults__", (2, 1, 4))
-    return training
+def test_the_classifier_goes_into_the_fcn(tmp_path):
+    """The same layers with the same windows, its inner products the FCN's convolutions."""
+    net = fcnproto.load(FOLDER / "classifier-train.prototxt", phase="train")
+    for name, blobs in net.params.items():
+        if name.startswith("bn_"):
+            blobs[2].fill_(1.0)
+    net.save(tmp_path / "classifier.caffemodel")
+    definition = read_net(FOLDER / "classifier-train.prototxt")
+    _, folded, _ = surgery.fold_normalisation(definition, tmp_path / "classifier.caffemodel")
+    folded.save(tmp_path / "folded.caffemodel")
+    fcn = fcnproto.load(FOLDER / "train.prototxt", phase="train")
+    report = surgery.transplant(fcn, tmp_path / "folded.caffemodel")
+    convolutions = [name for name in fcn.params if name.startswith("conv")]
+    assert report.layers("copied") == convolutions and report.layers("coerced") == ["fc6", "fc7"]
+    settings, classifier = layers_of("train"), layers_of("classifier-train")
+    for name in convolutions[1:]:
+        for field in ("pad", "kernel_size", "stride"):
+            ours, its = (getattr(layers[name].convolution_param, field) or [1] for layers in (settings, classifier))
+            assert list(ours) == list(its), (name, field)
 
 
 class Interrupted(Exception):
     """Stands for the user's Ctrl+C."""
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_an_interrupted_training_ends_like_one_that_was_not(short, tmp_path, monkeypatch, after):
-    torch.manual_seed(1)
-    whole = short.train(tmp_path / "whole.tmp").state_dict()
-    save, saves = short.save_checkpoint, []
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 4])
+def test_an_interrupted_training_ends_like_one_that_was_not(training, tmp_path, monkeypatch, after):
+    """Two steps a stage on few images, a snapshot after each; stopped after some commands, in the middle of the next."""
+    folder = tmp_path / "nets"
+    folder.mkdir()
+    for file in FOLDER.glob("*.prototxt"):
+        text = re.sub(r"'batch\\': \d+, \\'fresh\\': \d+", r"'batch\\': 2, \\'fresh\\': 1", file.read_text())
+        text = re.sub(r"max_iter: \d+", "max_iter: 2", re.sub(r"snapshot: \d+", "snapshot: 1", text))
+        (folder / file.name).write_text(re.sub("test_(net|iter|interval).*\n", "", text))
+    monkeypatch.setattr(training, "HERE", folder)
+    whole = fcnproto.load(folder / "deploy.prototxt", training.train(tmp_path / "whole")).state_dict()
+    run, commands = subprocess.run, []
 
-    def save_and_stop(*arguments):
-        save(*arguments)
-        saves.append(arguments)
-        if len(saves) == after:
-            raise Interrupted
+    def stop_early(command, **options):
+        commands.append(command)
+        if len(commands) <= after:
+            return run(command, **options)
+        if command[3] == "train":
+            run([*command, "--iterations", "1"], **options)
+        raise Interrupted
 
-    torch.manual_seed(1)
     with monkeypatch.context() as patch:
-        patch.setattr(short, "save_checkpoint", save_and_stop)
+        patch.setattr(subprocess, "run", stop_early)
         with pytest.raises(Interrupted):
-            short.train(tmp_path / "parts.tmp")
-    torch.manual_seed(77)
-    parts = short.train(tmp_path / "parts.tmp").state_dict()
+            training.train(tmp_path / "parts")
+    parts = fcnproto.load(folder / "deploy.prototxt", training.train(tmp_path / "parts")).state_dict()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -55,6 +55,24 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
+def folded_weights(layer: Convolution, norm: BatchNorm | None, scale: Scale | None) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of one convolution that does what these layers do in a row, by stored statistics."""
+    weight, bias = layer.blob(0), layer.optional_blob(1)
+    if norm is None:
+        return weight, bias
+    factor = norm.blob(2).double()
+    factor = torch.where(factor == 0, factor, 1 / factor)
+    gain = (norm.blob(1).double() * factor + norm.config.eps).rsqrt()
+    shift = -norm.blob(0).double() * factor if bias is None else bias.double() - norm.blob(0).double() * factor
+    if scale is not None:
+        gain = gain * scale.blob(0).double()
+    shift = shift * gain
+    offset = None if scale is None else scale.optional_blob(1)
+    if offset is not None:
+        shift = shift + offset.double()
+    return (weight * gain.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
+
+
 class FastConvolution(nn.Module):
     """A 2-D Convolution on channels-last data, with what follows it: BatchNorm by stored statistics, Scale, ReLU.
 
@@ -85,21 +103,7 @@ class FastConvolution(nn.Module):
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """The weight and bias of a convolution that is this one and its BatchNorm and Scale in one."""
-        layer, norm, scale = self._layers
-        weight, bias = layer.blob(0), layer.optional_blob(1)
-        if norm is None:
-            return weight, bias
-        factor = norm.blob(2).double()
-        factor = torch.where(factor == 0, factor, 1 / factor)
-        gain = (norm.blob(1).double() * factor + norm.config.eps).rsqrt()
-        shift = -norm.blob(0).double() * factor if bias is None else bias.double() - norm.blob(0).double() * factor
-        if scale is not None:
-            gain = gain * scale.blob(0).double()
-        shift = shift * gain
-        offset = None if scale is None else scale.optional_blob(1)
-        if offset is not None:
-            shift = shift + offset.double()
-        return (weight * gain.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
+        return folded_weights(*self._layers)
 
     def _kept(self, dtype: torch.dtype, innermost: bool = True) -> tuple[Tensor, Tensor | None]:
         """Weight (with channels `innermost`, or contiguous) and bias in `dtype`, made once until the blobs change."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from fcnproto.errors import GraphError
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.convolution import Convolution
 from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.net import Net, load
-from fcnproto.passes.kernels import FastConvolution
+from fcnproto.passes.kernels import folded_weights
 from fcnproto.schema import caffe_pb2
 from fcnproto.surgery.report import Report
+
+Values = tuple[Tensor, Tensor | None]
 
 
 def fold_normalisation(
@@ -36,7 +39,7 @@ def fold_normalisation(
     source, report = load(net, weights), Report()
     result = caffe_pb2.NetParameter()
     result.CopyFrom(net)
-    folded: dict[str, FastConvolution] = {}
+    folded: dict[str, Values] = {}
     for layer in list(result.layer):
         if layer.type == "Convolution" and not any(param.name for param in layer.param):
             _fold(result, layer, source, folded, report)
@@ -45,7 +48,7 @@ def fold_normalisation(
     made = load(result)
     with torch.no_grad():
         for name, blobs in made.params.items():
-            values = folded[name].weight_and_bias() if name in folded else source.params[name]
+            values = folded[name] if name in folded else source.params[name]
             for blob, value in zip(blobs, values, strict=True):
                 assert value is not None
                 blob.copy_(value)
@@ -56,7 +59,7 @@ def _fold(
     net: caffe_pb2.NetParameter,
     layer: caffe_pb2.LayerParameter,
     source: Net,
-    folded: dict[str, FastConvolution],
+    folded: dict[str, Values],
     report: Report,
 ) -> None:
     """Fold what follows one convolution of `net` into it, and remember what its weights are made from."""
@@ -75,7 +78,7 @@ def _fold(
         gone.append(scale)
     else:
         scaling = None
-    folded[layer.name] = FastConvolution(convolution, norm=normalisation, scale=scaling)
+    folded[layer.name] = folded_weights(convolution, normalisation, scaling)
     layer.top[0] = gone[-1].top[0]
     layer.convolution_param.bias_term = True
     for fewer in gone:
