@@ -19,7 +19,7 @@ from fcnproto.layers.loss import LossLayer
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
 
-_LOSSES = ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss")
+_LOSSES = ("SoftmaxWithLoss", "InfogainLoss", "SigmoidCrossEntropyLoss")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LossSampling:
         """
         losses = [layer for layer in net.layers if layer.type in _LOSSES]
         if not losses:
-            raise SolverError(f"net {net.graph.name!r} has no loss to sample; sampled are {' and '.join(_LOSSES)}")
+            raise SolverError(f"net {net.graph.name!r} has no loss to sample; sampled are {', '.join(_LOSSES)}")
         for layer in losses:
             assert isinstance(layer, LossLayer)
             if layer.ignore_label is None:
@@ -64,14 +64,14 @@ class LossSampling:
             if layer.mode != caffe_pb2.LossParameter.VALID and self.keep < 1:
                 layer.register_forward_hook(self._rescale)
 
-    def _drop(self, layer: Layer, bottoms: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _drop(self, layer: Layer, bottoms: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The bottoms of a loss with the labels of dropped cells replaced."""
-        scores, labels = bottoms
+        scores, labels, *others = bottoms
         assert isinstance(layer, LossLayer) and layer.ignore_label is not None
         if labels.is_meta:
             return bottoms
         kept = self.mask(labels.shape).to(labels.device)
-        return scores, torch.where(kept, labels, torch.full_like(labels, layer.ignore_label))
+        return scores, torch.where(kept, labels, torch.full_like(labels, layer.ignore_label)), *others
 
     def _rescale(self, layer: Layer, bottoms: Any, loss: Any) -> Any:
         if isinstance(loss, tuple):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from fcnproto.errors import SolverError
 from fcnproto.netspec import NetSpec
 from fcnproto.netspec import layers as L
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.weights import write_blob
 from fcnproto.solver import Options
 from fcnproto.solver.sampling import LossSampling
 
@@ -76,6 +79,28 @@ def test_one_call_counts_the_labels_that_stay() -> None:
     kept = int(LossSampling(0.5, 8).mask(torch.Size((1, 1, *SIZE))).sum())
     assert loss == pytest.approx(kept * 1.0986123 / 0.5, rel=1e-5)
     pickle.loads(pickle.dumps(net))
+
+
+def test_class_weights_are_sampled_alike(tmp_path: Path) -> None:
+    """With ones on its diagonal, InfogainLoss is SoftmaxWithLoss, sampled too."""
+    write_blob(tmp_path / "h.binaryproto", np.eye(3, dtype=np.float32).reshape(1, 1, 3, 3))
+    nets = []
+    for settings in ({}, {"type": "InfogainLoss", "source": str(tmp_path / "h.binaryproto")}):
+        param = definition()
+        loss = param.layer[-1]
+        if settings:
+            loss.type = settings["type"]
+            loss.loss_param.ClearField("normalize")
+            loss.loss_param.normalization = caffe_pb2.LossParameter.BATCH_SIZE
+            loss.infogain_loss_param.source, loss.infogain_loss_param.axis = settings["source"], 1
+        torch.manual_seed(0)
+        nets.append(fcnproto.load(param, phase="train"))
+        LossSampling(0.4, 8).install(nets[-1])
+    found = []
+    for net in nets:
+        torch.manual_seed(5)
+        found.append(float(net.loss(net(**batch())).detach()))
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] > 0
 
 
 def test_solver_option() -> None:
