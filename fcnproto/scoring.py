@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fcnproto.data.datasets import VOID
 from fcnproto.data.masks import Colour, read_mask
 from fcnproto.data.published import PublishedLayer
 from fcnproto.errors import DataError, GraphError, LayerError, UsageError
@@ -106,7 +107,12 @@ def score_folders(
         matrix += _confusion(mask, labels, len(names), ignore_label, str(path), str(predicted))
         if told:
             told(number, len(expected))
-    return Scored(matrix, tuple(names), len(expected), tuple(leave_out))
+    return Scored(matrix, tuple(names), len(expected), _left_out(leave_out, ignore_label, len(names)))
+
+
+def _left_out(leave_out: Collection[int], ignore_label: int, classes: int) -> tuple[int, ...]:
+    """The classes without a part in the means: one whose label is ignored can only be predicted, and wrongly."""
+    return tuple(sorted({*leave_out, *({ignore_label} & set(range(classes)))}))
 
 
 def _by_name(folder: PathLike) -> dict[str, Path]:
@@ -123,7 +129,7 @@ def _by_name(folder: PathLike) -> dict[str, Path]:
 def _confusion(
     truth: np.ndarray, labels: np.ndarray, classes: int, ignore_label: int, source: str, predicted: str
 ) -> np.ndarray:
-    strange = truth[(truth != ignore_label) & (truth >= classes)]
+    strange = truth[(truth != ignore_label) & (truth != VOID) & (truth >= classes)]
     if strange.size:
         raise DataError(f"{source}: has label {strange[0]}, expected 0 to {classes - 1}, or {ignore_label} for void")
     try:
@@ -242,7 +248,8 @@ class _Tally:
         results: list[Scored] = []
         for blob, matrix in self.matrices.items():
             names = tuple(self.pairs[blob][1]) or tuple(f"class {index}" for index in range(len(matrix)))
-            results.append(Scored(matrix, names, self.items, () if results else tuple(leave_out), blob, loss))
+            left_out = _left_out(() if results else leave_out, self.ignore_label, len(matrix))
+            results.append(Scored(matrix, names, self.items, left_out, blob, loss))
         return results
 
 

@@ -89,6 +89,20 @@ def test_an_ignored_label_among_the_classes() -> None:
     assert confusion_matrix(truth, prediction, 2, ignore_label=0).tolist() == [[0, 0], [0, 2]]
 
 
+def test_an_ignored_class_is_left_out_of_the_means_as_in_torchmetrics(tmp_path: Path) -> None:
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    truth, prediction = random_labels(5, 3)
+    save(tmp_path / "truth" / "a.png", truth)
+    save(tmp_path / "found" / "a.png", prediction)
+    scored = score_folders(tmp_path / "found", tmp_path / "truth", NAMES, ignore_label=0)
+    counts = truth != 255  # never counts, whatever else is ignored
+    values = torch.from_numpy(prediction[counts]), torch.from_numpy(truth[counts])
+    for average, ours in (("macro", scored.metrics.mean_iu), ("weighted", scored.metrics.frequency_weighted_iu)):
+        theirs = functional.multiclass_jaccard_index(*values, num_classes=3, ignore_index=0, average=average)
+        assert ours == pytest.approx(float(theirs), rel=1e-6)
+    assert scored.leave_out == (0,) and not scored.as_dict()["classes"]["blue"]["in the means"]
+
+
 def test_folders(tmp_path: Path) -> None:
     expected = np.zeros((3, 3), np.int64)
     for index, (name, predicted) in enumerate([("a", "a"), ("deep/b", "deep/b_labels")]):

@@ -31,7 +31,9 @@ def _result_options(function: _options.Function) -> _options.Function:
         click.option("--json", "as_json", is_flag=True, help="Print JSON, the confusion matrix included."),
         click.option("--leave-out", metavar="A,B", callback=_options.names, help="Classes left out of the means."),
         click.option("--leave-out-absent", is_flag=True, help="Leave classes that the truth lacks out of the means."),
-        click.option("--ignore-label", type=int, default=255, show_default=True, help="Label that does not count."),
+        click.option(
+            "--ignore-label", type=int, default=255, show_default=True, help="Label that does not count (nor does 255)."
+        ),
         click.option(
             "--colours", metavar="[BLOB=]FILE", multiple=True, help="Table of colours for colour-coded masks."
         ),
