@@ -1,7 +1,7 @@
 """What a drawing of a net shows: boxes for layers, arrows for blobs with their shapes; no positions yet.
 
 In-place layers are named in the box of the layer whose blob they change, Split layers are left out, and groups of
-layers that repeat in a row are folded into one box with a count.
+layers that repeat one after the other, with branches or without, are folded into one box with a count.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from fcnproto.schema.fields import fields_of
 from fcnproto.summary import LayerSummary, NetSummary
 
 Shape = tuple[int, ...]
+Edge = tuple[int, int, str, Shape]
+"""(number of the part that writes, of the one that reads, blob, its shape)"""
 
 _KINDS = {
     "convolution": ("Convolution", "Im2col"),
@@ -33,7 +35,7 @@ _KINDS = {
     "data": ("Input", "DummyData", "Parameter", "Data", "HDF5Data", "ImageData", "WindowData", "MemoryData"),
     "loss": ("Accuracy", "HDF5Output"),
 }
-_LONGEST_GROUP = 12
+_LONGEST_GROUP = 24
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def make_diagram(summary: NetSummary, params: Mapping[str, caffe_pb2.LayerParame
     """The diagram of a net. `params` are its layers' messages by name; without `fold` every layer shows."""
     parts: list[_Part] = []
     writer: dict[str, int] = {}
-    edges: list[tuple[int, int, str, Shape]] = []
+    edges: list[Edge] = []
     for layer in summary.layers:
         param = params.get(layer.name, caffe_pb2.LayerParameter())
         in_place = len(layer.bottoms) == 1 and list(layer.bottoms) == list(layer.tops)
@@ -110,42 +112,76 @@ def make_diagram(summary: NetSummary, params: Mapping[str, caffe_pb2.LayerParame
     return _assemble(summary.name, parts, edges, groups)
 
 
-def _groups(parts: Sequence[_Part], edges: Sequence[tuple[int, int, str, Shape]]) -> list[list[list[int]]]:
+def _groups(parts: Sequence[_Part], edges: Sequence[Edge]) -> list[list[list[int]]]:
     """The parts in groups of repeats: each group is a list of repeats, each of them a run of parts in a row."""
-    inward: dict[int, list[int]] = {}
-    outward: dict[int, list[int]] = {}
-    for tail, head, _, _ in edges:
-        inward.setdefault(head, []).append(tail)
-        outward.setdefault(tail, []).append(head)
-
-    def follows(number: int) -> bool:
-        """Whether the part reads its predecessor alone, and is that one's only reader."""
-        return inward.get(number) == [number - 1] and outward.get(number - 1) == [number]
-
+    runs = _Runs(parts, edges)
     groups: list[list[list[int]]] = []
     start = 0
     while start < len(parts):
-        chain = start + 1
-        while chain < len(parts) and follows(chain):
-            chain += 1
-        best, repeats = 1, 1
-        for length in range(1, min(_LONGEST_GROUP, (chain - start) // 2) + 1):
-            count = 1
-            while start + (count + 1) * length <= chain and all(
-                parts[start + k].signature == parts[start + count * length + k].signature for k in range(length)
-            ):
-                count += 1
-            if count > 1 and count * length > best * repeats:
-                best, repeats = length, count
-        groups.append([list(range(start + r * best, start + (r + 1) * best)) for r in range(repeats)])
-        start += best * repeats
+        length, count = runs.best(start)
+        groups.append([list(range(start + r * length, start + (r + 1) * length)) for r in range(count)])
+        start += length * count
     return groups
+
+
+class _Runs:
+    """Finds runs of parts that repeat.
+
+    A run may branch within itself, as residual blocks do. What it reads from outside comes from one part, that right
+    before it unless it is the first; what is read of it outside is its last part alone, by the next run alone unless
+    it is the last.
+    """
+
+    def __init__(self, parts: Sequence[_Part], edges: Sequence[Edge]) -> None:
+        self.parts = parts
+        self.inward: dict[int, list[int]] = {}
+        self.outward: dict[int, list[int]] = {}
+        for tail, head, _, _ in edges:
+            self.inward.setdefault(head, []).append(tail)
+            self.outward.setdefault(tail, []).append(head)
+
+    def best(self, start: int) -> tuple[int, int]:
+        """The (length, count) of the equal runs from `start` on that cover most parts; (1, 1) where nothing repeats."""
+        best = (1, 1)
+        for length in range(1, min(_LONGEST_GROUP, (len(self.parts) - start) // 2) + 1):
+            if not self._is_whole(start, length):
+                continue
+            count, first = 1, self._look(start, length)
+            while self._goes_on(start + count * length, length) and first == self._look(start + count * length, length):
+                count += 1
+            if count > 1 and count * length > best[0] * best[1]:
+                best = (length, count)
+        return best
+
+    def _entries(self, start: int, length: int) -> set[int]:
+        inside = range(start, start + length)
+        return {tail for number in inside for tail in self.inward.get(number, ()) if tail < start}
+
+    def _is_whole(self, start: int, length: int) -> bool:
+        """Whether one part leads in and only the last one leads out."""
+        end = start + length
+        early = (head for number in range(start, end - 1) for head in self.outward.get(number, ()))
+        return len(self._entries(start, length)) == 1 and all(head < end for head in early)
+
+    def _goes_on(self, start: int, length: int) -> bool:
+        """Whether a run from `start` on would follow the one before it."""
+        if start + length > len(self.parts) or not self._is_whole(start, length):
+            return False
+        readers = self.outward.get(start - 1, ())
+        return self._entries(start, length) == {start - 1} and all(head < start + length for head in readers)
+
+    def _look(self, start: int, length: int) -> list[object]:
+        """A run's parts, and where each reads from, counted from the start (-1: outside)."""
+        return [
+            (self.parts[number].signature, sorted(max(tail - start, -1) for tail in self.inward.get(number, ())))
+            for number in range(start, start + length)
+        ]
 
 
 def _assemble(
     name: str,
     parts: Sequence[_Part],
-    edges: Sequence[tuple[int, int, str, Shape]],
+    edges: Sequence[Edge],
     groups: Sequence[Sequence[Sequence[int]]],
 ) -> Diagram:
     diagram = Diagram(name)
@@ -164,8 +200,10 @@ def _assemble(
             lines = tuple(" · ".join(part.lines) for part in boxes)
             box = Box((f"{len(boxes)} layers, {len(group)} times", *lines), boxes[0].kind, layers, len(group))
         diagram.boxes.append(box)
+    readers: dict[tuple[int, str], int] = {}
     for tail, head, blob, shape in edges:
-        if place[tail] != place[head]:
+        # One arrow for a blob that several layers of a folded group read.
+        if place[tail] != place[head] and readers.setdefault((place[head], blob), head) == head:
             diagram.arrows.append(Arrow(place[tail], place[head], shape_text(shape), blob))
     return diagram
 

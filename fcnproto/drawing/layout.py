@@ -171,7 +171,10 @@ class _Layers:
             paths.append(path)
             x0, y0 = path[0]
             x1, y1 = path[3] if len(path) > 3 else path[-1]
-            labels.append((0.1 * x0 + 0.9 * x1, 0.3 * y0 + 0.7 * y1))  # where branching arrows lie apart
+            # Where arrows lie apart: near the head, but where some meet there near the tail.
+            meets = len(self.items[chain[-1]].above) > 1 and len(self.items[chain[0]].below) == 1
+            along = (0.1, 0.3) if meets else (0.9, 0.7)
+            labels.append((x0 + along[0] * (x1 - x0), y0 + along[1] * (y1 - y0)))
         width = max((item.x + item.width / 2 for item in items), default=0) + MARGIN
         width = max(
             [width, *(x + len(a.label) * _CHARACTER for (x, _), a in zip(labels, self.diagram.arrows, strict=True))]

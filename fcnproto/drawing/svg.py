@@ -54,7 +54,8 @@ def to_svg(diagram: Diagram, layout: Layout, colours: Mapping[str, str] | None =
             f'<g class="arrow"><title>{escape(arrow.blob)}</title>'
             f'<path d="M{path[0][0]:.1f},{path[0][1]:.1f} C{curve}" '
             f'fill="none" stroke="{_LINE}" marker-end="url(#tip)"/>'
-            f'<text x="{x + 4:.1f}" y="{y + 3:.1f}" font-size="10" fill="{_LABEL}">{escape(arrow.label)}</text></g>'
+            f'<text x="{x + 4:.1f}" y="{y + 3:.1f}" font-size="10" fill="{_LABEL}" stroke="#ffffff" stroke-width="3" '
+            f'paint-order="stroke">{escape(arrow.label)}</text></g>'
         )
     for box, (x, y, width, height) in zip(diagram.boxes, layout.boxes, strict=True):
         parts.append(f'<g class="box" data-layers="{escape(json.dumps(box.layers))}">')
@@ -108,7 +109,16 @@ def to_image(
         points = [(px * scale, py * scale) for px, py in curve_points(path)]
         draw.line(points, fill=_LINE, width=max(1, round(scale)), joint="curve")
         _draw_tip(draw, points, 6 * scale)
-        draw.text(((x + 4) * scale, y * scale), plain(arrow.label), fill=_LABEL, font=small, anchor="lm")
+        # The white edge keeps the text clear of arrows.
+        draw.text(
+            ((x + 4) * scale, y * scale),
+            plain(arrow.label),
+            fill=_LABEL,
+            font=small,
+            anchor="lm",
+            stroke_width=max(1, round(1.5 * scale)),
+            stroke_fill="white",
+        )
     for box, (x, y, width, height) in zip(diagram.boxes, layout.boxes, strict=True):
         for shift in (4, 0) if box.count > 1 else (0,):
             corners = [
@@ -120,8 +130,8 @@ def to_image(
             draw.rounded_rectangle(corners, 5 * scale, fill=fill_of(box, colours), outline=_LINE)
         for number, line in enumerate(box.lines):
             place = (x + width / 2) * scale, (y + MARGIN / 2 + (number + 0.5) * LINE_HEIGHT) * scale
-            bold = 0.35 * scale if number == 0 else 0
-            draw.text(place, plain(line), fill=_INK, font=font, anchor="mm", stroke_width=bold, stroke_fill=_INK)
+            for shift in (0, 1) if number == 0 else (0,):  # bold: Pillow's own font has no such face
+                draw.text((place[0] + shift, place[1]), plain(line), fill=_INK, font=font, anchor="mm")
         if box.count > 1:
             draw.text(
                 ((x + width - 4) * scale, (y + 8) * scale), f"x{box.count}", fill="#b03020", font=small, anchor="rm"

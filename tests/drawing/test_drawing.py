@@ -70,6 +70,33 @@ def test_groups_of_several_layers_fold() -> None:
     assert len(diagram(parse(REPEATS, caffe_pb2.NetParameter), fold=False).boxes) == 7
 
 
+def residual(blocks: int) -> str:
+    """Blocks of two convolutions beside a short cut, joined by a sum."""
+    text = 'layer { name: "data" type: "Input" top: "b0" input_param { shape { dim: 1 dim: 4 dim: 8 dim: 8 } } }'
+    for i in range(1, blocks + 1):
+        shape = "convolution_param { num_output: 4 kernel_size: 3 pad: 1 }"
+        text += f"""
+        layer {{ name: "conv{i}a" type: "Convolution" bottom: "b{i - 1}" top: "conv{i}a" {shape} }}
+        layer {{ name: "relu{i}a" type: "ReLU" bottom: "conv{i}a" top: "conv{i}a" }}
+        layer {{ name: "conv{i}b" type: "Convolution" bottom: "conv{i}a" top: "conv{i}b" {shape} }}
+        layer {{ name: "b{i}" type: "Eltwise" bottom: "b{i - 1}" bottom: "conv{i}b" top: "b{i}" }}"""
+    return text
+
+
+def test_groups_with_branches_fold() -> None:
+    found = diagram(parse(residual(4), caffe_pb2.NetParameter))
+    assert [(box.lines[0], box.count, len(box.layers)) for box in found.boxes] == [
+        ("data", 1, 1),
+        ("3 layers, 4 times", 4, 16),
+    ]
+    assert [(arrow.tail, arrow.head, arrow.label) for arrow in found.arrows] == [(0, 1, "4×64×64")]
+    # A block whose inside is read elsewhere stays open, and so does what comes before it.
+    side = 'layer { name: "side" type: "TanH" bottom: "conv2a" top: "side" }'
+    open_ = diagram(parse(residual(4) + side, caffe_pb2.NetParameter))
+    assert [box.count for box in open_.boxes if box.count > 1] == [2]
+    assert next(box for box in open_.boxes if box.count == 2).layers[0] == "conv3a"
+
+
 def check(found: Diagram, layout: Layout) -> None:
     """Boxes don't overlap, lie within the picture and below all they read; arrows start and end at their boxes."""
     for (x0, y0, w0, h0), (x1, y1, w1, h1) in combinations(layout.boxes, 2):
