@@ -233,6 +233,13 @@ def test_command_on_the_nets_own_data_layer_beside_published_scores(
     assert {("R-CNN", 47.9), ("SDS", 52.6), ("voc-fcn8s", 65.5)} <= {
         (one["net"], one["metrics"]["mean IU"]) for one in published
     }
+    # A net of other classes in a folder of that name isn't the published one.
+    write_message(folder / "val.prototxt", fcn.fcn8s(sources.voc("seg11valid"), 3, (2,) * 6).to_proto())
+    fcnproto.load(folder / "val.prototxt").save(folder / "other.caffemodel")
+    (folder / "classes.txt").write_text("a\nb\nc\n")
+    assert main(["score", "net", "val.prototxt", "other.caffemodel", "--classes", "classes.txt"]) == 0
+    assert "CVPR" not in capsys.readouterr().out
+    write_message(folder / "val.prototxt", fcn.fcn8s(sources.voc("seg11valid"), 21, (2,) * 6).to_proto())
     data = ["--data", "voc", "--root", str(root.parent), "--split", "seg11valid", "--year", "2011"]
     assert main(["score", "net", "val.prototxt", "w.caffemodel", *data]) == 0
     assert "pixel accuracy 0.5000" in capsys.readouterr().out

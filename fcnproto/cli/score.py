@@ -280,6 +280,8 @@ def _show(results: Sequence[Scored], settings: Mapping[str, Any], record: ModelI
     """Print the results and write the picture."""
     from fcnproto.score import absent
 
+    if record is not None and {len(one.names) for one in results} != {len(one.classes) for one in record.outputs}:
+        record = None  # a net of other classes under a published one's name
     if settings["leave_out_absent"]:
         results = [dataclasses.replace(one, leave_out=_joined(one.leave_out, absent(one.confusion))) for one in results]
     if settings["as_json"]:

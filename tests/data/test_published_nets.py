@@ -7,6 +7,7 @@ one that is slow.
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import pytest
 import torch
 from PIL import Image
 from test_published_layers import save_image, save_list, save_mat
+from torch.utils.data import DataLoader
 
 import fcnproto
 from fcnproto import surgery, zoo
 from fcnproto.cli._main import main
+from fcnproto.data import datasets
 from fcnproto.errors import DataError, LayerError
 from fcnproto.schema.text import read_net, read_solver, write_message
 
@@ -226,6 +229,25 @@ def test_wrong_labels_and_sizes_name_the_file(tree: Path, tmp_path: Path, capsys
     assert main(["score", "net", str(folder / "val.prototxt"), str(folder / "w.caffemodel")]) == 1
     error = capsys.readouterr().err
     assert "label 77" in error and "SegmentationClass/2007_000042.png" in error and error.count("\n") == 1
+
+
+def test_data_sets_in_loaders_with_workers(tree: Path) -> None:
+    """Every data set gives the same items through two worker processes, and after pickling."""
+    data = tree / "data"
+    sets: list[datasets.SegmentationDataset] = [
+        datasets.SBD(data / "sbdd" / "dataset", "train"),
+        datasets.VOC(data / "pascal", "seg11valid", 2011),
+        datasets.PASCALContext(data / "pascal-context", data / "pascal", "train"),
+        datasets.NYUD(data / "nyud", "trainval", ["color", "depth", "hha", "label"]),
+        datasets.SIFTFlow(data / "sift-flow", "trainval"),
+        datasets.ImageFolder(data / "pascal/VOC2011/JPEGImages", data / "pascal/VOC2011/SegmentationClass", 21),
+    ]
+    for one in sets:
+        loaded = list(DataLoader(pickle.loads(pickle.dumps(one)), batch_size=1, num_workers=2))
+        assert len(loaded) == len(one) == 2
+        for index, batch in enumerate(loaded):
+            assert batch.keys() == one[index].keys()
+            assert all(batch[key][0].equal(one[index][key]) for key in batch)
 
 
 @pytest.mark.slow
