@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
+import browser
 import pytest
 from PIL import Image
 from tiny_nets import small_fcn
@@ -21,7 +23,6 @@ from fcnproto.schema.text import parse, read_net
 from fcnproto.summary import summarise
 
 SVG = "{http://www.w3.org/2000/svg}"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 REPEATS = """
 name: "a <b> & c"
@@ -159,39 +160,82 @@ def test_wrong_usage(options: list[str], tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["draw", str(model), *options]) == 2
 
 
-def browse(page: Path, fragment: str = "") -> str:
-    """The page's document after its scripts have run."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
-    done = subprocess.run(
-        [str(BROWSER), *options, f"--user-data-dir={page.parent / 'profile'}", f"file://{page}{fragment}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    with browser.Browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-def test_page_in_a_browser(tmp_path: Path) -> None:
-    model, weights = small_fcn(tmp_path)
-    page = tmp_path / "a.html"
-    assert main(["draw", str(model), str(weights), "-o", str(page)]) == 0
-    assert "conv (Convolution)" in browse(page, "#relu").partition('id="details"')[2]
-    # A visitor: searches, zooms in, then clicks the found box.
-    visit = """
-    const say = document.createElement("p"); say.id = "told"; document.body.append(say);
-    const search = document.getElementById("search");
-    search.value = "deconv"; search.dispatchEvent(new Event("input"));
-    const found = document.querySelectorAll(".box.found"), before = scale;
-    document.getElementById("in").click();
-    found[0].dispatchEvent(new MouseEvent("click", {bubbles: true}));
-    say.textContent = [found.length, found[0].dataset.layers, (scale / before).toFixed(2)].join("; ");
-    </script></body>"""
-    page.write_text(page.read_text().replace("</script>\n</body>", visit))
-    dom = browse(page)
-    assert '<p id="told">1; ["up"]; 1.30</p>' in dom
-    details = dom[dom.index('id="details"') :]
-    assert "up (Deconvolution)" in details
-    assert "5×1×4×4" in details
-    assert 'class="histogram"' in details
+@pytest.mark.skipif(browser.find() is None, reason="no Chromium is installed")
+class TestPageInABrowser:
+    """The page as a visitor uses it, with mouse, wheel and keys."""
+
+    @pytest.fixture
+    def page(self, tmp_path: Path, chromium: browser.Browser) -> browser.Browser:
+        model, weights = small_fcn(tmp_path)
+        assert main(["draw", str(model), str(weights), "-o", str(tmp_path / "a.html")]) == 0
+        chromium.open(tmp_path / "a.html")
+        return chromium
+
+    def details(self, page: browser.Browser) -> str:
+        return str(page.run("document.getElementById('details').innerText"))
+
+    def width(self, page: browser.Browser) -> float:
+        """How wide the first box is on the screen."""
+        return float(page.run("document.querySelector('.box').getBoundingClientRect().width"))
+
+    def test_click_shows_settings_and_weights(self, page: browser.Browser) -> None:
+        assert "Click a layer" in self.details(page)
+        page.click(".box[data-layers*=conv]")
+        shown = self.details(page)
+        assert "conv (Convolution)" in shown
+        assert "num_output: 4" in shown
+        assert "4×3×3×3" in shown
+        assert "relu (ReLU)" in shown  # in place, in the same box
+        assert page.run("document.querySelectorAll('#details .histogram').length") >= 1
+        mean = page.run("facts.conv.weights[0].mean")
+        assert abs(mean) < 0.1
+        assert page.run("document.querySelectorAll('.box.chosen').length") == 1
+
+    def test_search_finds_layers_types_and_blobs(self, page: browser.Browser) -> None:
+        page.click("#search")
+        page.type("deconv")
+        found = page.run("[...document.querySelectorAll('.box.found')].map(box => box.dataset.layers)")
+        assert found == ['["up"]']
+        assert page.run("document.getElementById('hits').textContent") == "1 found"
+        x, y = page.place(".box.found")  # brought to the middle of the view
+        assert page.run(f"document.elementFromPoint({x}, {y}).closest('.box')?.dataset.layers") == '["up"]'
+        page.type("xyz")
+        assert page.run("document.getElementById('hits').textContent") == "0 found"
+
+    def test_wheel_and_buttons_zoom_and_dragging_moves(self, page: browser.Browser) -> None:
+        before = self.width(page)
+        page.wheel((300, 300), -250)
+        page.wait(f"document.querySelector('.box').getBoundingClientRect().width > {before * 1.2}")
+        assert self.width(page) == pytest.approx(before * math.exp(0.5), rel=0.01)
+        page.click("#in")
+        assert self.width(page) == pytest.approx(before * math.exp(0.5) * 1.3, rel=0.01)
+        page.click("#out")
+        page.click("#fit")
+        x, y = page.place(".box[data-layers*=data]")
+        page.drag((x, y), (x + 120, y + 60))
+        assert page.place(".box[data-layers*=data]") == pytest.approx((x + 120, y + 60), abs=1)
+        assert "Click a layer" in self.details(page)  # a drag is no click
+
+    def test_address_names_a_layer(self, tmp_path: Path, page: browser.Browser) -> None:
+        page.open(tmp_path / "a.html", "#relu")
+        page.wait("document.getElementById('details').innerText.includes('conv (Convolution)')")
+        page.run("location.hash = '#pool'")
+        page.wait("document.getElementById('details').innerText.includes('pool (Pooling)')")
+
+    def test_parity_report_leads_from_the_drawing_to_the_row(self, tmp_path: Path, page: browser.Browser) -> None:
+        model, weights = small_fcn(tmp_path)
+        report = tmp_path / "r.html"
+        assert main(["parity", str(model), str(weights), "--reference", "float64", "--html", str(report)]) == 0
+        page.open(report)
+        assert "All 5 arrays agree" in page.run("document.body.innerText")
+        assert page.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        page.run("document.querySelector('.box[data-layers*=pool]').scrollIntoView({block: 'center'})")
+        page.click(".box[data-layers*=pool]")
+        row = "document.querySelector('tr[data-layer=pool]').getBoundingClientRect()"
+        page.wait(f"{row}.top >= 0 && {row}.bottom <= innerHeight")
