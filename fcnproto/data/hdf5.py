@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import h5py
@@ -11,11 +13,15 @@ import torch
 from torch import Tensor
 
 from fcnproto.data.paths import resolve
-from fcnproto.errors import DataError
+from fcnproto.errors import DataError, WeightsError
 from fcnproto.files import atomic_path
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 from fcnproto.layers.source import PartialShape, SourceLayer
+from fcnproto.schema.hdf5 import MOST_COMPRESSION, hdf5_errors
+
+# Up to this many bytes a dataset may consist of what was never written, and so reads as zero.
+_SMALL = 1 << 28
 
 
 @register("HDF5Data")
@@ -64,7 +70,7 @@ class HDF5Data(SourceLayer):
         """From the first file, where it is there."""
         try:
             path = resolve(self._read_list()[0], self.base_dir)
-            with _open(path) as file:
+            with _opened(path) as file:
                 rows = [_dataset(file, path, top).shape[1:] for top in self.param.top]
         except DataError:
             return self.declared_shapes()
@@ -135,23 +141,27 @@ class HDF5Data(SourceLayer):
         return names
 
     def _read_file(self, path: str) -> list[np.ndarray]:
-        with _open(path) as file:
+        with _opened(path) as file:
             datasets = [_dataset(file, path, top) for top in self.param.top]
             counts = {len(dataset) for dataset in datasets}
             if len(counts) != 1 or not counts.pop():
                 sizes = ", ".join(f"{top} {len(data)}" for top, data in zip(self.param.top, datasets, strict=True))
                 raise DataError(f"{path}: the datasets need equally many rows, at least 1; there are {sizes}")
-            try:
-                return [np.asarray(dataset[()], dtype=np.float32) for dataset in datasets]
-            except (OSError, ValueError, MemoryError) as error:
-                raise DataError(f"{path}: can't be read ({error or type(error).__name__})") from error
+            return [np.asarray(dataset[()], dtype=np.float32) for dataset in datasets]
 
 
-def _open(path: str) -> h5py.File:
+@contextmanager
+def _opened(path: str) -> Iterator[h5py.File]:
+    """The file, open for reading; whatever h5py raises of it is a `DataError`."""
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path}: not a readable HDF5 file ({error})") from error
+    try:
+        with file, hdf5_errors(path):
+            yield file
+    except WeightsError as error:
+        raise DataError(str(error)) from error
 
 
 def _dataset(file: h5py.File, path: str, name: str) -> h5py.Dataset:
@@ -164,6 +174,9 @@ def _dataset(file: h5py.File, path: str, name: str) -> h5py.Dataset:
         )
     if dataset.size and not dataset.id.get_storage_size():
         raise DataError(f"{path}: dataset {name!r} says shape {dataset.shape}, but no values are stored")
+    size, held = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if size > max(held * MOST_COMPRESSION, _SMALL):
+        raise DataError(f"{path}: dataset {name!r} says shape {dataset.shape}, but {held} bytes are stored")
     return dataset
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from fcnproto.errors import WeightsError
 from fcnproto.schema.blobs import MOST_AXES, Array, StoredBlob, storable
 
-# Compression can't make a file's data more than this many times larger than the file (deflate: 1032).
-_MOST_COMPRESSION = 1100
+MOST_COMPRESSION = 1100
+"""Compression can't make a file's data more than this many times larger than the file (deflate: 1032)."""
 # What h5py raises where a file is damaged.
 _FAILURES = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
@@ -79,7 +79,7 @@ class HDF5Blob(StoredBlob):
                 raise self._error("lies in another file, which is not followed")
             size = math.prod(self.shape) * dataset.dtype.itemsize
             held = dataset.id.get_storage_size()
-            limit = held * _MOST_COMPRESSION if dataset.id.get_create_plist().get_nfilters() else held
+            limit = held * MOST_COMPRESSION if dataset.id.get_create_plist().get_nfilters() else held
             if size > limit:
                 raise self._error(f"should have {size} bytes, but {held} are stored")
 

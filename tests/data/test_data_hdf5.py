@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,35 @@ def test_rows_of_files_must_agree(folder: Path) -> None:
     layer()
     with pytest.raises(DataError, match="differ in shape"):
         layer()
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file["data"] = np.zeros((5, 3), np.float32)
+        file.create_dataset("label", data=np.zeros(5), compression="gzip", chunks=(2,))
+    (tmp_path / "list.txt").write_text("a.h5\n")
+    content, numbers, refused = (tmp_path / "whole.h5").read_bytes(), random.Random(0), 0
+    for _ in range(150):
+        changed = bytearray(content)
+        for _ in range(numbers.choice([1, 3, 10])):
+            changed[numbers.randrange(900)] ^= 1 << numbers.randrange(8)
+        (tmp_path / "a.h5").write_bytes(changed)
+        layer = source(tmp_path)
+        layer.top_shapes([])
+        try:
+            layer()
+        except DataError as error:
+            refused += "a.h5" in str(error)
+    assert refused > 30
+
+
+def test_a_file_that_claims_more_than_it_holds(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", (10**6, 10**6), np.float32, chunks=(1, 10))[0, :10] = 1
+        file["label"] = np.zeros(5)
+    (tmp_path / "list.txt").write_text("a.h5\n")
+    with pytest.raises(DataError, match=r"dataset 'data' says shape \(1000000, 1000000\), but 40 bytes are stored"):
+        source(tmp_path)()
 
 
 def output(path: Path, *shapes: tuple[int, ...]) -> Any:
