@@ -1,6 +1,9 @@
-"""How float32 products are computed on a GPU: exactly by default, in TF32 only when asked for."""
+"""How products of float32 numbers are computed: exactly by default; in TF32, bfloat16 or float16 when asked."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -8,6 +11,49 @@ from fcnproto.errors import UsageError
 
 _MODES = ("highest", "tf32")
 _mode = "highest"
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""What inference may be asked to compute convolutions and matrix products in."""
+
+_ALSO = {"fp32": "float32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
+
+
+def canonical(name: str) -> str:
+    """The name in `PRECISIONS` that `name` stands for; `UsageError` for others."""
+    found = _ALSO.get(name, name)
+    if found not in PRECISIONS:
+        raise UsageError(f"precision {name!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    return found
+
+
+@contextlib.contextmanager
+def computing(name: str, device: torch.device) -> Iterator[None]:
+    """Compute convolutions and matrix products in this precision of `PRECISIONS`.
+
+    bf16 and fp16 through torch's autocast: what needs float32 (normalisation, softmax, losses) stays in it, and
+    parameters are not touched. tf32 has an effect on CUDA alone. In a net that is not float32, nothing changes.
+    """
+    dtype = PRECISIONS[name]
+    # No cache of cast weights: each is read once in a pass, and a recorded CUDA graph would outlive it.
+    lower = (
+        contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype, cache_enabled=False)
+    )
+    with lower:
+        if name != "tf32":
+            yield
+            return
+        before = _mode
+        set_float32_precision("tf32")
+        try:
+            yield
+        finally:
+            set_float32_precision(before)
+            apply()
 
 
 def set_float32_precision(mode: str) -> None:

@@ -44,6 +44,11 @@ class Watch:
         """How often `look` has found the tensors of a group changed."""
         return self._generations[key]
 
+    @property
+    def changes(self) -> int:
+        """How many changes of groups `look` has found in all."""
+        return sum(self._generations.values())
+
     def derived(
         self, key: Hashable, make: Callable[[], _Kept], sources: Callable[[], Sequence[Tensor]]
     ) -> Derived[_Kept]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch.nn
-from torch import fx
+import torch
+from torch import Tensor, fx
 
+from fcnproto import precision
 from fcnproto.layers.activation import Dropout, ReLU
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
@@ -16,11 +18,13 @@ from fcnproto.layers.convolution import Convolution, Deconvolution
 from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
-from fcnproto.net import Net
+from fcnproto.net import Net, Outputs
 from fcnproto.passes.folding import POINTWISE, FoldedChain, Step
+from fcnproto.passes.graphs import GraphedPlan
 from fcnproto.passes.keeping import Latest, Watch
-from fcnproto.passes.kernels import FastConvolution, FastDeconvolution, FastPooling
+from fcnproto.passes.kernels import FastConvolution, FastDeconvolution, FastPooling, blobs_of
 from fcnproto.plan import Plan
+from fcnproto.precision import canonical
 from fcnproto.schema import caffe_pb2
 
 _PLANS_KEPT = 8
@@ -29,20 +33,43 @@ _PLANS_KEPT = 8
 class OptimizedNet(Net):
     """A net whose calls run a rewritten plan. Parameters are those of the net it was made from.
 
-    Values derived from them are made anew when they change.
+    Values derived from them are made anew when they change. `precision` and `cuda_graphs` are as given to `optimize`.
     """
 
+    precision: str
+    cuda_graphs: bool
     _fast_plans: Latest[tuple[object, ...], Plan]
     _watch: Watch
 
+    def forward(
+        self, /, *args: Tensor | Mapping[str, Tensor], blobs: Sequence[str] | str | None = None, **inputs: Tensor
+    ) -> Outputs:
+        """As `Net.forward`, computed in the net's `precision`; outputs are in the net's dtype all the same."""
+        with precision.computing(self.precision, self.device):
+            outputs = super().forward(*args, blobs=blobs, **inputs)
+        if precision.PRECISIONS[self.precision] == torch.float32:
+            return outputs
+        result = Outputs((name, _at_least_float32(value)) for name, value in outputs.items())
+        result.weighted = tuple((_at_least_float32(value), *how) for value, *how in outputs.weighted)  # type: ignore[misc]
+        return result
+
     def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
-        key = (inputs, blobs, tuple(layer.training for layer in self.layers))
+        training = tuple(layer.training for layer in self.layers)
+        key = (inputs, blobs, training)
         plan = self._fast_plans.get(key)
         if plan is None:
             plan = rewrite(self.plan(inputs, blobs), self._watch)
+            if self.cuda_graphs and not any(training):
+                graphed: Any = GraphedPlan(plan.module, self._state)
+                plan = replace(plan, module=graphed)
             self._fast_plans.put(key, plan)
         self._watch.look()
         return plan
+
+    def _state(self) -> Hashable:
+        """What a recorded graph relies on: where the blobs lie, and what was made from them."""
+        blobs = tuple((blob.data_ptr(), blob.dtype) for layer in self.layers for blob in blobs_of(layer))
+        return blobs, self._watch.changes
 
     def _apply(self, fn: Any, recurse: bool = True) -> Net:
         self.__dict__.update(_nothing_kept())
@@ -56,17 +83,32 @@ def _nothing_kept() -> dict[str, Any]:
     return {"_fast_plans": Latest(_PLANS_KEPT), "_watch": Watch()}
 
 
-def optimize(net: Net) -> OptimizedNet:
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def optimize(net: Net, *, precision: str = "float32", cuda_graphs: bool = False) -> OptimizedNet:
     """A net that takes the same calls and gives the same outputs (to rounding, 1e-5) faster, in either phase.
 
     `net` stays as it is; the two share their parameters, and a change of weights through either is seen by both.
     Gradients are those of the plain net. Fastest under `torch.no_grad()`, where border maps are kept from call to call
     for the latest sizes. However weights are changed, the next call notices.
+
+    Args:
+        net: a net in any phase, plain or optimised.
+        precision: "float32"; "tf32" (CUDA alone), "bf16" or "fp16" compute convolutions and matrix products less
+            exactly, and no longer agree with Caffe to 1e-5. Parameters and outputs stay float32.
+        cuda_graphs: on a GPU and without gradients, record each size's work once and replay it. The net must
+            compute the same for the same inputs (no layer that keeps a state or reads values on the host).
+
+    Raises:
+        UsageError: an unknown precision.
     """
+    chosen = canonical(precision)
     fast = OptimizedNet.__new__(OptimizedNet)
     state = net.__getstate__()
     state["_modules"] = dict(state["_modules"])
-    fast.__setstate__({**state, **_nothing_kept()})
+    fast.__setstate__({**state, **_nothing_kept(), "precision": chosen, "cuda_graphs": cuda_graphs})
     return fast
 
 
