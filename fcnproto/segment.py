@@ -1,15 +1,15 @@
 """Segmenting images with a net: from image files to label maps, overlays and probabilities in a folder.
 
-`Segmenter` runs a net on images; `segment` does so for files and folders and writes the results, one image after the
-other, going on where one fails. Works with any net that gives maps of class scores; reading and preparing images is in
-`images.py`, drawing in `pictures.py`.
+`Segmenter` runs a net on images; `segment` does so for files and folders and writes the results, going on where one
+fails. Works with any net that gives maps of class scores; reading and preparing images is in `images.py`, drawing in
+`pictures.py`, doing several things at once in `overlap.py`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from fcnproto.errors import DataError, Error, GraphError, LayerError, UsageError
-from fcnproto.files import atomic_write
 from fcnproto.graph import Blob
 from fcnproto.images import Preprocessing, find_images, limit_side, read_depth, read_image, resize, to_blob
-from fcnproto.inference import image_inputs, run_with
+from fcnproto.inference import image_inputs, images_stay_apart, run_with
 from fcnproto.net import Net
-from fcnproto.pictures import beside, label_image, legend, overlay
-from fcnproto.recognise import background_labels, class_names, preprocessing_of
-from fcnproto.zoo import ModelInfo, palette
+from fcnproto.overlap import Stages, overlap
+from fcnproto.passes import optimize
+from fcnproto.precision import canonical, computing
+from fcnproto.recognise import class_names, preprocessing_of
+from fcnproto.segment_files import Partners, check_folder, sources, write
+from fcnproto.zoo import ModelInfo
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 _MOST_CLASSES = 256
+_BATCH_PIXELS, _MOST_IN_BATCH = 2**18, 16
+_AHEAD, _PIXELS_AHEAD = 16, 2**24
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,15 @@ class Segmentation:
 
     `labels` is (height, width) uint8, the class with the highest score (the lowest of equals); `probabilities`
     (classes, height, width) float32, the softmax over the classes, or None where it wasn't asked for; both in the size
-    of the image. `names` are the classes' names if known.
+    of the image. `names` are the classes' names if known. `agreement`, where it was asked for, is the share of pixels
+    (0..1) whose label is the one that computing in float32 gives.
     """
 
     blob: str
     labels: Array
     names: tuple[str, ...] | None
     probabilities: Array | None = None
+    agreement: float | None = None
 
     def name(self, label: int) -> str:
         """The name of a class, or "class 7"."""
@@ -76,6 +82,21 @@ class Result:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Scene:
+    """One scene made ready for a net: its images by input, their `size` (height, width), and the inputs' values."""
+
+    images: Mapping[str, Image.Image]
+    size: tuple[int, int]
+    values: Mapping[str, Tensor]
+    compare: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Scenes whose values have one shape can go through a net together."""
+        return tuple(next(iter(self.values.values())).shape)
+
+
 @dataclass
 class Segmenter:
     """A net made ready for images.
@@ -89,6 +110,10 @@ class Segmenter:
         longest_side: larger images are shrunk for the net (None: never); results have the image's own size.
         fixed_size: (height, width) to which every image is scaled for the net instead.
         probabilities: compute the probabilities as well.
+        precision: "float32", "tf32" (CUDA), "bf16" or "fp16": what convolutions and matrix products are computed in; by
+            default that of an optimised net. The labels of scenes that say so are compared with float32's.
+        batch: the most images of one size that go through the net together; by default as many as have a quarter of
+            a megapixel (on a GPU four) in all, at most 16. Always one where the net's layers mix the images of a batch.
     """
 
     net: Net
@@ -99,6 +124,8 @@ class Segmenter:
     longest_side: int | None = None
     fixed_size: tuple[int, int] | None = None
     probabilities: bool = False
+    precision: str | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         self._given_blobs = bool(self.blobs)
@@ -110,19 +137,34 @@ class Segmenter:
         self.preprocessing = {
             name: self.preprocessing.get(name) or preprocessing_of(self.net, name, self.record) for name in self.inputs
         }
+        own = getattr(self.net, "precision", "float32")
+        self.precision = canonical(self.precision or own)
+        if own != "float32":
+            self.net = optimize(self.net)  # of the same weights; so that float32 can be computed too
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"batch must be 1 or more, not {self.batch}")
+        self._may_batch = images_stay_apart(self.net, self.blobs)
+
+    def most_at_once(self, scene: Scene) -> int:
+        """How many scenes like this one may go through the net together."""
+        if not self._may_batch:
+            return 1
+        if self.batch is not None:
+            return self.batch
+        height, width = scene.shape[2:]
+        pixels = _BATCH_PIXELS * (16 if self.net.device.type == "cuda" else 1)
+        return max(1, min(_MOST_IN_BATCH, pixels // (height * width)))
 
     def read(self, paths: Mapping[str, PathLike]) -> dict[str, Image.Image]:
         """The image of each input blob from its file. Raises `DataError`."""
         readers = {name: read_depth if how.kind == "depth" else read_image for name, how in self.preprocessing.items()}
         return {name: readers[name](path) for name, path in paths.items()}
 
-    def __call__(self, images: Mapping[str, Image.Image] | Image.Image) -> list[Segmentation]:
-        """Segment one image (or the images of all inputs, of one size); one result for each score blob.
+    def prepare(self, images: Mapping[str, Image.Image], compare: bool = False) -> Scene:
+        """The values of all inputs for the images of one scene.
 
-        Raises `DataError` where this image can't be worked on and `UsageError` where the net gives no maps of scores.
+        Raises `UsageError` where an input has no image, `DataError` where the images differ in size.
         """
-        if isinstance(images, Image.Image):
-            images = {self.inputs[0]: images}
         missing = [name for name in self.inputs if name not in images]
         if missing:
             raise UsageError(f"the net needs an image for its input {missing[0]!r} too")
@@ -131,31 +173,80 @@ class Segmenter:
             listed = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
             raise DataError(f"the images of one scene differ in size: {listed}")
         size = next(iter(sizes.values()))
-        with torch.no_grad():
-            outputs = self._run(images, size)
-            maps = {blob: scores for blob, scores in outputs.items() if self._is_map(blob, scores)}
-            if not maps:
-                shapes = ", ".join(f"{blob!r} {tuple(scores.shape)}" for blob, scores in outputs.items())
-                raise UsageError(f"the net gives no map of class scores ({shapes}); `fcnproto run` shows what it gives")
-            return [self._segmentation(blob, scores, size) for blob, scores in maps.items()]
-
-    def _run(self, images: Mapping[str, Image.Image], size: tuple[int, int]) -> dict[str, Tensor]:
         height, width = self.fixed_size or limit_side(size, self.longest_side)
-        values = {}
-        for name in self.inputs:
-            blob = to_blob(resize(images[name], height, width), self.preprocessing[name])
-            values[name] = torch.from_numpy(blob)[None].to(self.net.device, self.net.dtype)
+        values = {
+            name: torch.from_numpy(to_blob(resize(images[name], height, width), self.preprocessing[name]))[None]
+            for name in self.inputs
+        }
+        return Scene(images, size, values, compare)
+
+    def __call__(self, images: Mapping[str, Image.Image] | Image.Image, compare: bool = False) -> list[Segmentation]:
+        """Segment one image (or the images of all inputs, of one size); one result for each score blob.
+
+        `compare` fills `Segmentation.agreement`, at the price of a second run in float32. Raises `DataError` where
+        this image can't be worked on and `UsageError` where the net gives no maps of scores.
+        """
+        if isinstance(images, Image.Image):
+            images = {self.inputs[0]: images}
+        (found,) = self.run([self.prepare(images, compare)])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def run(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
+        """Segment scenes whose values have one shape together; a `DataError` in the place of each that fails."""
         try:
-            outputs = run_with(self.net, values, self.blobs)
+            outputs = self._scores(scenes, self.precision or "float32")
+            exact = self._scores(scenes, "float32") if self._compares(scenes) else None
+        except DataError as error:
+            if len(scenes) == 1:
+                return [error]
+            return [found for scene in scenes for found in self.run([scene])]
+        return [self._segmentations(k, scene, outputs, exact) for k, scene in enumerate(scenes)]
+
+    def _compares(self, scenes: Sequence[Scene]) -> bool:
+        return self.precision != "float32" and any(scene.compare for scene in scenes)
+
+    def _segmentations(
+        self, k: int, scene: Scene, outputs: Mapping[str, Tensor], exact: Mapping[str, Tensor] | None
+    ) -> list[Segmentation] | Exception:
+        """The results of scene number `k` of those whose scores are given."""
+        try:
+            found = [self._segmentation(blob, scores[k : k + 1], scene.size) for blob, scores in outputs.items()]
+            if exact is None or not scene.compare:
+                return found
+            truth = [self._segmentation(blob, scores[k : k + 1], scene.size) for blob, scores in exact.items()]
+        except DataError as error:
+            return error
+        return [
+            replace(ours, agreement=float((ours.labels == theirs.labels).mean()))
+            for ours, theirs in zip(found, truth, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _scores(self, scenes: Sequence[Scene], precision: str) -> dict[str, Tensor]:
+        """The maps of class scores of all scenes, by blob."""
+        values = {
+            name: torch.cat([scene.values[name] for scene in scenes]).to(self.net.device, self.net.dtype)
+            for name in self.inputs
+        }
+        height, width = scenes[0].shape[2:]
+        try:
+            with computing(precision, self.net.device):
+                outputs = run_with(self.net, values, self.blobs)
         except (LayerError, RuntimeError, MemoryError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             if is_out_of_memory(error):
                 raise DataError(f"{width}x{height} pixels are too many for the memory ({reason})") from error
             raise DataError(f"the net can't work on {width}x{height} pixels: {reason}") from error
-        return {name: outputs[name] for name in self.blobs}
+        maps = {blob: outputs[blob] for blob in self.blobs if self._is_map(blob, outputs[blob], len(scenes))}
+        if not maps:
+            shapes = ", ".join(f"{blob!r} {tuple(outputs[blob].shape)}" for blob in self.blobs)
+            raise UsageError(f"the net gives no map of class scores ({shapes}); `fcnproto run` shows what it gives")
+        return maps
 
-    def _is_map(self, blob: str, scores: Tensor) -> bool:
-        fits = scores.ndim == 4 and scores.shape[0] == 1 and 2 <= scores.shape[1] <= _MOST_CLASSES
+    def _is_map(self, blob: str, scores: Tensor, count: int) -> bool:
+        fits = scores.ndim == 4 and scores.shape[0] == count and 2 <= scores.shape[1] <= _MOST_CLASSES
         if not fits and self._given_blobs:
             raise UsageError(
                 f"blob {blob!r} has shape {tuple(scores.shape)}; a map of class scores has shape (1, 2..256, h, w)"
@@ -229,6 +320,8 @@ def segment(
     inputs: Mapping[str, PathLike] | None = None,
     with_legend: bool = True,
     recursive: bool = False,
+    workers: int = 2,
+    compared: int = 5,
 ) -> Iterator[Result]:
     """Segment image files and folders, write the results to `out_dir`, and give a `Result` for each image.
 
@@ -238,6 +331,9 @@ def segment(
     Where the net has several score blobs their names are in between: `cat_score_geo_labels.png`. Files that exist are
     replaced, but never an image that is read. An image that fails gives a Result with `error`; the rest go on.
 
+    While the net works on some images the next are read and the last are written, by threads; of the next 16 images
+    (of 16 megapixels at most) those of one size go through the net together. Results come in the order of the images.
+
     Args:
         net: a net, or a `Segmenter` for other than its defaults.
         images: files and folders; see `images.find_images`. They feed the first of the net's image inputs that is
@@ -245,135 +341,72 @@ def segment(
         inputs: for every further input a file, or a folder with an image of the same stem for each one.
         with_legend: draw the legend beside the overlay.
         recursive: look into subfolders; results go to subfolders of the same names.
+        workers: threads that read, and as many that write.
+        compared: in another precision than float32, the number of images (spread evenly over all) whose labels are
+            compared with those that float32 gives; see `Segmentation.agreement`.
 
     Raises:
         UsageError: the options don't fit the net, or there are no images. Raised before anything is done, or
             with the first image where only running the net can tell.
     """
     segmenter = net if isinstance(net, Segmenter) else Segmenter(net)
-    main, further = _sources(segmenter, inputs or {})
+    main, further = sources(segmenter, inputs or {})
     given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     files = find_images(given, recursive)
     folder = Path(out_dir)
-    _check_folder(folder, given)
+    check_folder(folder, given)
     if not files:
         raise UsageError(f"no images in {', '.join(map(str, given)) or 'an empty list'}")
-    return _segment_all(segmenter, main, further, files, folder, with_legend)
-
-
-def _segment_all(
-    segmenter: Segmenter,
-    main: str,
-    further: Mapping[str, Path],
-    files: Sequence[tuple[Path, str]],
-    folder: Path,
-    with_legend: bool,
-) -> Iterator[Result]:
+    if workers < 1:
+        raise UsageError(f"workers must be 1 or more, not {workers}")
+    partners = {blob: Partners(place) for blob, place in further.items()}
+    count = min(compared, len(files)) if segmenter.precision != "float32" else 0
+    chosen = {(2 * k + 1) * len(files) // (2 * count) for k in range(count)}
+    jobs = [_Job(index, path, name, index in chosen) for index, (path, name) in enumerate(files)]
     kept = {os.path.realpath(path) for path, _ in files}
-    partners = {blob: _Partners(place) for blob, place in further.items()}
-    for index, (path, name) in enumerate(files):
-        try:
-            paths = {main: path} | {blob: found.of(path) for blob, found in partners.items()}
-            images = segmenter.read(paths)
-            segmentations = segmenter(images)
-            written = _write(segmenter, images[main], segmentations, folder / name, with_legend, kept)
-            yield Result(path, index, len(files), tuple(written), tuple(segmentations))
-        except UsageError:
-            raise
-        except (Error, OSError) as error:
-            message = str(error)
-            if os.fspath(path) not in message:
-                message = f"{path}: {message}"
-            yield Result(path, index, len(files), error=message)
+
+    def read(job: _Job) -> Scene:
+        paths = {main: job.path} | {blob: found.of(job.path) for blob, found in partners.items()}
+        return replace(segmenter.prepare(segmenter.read(paths)), compare=job.compare)
+
+    def write_files(job: _Job, scene: Scene, found: list[Segmentation]) -> Result:
+        written = write(scene.images[main], found, folder / job.name, with_legend, kept)
+        return Result(job.path, job.index, len(files), tuple(written), tuple(found))
+
+    def failed(job: _Job, error: Exception) -> Result:
+        if isinstance(error, UsageError) or not isinstance(error, (Error, OSError)):
+            raise error
+        message = str(error)
+        if os.fspath(job.path) not in message:
+            message = f"{job.path}: {message}"
+        return Result(job.path, job.index, len(files), error=message)
+
+    stages: Stages[_Job, Scene, list[Segmentation], Result] = Stages(
+        read,
+        segmenter.run,
+        write_files,
+        failed,
+        kind=lambda scene: scene.shape,
+        most=segmenter.most_at_once,
+        size=lambda job: _pixels(job.path),
+    )
+    return overlap(jobs, stages, ahead=_AHEAD, limit=_PIXELS_AHEAD, workers=workers)
 
 
-def _sources(segmenter: Segmenter, inputs: Mapping[str, PathLike]) -> tuple[str, dict[str, Path]]:
-    for name, place in inputs.items():
-        if name not in segmenter.inputs:
-            raise UsageError(f"{name!r} is no image input; these are {', '.join(map(repr, segmenter.inputs))}")
-        if not os.path.exists(place):
-            raise UsageError(f"input {name!r}: {os.fspath(place)} does not exist")
-    open_inputs = [name for name in segmenter.inputs if name not in inputs]
-    if len(open_inputs) != 1:
-        wanted = ", ".join(f"--input {name}=FOLDER" for name in (open_inputs or segmenter.inputs)[1:])
-        what = "needs images for" if open_inputs else "has all its images from --input; leave one to the images given:"
-        raise UsageError(f"the net {what} {', '.join(segmenter.inputs)}; expected {wanted}")
-    return open_inputs[0], {name: Path(place) for name, place in inputs.items()}
+@dataclass(frozen=True)
+class _Job:
+    """An image to be segmented."""
+
+    index: int
+    path: Path
+    name: str
+    compare: bool
 
 
-class _Partners:
-    """The images of a further input: those of a folder by their stems, or one file for every image."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.by_stem: dict[str, list[Path]] = {}
-        for file, _ in find_images([place]):
-            self.by_stem.setdefault(file.stem, []).append(file)
-
-    def of(self, path: Path) -> Path:
-        """The image that goes with `path`. Raises `DataError` where there is none or more than one."""
-        if not self.place.is_dir():
-            return self.place
-        same = self.by_stem.get(path.stem, [])
-        if len(same) != 1:
-            what = f"{len(same)} images" if same else "no image"
-            raise DataError(f"{path}: {what} called {path.stem!r} in {self.place}")
-        return same[0]
-
-
-def _check_folder(folder: Path, given: Sequence[PathLike]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; the results go to a folder")
-    for place in given:
-        if os.path.isdir(place) and os.path.realpath(place) == os.path.realpath(folder):
-            raise UsageError(f"{folder} holds the images to be read; write the results to another folder")
-
-
-def _write(
-    segmenter: Segmenter,
-    image: Image.Image,
-    segmentations: Sequence[Segmentation],
-    stem: Path,
-    with_legend: bool,
-    kept: set[str],
-) -> list[Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    for found in segmentations:
-        part = "" if len(segmentations) == 1 else "_" + found.blob.replace("/", "_")
-        pictures = {
-            "labels": label_image(found.labels),
-            "overlay": _overlay(image, found, with_legend),
-        }
-        paths = {what: stem.with_name(f"{stem.name}{part}_{what}.png") for what in pictures}
-        for what, picture in pictures.items():
-            _refuse(paths[what], kept)
-            with atomic_write(paths[what]) as file:
-                picture.save(file, format="PNG")
-        written += paths.values()
-        if found.probabilities is not None:
-            path = stem.with_name(f"{stem.name}{part}_probs.npz")
-            count = found.probabilities.shape[0]
-            with atomic_write(path) as file:
-                np.savez(file, probs=found.probabilities, classes=np.array([found.name(k) for k in range(count)]))
-            written.append(path)
-    return written
-
-
-def _refuse(path: Path, kept: set[str]) -> None:
-    if os.path.realpath(path) in kept:
-        raise DataError(f"{path} is one of the images to be read; write the results to another folder")
-
-
-def _overlay(image: Image.Image, found: Segmentation, with_legend: bool) -> Image.Image:
-    if image.mode == "F":  # a depth map
-        depths = np.asarray(image)
-        depths = depths - depths.min()
-        image = Image.fromarray(np.uint8(255 * depths / max(depths.max(), 1)))
-    bare = background_labels(found.names)
-    picture = overlay(image, found.labels, bare=bare)
-    shown = [int(label) for label in np.unique(found.labels) if label not in bare]
-    if not with_legend or not shown:
-        return picture
-    colours = palette()
-    return beside(picture, legend([(found.name(label), colours[label]) for label in shown], picture.height))
+def _pixels(path: Path) -> int:
+    """The number of pixels of an image file by its header; 0 where that can't be read."""
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height
+    except Exception:  # reading it will say what is wrong
+        return 0

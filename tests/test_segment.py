@@ -15,7 +15,7 @@ import fcnproto
 from fcnproto.errors import DataError, UsageError
 from fcnproto.images import Preprocessing
 from fcnproto.recognise import background_labels, class_names, preprocessing_of, read_class_names, zoo_record
-from fcnproto.segment import Segmenter, score_blobs, segment
+from fcnproto.segment import Scene, Segmenter, score_blobs, segment
 
 PLAIN = {"data": Preprocessing("bgr")}
 
@@ -242,6 +242,128 @@ class TestFailures:
         segmenter = Segmenter(fcnproto.load(*colour_net(tmp_path)), classes=["a", "b"])
         with pytest.raises(UsageError, match="2 class names are given, but blob 'score' has 3"):
             segmenter(Image.new("RGB", (4, 3)))
+
+
+class TestBatches:
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "in"
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for number in range(9):
+            size = [(12, 17), (20, 9), (12, 17)][number % 3]
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        (folder / "4a.png").write_bytes(b"no image")
+        return folder
+
+    @pytest.mark.parametrize("optimized", [False, True])
+    def test_labels_are_those_of_single_images(self, tmp_path: Path, optimized: bool) -> None:
+        net = fcnproto.load(*small_fcn(tmp_path))
+        folder = self.folder(tmp_path)
+        batches: list[int] = []
+        segmenter = Segmenter(fcnproto.optimize(net) if optimized else net, probabilities=True)
+        run = segmenter.run
+        segmenter.run = lambda scenes: batches.append(len(scenes)) or run(scenes)  # type: ignore[method-assign, func-returns-value]
+        together = list(segment(segmenter, folder, tmp_path / "together"))
+        assert batches == [6, 3]
+        alone = list(segment(Segmenter(net, batch=1, probabilities=True), folder, tmp_path / "alone", workers=1))
+        assert [result.source.name for result in together] == [
+            f"{n}.png" for n in ("0", "1", "2", "3", "4", "4a", *"5678")
+        ]
+        for ours, theirs in zip(together, alone, strict=True):
+            assert ours.error == theirs.error
+            for a, b in zip(ours.segmentations, theirs.segmentations, strict=True):
+                assert (a.labels == b.labels).all()
+                assert a.probabilities is not None
+                np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-6)
+
+    def test_size_of_a_batch(self, tmp_path: Path) -> None:
+        segmenter = Segmenter(fcnproto.load(*small_fcn(tmp_path)))
+        sizes = {(256, 256): 4, (334, 500): 1, (500, 500): 1, (2000, 2000): 1, (64, 64): 16}
+        for (height, width), most in sizes.items():
+            assert segmenter.most_at_once(segmenter.prepare({"data": Image.new("RGB", (width, height))})) == most
+        segmenter.batch = 7
+        assert segmenter.most_at_once(segmenter.prepare({"data": Image.new("RGB", (500, 500))})) == 7
+        with pytest.raises(UsageError, match="batch must be 1 or more"):
+            Segmenter(segmenter.net, batch=0)
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            'type: "BatchNorm" batch_norm_param { use_global_stats: false }',
+            'type: "Reshape" reshape_param { shape { dim: 1 dim: 0 dim: 0 dim: 0 } }',
+            'type: "Concat" concat_param { concat_dim: 0 }',
+            'type: "Softmax" softmax_param { axis: 0 }',
+        ],
+    )
+    def test_nets_that_mix_images_get_one_at_a_time(self, tmp_path: Path, layer: str) -> None:
+        net = fcnproto.load(colour_net(tmp_path, f'layer {{ name: "mix" bottom: "score" top: "mix" {layer} }}')[0])
+        segmenter = Segmenter(net, blobs=["mix"], batch=8)
+        assert segmenter.most_at_once(segmenter.prepare({"data": Image.new("RGB", (9, 9))})) == 1
+        segmenter = Segmenter(net, blobs=["score"], batch=8)
+        assert segmenter.most_at_once(segmenter.prepare({"data": Image.new("RGB", (9, 9))})) == 8
+
+    def test_one_that_fails_fails_alone(self, tmp_path: Path) -> None:
+        net = fcnproto.load(*colour_net(tmp_path))
+        scenes = [Segmenter(net).prepare({"data": Image.new("RGB", (9, 9), colour)}) for colour in ("red", "blue")]
+        scenes[0].values["data"].fill_(float("nan"))
+        first, second = Segmenter(net).run(scenes)
+        assert "no numbers" in str(first)
+        assert isinstance(second, list)
+
+    def test_memory_that_does_not_suffice_for_a_batch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        net = fcnproto.load(*small_fcn(tmp_path))
+        segmenter = Segmenter(net)
+        scenes = [segmenter.prepare({"data": Image.new("RGB", (9, 9), colour)}) for colour in ("red", "blue")]
+        whole = segmenter._scores
+
+        def scores(given: list[Scene], precision: str) -> dict[str, torch.Tensor]:
+            if len(given) > 1:
+                raise DataError("too many pixels for the memory")
+            return whole(given, precision)
+
+        monkeypatch.setattr(segmenter, "_scores", scores)
+        assert all(isinstance(found, list) for found in segmenter.run(scenes))
+
+
+class TestPrecision:
+    def test_agreement_is_of_labels(self, tmp_path: Path) -> None:
+        net = fcnproto.load(*colour_net(tmp_path))
+        # 199.5 and 199.75 are one number in bfloat16: red wins in float32, blue (the first) in bfloat16
+        values = np.zeros((10, 10, 3), np.uint8)
+        values[:3], values[3:] = (200, 0, 200), (0, 100, 0)
+        how = {"data": Preprocessing("bgr", np.array([0.5, 0, 0.25]))}
+        segmenter = Segmenter(net, preprocessing=how, precision="bf16")
+        (found,) = segmenter(Image.fromarray(values), compare=True)
+        assert found.agreement == pytest.approx(0.7)
+        (found,) = segmenter(Image.fromarray(values))
+        assert found.agreement is None
+        (found,) = Segmenter(net, preprocessing=how)(Image.fromarray(values), compare=True)
+        assert found.agreement is None
+        assert (found.labels[:3] == 2).all()
+
+    def test_of_an_optimized_net(self, tmp_path: Path) -> None:
+        net = fcnproto.load(*small_fcn(tmp_path))
+        segmenter = Segmenter(fcnproto.optimize(net, precision="bf16"))
+        assert segmenter.precision == "bf16"
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+        (found,) = segmenter(image, compare=True)
+        (exact,) = Segmenter(net)(image)
+        assert found.agreement == (found.labels == exact.labels).mean()
+
+    def test_images_to_compare_are_spread(self, tmp_path: Path) -> None:
+        net = fcnproto.load(*colour_net(tmp_path))
+        for number in range(9):
+            stripes(tmp_path / f"{number}.png")
+        images = [tmp_path / f"{number}.png" for number in range(9)]
+        segmenter = Segmenter(net, preprocessing=PLAIN, precision="bf16")
+        results = list(segment(segmenter, images, tmp_path / "out", compared=3))
+        assert [r.index for r in results if r.segmentations[0].agreement is not None] == [1, 4, 7]
+        results = list(segment(segmenter, images, tmp_path / "out", compared=0))
+        assert all(result.segmentations[0].agreement is None for result in results)
+
+    def test_unknown(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="precision 'int8' is unknown"):
+            Segmenter(fcnproto.load(*colour_net(tmp_path)), precision="int8")
 
 
 class TestRecognising:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -51,6 +52,19 @@ def device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"--device {name}: not a device of this machine ({reason})") from None
     return wanted
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads; None leaves their number alone."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def names(context: click.Context | None, parameter: click.Parameter | None, value: str | None) -> tuple[str, ...]:

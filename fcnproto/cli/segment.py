@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
     from fcnproto.segment import Result
@@ -37,6 +39,30 @@ _CLASSES_SHOWN = 8
     help="For a net with several image inputs: image or folder for a further one; files are matched by name.",
 )
 @_preprocessing.preprocessing_options
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bf16", "fp16"]),
+    default="float32",
+    show_default=True,
+    help="What convolutions are computed in; others than float32 are compared with it on some of the images.",
+)
+@click.option(
+    "--compare",
+    "compared",
+    type=click.IntRange(min=0),
+    default=5,
+    metavar="N",
+    show_default=True,
+    help="Images whose labels are compared with float32's when --precision is another.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Most images of one size that go through the net together.  [default: as many as are small]",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads for the net.  [default: all cores]")
+@click.option("--cuda-graphs", is_flag=True, help="On a GPU: record the net's work for each size and replay it.")
 @click.option("--max-side", type=click.IntRange(min=1), metavar="N", help="Shrink larger images for the net.")
 @_options.device_option
 @_options.state_options
@@ -60,7 +86,8 @@ def command(
 
     For each image cat.jpg there will be cat_labels.png, a palette image whose pixel values are the labels, and
     cat_overlay.png for looking at. Results of an earlier run are replaced. An image that can't be worked on is
-    reported, and the rest go on; the exit status is then 1.
+    reported, and the rest go on; the exit status is then 1. While the net works, the next images are read and the
+    last results written.
 
     Preprocessing and class names are those of the net's own data layer or of the published net that it is; for other
     nets BGR and the mean of ImageNet are assumed.
@@ -69,6 +96,8 @@ def command(
     from fcnproto.recognise import read_class_names, zoo_record
     from fcnproto.segment import Segmenter, segment
 
+    if settings["cuda_graphs"] and no_optimize:
+        raise UsageError("--cuda-graphs is part of what --no-optimize leaves out; give one of them")
     net = fcnproto.load(
         model,
         weights,
@@ -78,13 +107,15 @@ def command(
         device=_options.device(device),
     )
     segmenter = Segmenter(
-        net if no_optimize else fcnproto.optimize(net),
+        net if no_optimize else fcnproto.optimize(net, cuda_graphs=settings["cuda_graphs"]),
         blobs=settings["blobs"],
         classes=None if classes is None else read_class_names(classes),
         record=zoo_record(model, weights),
         longest_side=settings["max_side"],
         fixed_size=_preprocessing.fixed_size(settings["resize"], net),
         probabilities=settings["probs"],
+        precision=settings["precision"],
+        batch=settings["batch"],
     )
     segmenter.preprocessing = {
         name: _preprocessing.override(how, name, segmenter.inputs, settings)
@@ -98,13 +129,16 @@ def command(
         inputs=_options.assignments(inputs, "--input"),
         with_legend=not no_legend,
         recursive=recursive,
+        compared=settings["compared"],
     )
-    return _print(results)
+    with _options.threads(settings["threads"]):
+        return _print(results, settings["precision"])
 
 
-def _print(results: Iterable[Result]) -> int:
-    """A line for each image; returns the exit status."""
+def _print(results: Iterable[Result], precision: str) -> int:
+    """A line for each image, and what a lower precision changed; returns the exit status."""
     failed = total = 0
+    agreements: list[tuple[float, Result]] = []
     with _output.progress("segmenting") as progress:
         task = progress.add_task("", total=None)
         for result in results:
@@ -116,10 +150,26 @@ def _print(results: Iterable[Result]) -> int:
             for found in result.segmentations:
                 shares = _most(found.shares())
                 head = f"{found.blob}: " if len(result.segmentations) > 1 else ""
-                _output.print_line(f"{result.source}: {head}{shares}")
+                same = "" if found.agreement is None else f"; {found.agreement:.3%} of the labels as in float32"
+                _output.print_line(f"{result.source}: {head}{shares}{same}")
+                if found.agreement is not None:
+                    agreements.append((found.agreement, replace(result, segmentations=())))
+    _tell_agreement(precision, agreements, total)
     if failed:
         _output.note(f"{failed} of {total} images failed")
     return 1 if failed else 0
+
+
+def _tell_agreement(precision: str, agreements: Sequence[tuple[float, Result]], total: int) -> None:
+    if not agreements:
+        return
+    mean = sum(share for share, _ in agreements) / len(agreements)
+    lowest, where = min(agreements, key=lambda pair: pair[0])
+    compared = len({result.index for _, result in agreements})
+    _output.note(
+        f"{precision}: {mean:.3%} of the labels agree with float32's ({compared} of {total} images compared; "
+        f"lowest {lowest:.3%}, {where.source.name})"
+    )
 
 
 def _most(shares: dict[str, float]) -> str:

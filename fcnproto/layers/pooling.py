@@ -75,14 +75,14 @@ def max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tens
     it is here on the CPU, while elsewhere, and in compiled graphs, both are taken as PyTorch takes them.
     """
     values, index = _max_pool(x, windows, with_mask)
-    if _looks_finite(values):
+    if looks_finite(values):
         return values, index
     lowest = max(_LOWEST, torch.finfo(x.dtype).min)
     values, index = _max_pool(torch.where(x > lowest, x, lowest), windows, with_mask)
     return values, None if index is None else torch.where(values > lowest, index, -1)
 
 
-def _looks_finite(values: Tensor) -> bool:
+def looks_finite(values: Tensor) -> bool:
     """False where some value, or only their sum, is not finite; True where values can't be looked at or should not."""
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return True

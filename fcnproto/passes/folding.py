@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution
-from fcnproto.layers.pooling import Pooling
+from fcnproto.layers.pooling import Pooling, looks_finite
 from fcnproto.passes.intervals import Span, Sweep, canvas, expansion, reads, spans
 from fcnproto.passes.keeping import Latest, Watch
-from fcnproto.passes.kernels import FastConvolution, blobs_of, needs_gradient, pool_rows, suits_rows
+from fcnproto.passes.kernels import FastConvolution, blobs_of, fast_pool, needs_gradient, pool_rows, suits_rows
 
 # Layers that act on every position of a blob by itself, so that a constant stays one.
 POINTWISE = frozenset(
@@ -117,10 +117,16 @@ class FoldedChain(nn.Module):
         x = image
         for i in range(layout.depth):
             x = self._folded_step(i, x, layout, around)
+            if isinstance(self._steps[i].layer, Pooling) and not looks_finite(x):
+                return self._run_plainly(image)
             if i in layout.wanted:
                 wanted[i] = self._paste(i, x, layout, around)
-        x = wanted[layout.depth - 1] if layout.depth else image
-        for i in range(layout.depth, len(self._steps)):
+        return self._run_plainly(wanted[layout.depth - 1] if layout.depth else image, layout.depth, wanted)
+
+    def _run_plainly(self, x: Tensor, first: int = 0, before: dict[int, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The steps from `first` on over whole blobs: all of them where shifting meets values that are not finite."""
+        wanted = before or {}
+        for i in range(first, len(self._steps)):
             x = self._plain_step(i, x)
             if i in self.taps:
                 wanted[i] = x
@@ -191,6 +197,8 @@ class FoldedChain(nn.Module):
 
     def _plain_step(self, i: int, x: Tensor) -> Tensor:
         step = self._steps[i]
+        if isinstance(step.layer, Pooling):
+            return fast_pool(step.layer, x)
         result: Tensor = step.layer(x) if step.fast is None else step.fast(x)
         return result
 

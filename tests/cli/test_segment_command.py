@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_nets import COLOURS, colour_net, small_fcn, stripes
 
+import fcnproto.segment
 from fcnproto.cli._main import main
 
 
@@ -164,3 +166,51 @@ def test_results_are_not_drawn_into_the_progress_bar(tmp_path: Path, net: list[s
     assert "a.png: class" in done.stdout.decode()
     assert "segmenting" in shown
     assert "a.png: class" not in shown
+
+
+def test_precision_reports_its_agreement(tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.zeros((10, 10, 3), np.uint8)
+    values[:3], values[3:] = (200, 0, 200), (0, 100, 0)  # 199.5 and 199.75 are one number in bfloat16
+    Image.fromarray(values).save(tmp_path / "a.png")
+    stripes(tmp_path / "b.png")
+    arguments = [
+        *net,
+        str(tmp_path / "a.png"),
+        str(tmp_path / "b.png"),
+        "-o",
+        str(tmp_path / "out"),
+        "--mean",
+        "0.5,0,0.25",
+    ]
+    for extra in ([], ["--no-optimize"]):
+        assert main(["segment", *arguments, "--precision", "bf16", *extra]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.splitlines()[0].endswith("; 70.000% of the labels as in float32")
+        assert captured.err.splitlines() == [
+            "fcnproto: bf16: 85.000% of the labels agree with float32's (2 of 2 images compared; lowest 70.000%, a.png)"
+        ]
+    assert main(["segment", *arguments, "--precision", "bf16", "--compare", "0"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["segment", *arguments, "--precision", "float32"]) == 0
+    assert "float32" not in capsys.readouterr().out
+
+
+def test_threads_and_batches(tmp_path: Path, net: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = stripes(tmp_path / "a.png")
+    before, seen = torch.get_num_threads(), []
+    run = fcnproto.segment.run_with
+    monkeypatch.setattr(fcnproto.segment, "run_with", lambda *a: seen.append(torch.get_num_threads()) or run(*a))
+    arguments = [*net, str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--mean", "none", "--no-optimize"]
+    assert main(["segment", *arguments, "--threads", str(before + 1), "--batch", "3"]) == 0
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+    assert (labels_in(tmp_path / "out" / "a_labels.png") == truth).all()
+
+
+@pytest.mark.parametrize(
+    "option", [["--threads", "0"], ["--batch", "0"], ["--precision", "int8"], ["--cuda-graphs", "--no-optimize"]]
+)
+def test_options_that_make_no_sense(tmp_path: Path, net: list[str], option: list[str]) -> None:
+    stripes(tmp_path / "a.png")
+    assert main(["segment", *net, str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), *option]) == 2
+    assert not (tmp_path / "out").exists()

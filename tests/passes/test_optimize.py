@@ -145,6 +145,22 @@ def test_what_is_kept_per_size_is_bounded(net: fcnproto.Net) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_values_that_are_no_numbers(net: fcnproto.Net, value: float) -> None:
+    """Max pooling passes over NaN and minus infinity, as in Caffe; everything else takes them on."""
+    net = net.double()  # windows without a number give Caffe's lowest, -3e38, with which float32 overflows
+    fast, x = fcnproto.optimize(net), image().double()
+    x[0, 1, 20, 30] = value
+    blobs = ["conv1_1", "pool1", "pool2", "pool5", "score"]
+    plain, ours = net(data=x, blobs=blobs), fast(data=x, blobs=blobs)
+    for name in blobs:
+        finite = plain[name].isfinite()
+        assert torch.equal(ours[name].isnan(), plain[name].isnan()), name
+        assert torch.equal(ours[name].isposinf(), plain[name].isposinf()), name
+        assert deviation(ours[name][finite], plain[name][finite]) <= 1e-5, name
+
+
+@torch.no_grad()
 def test_copies(net: fcnproto.Net) -> None:
     fast = fcnproto.optimize(net)
     expected = fast(data=image())["score"]
