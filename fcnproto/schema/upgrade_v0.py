@@ -161,7 +161,10 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.V1LayerParame
             new.hdf5_output_param.CopyFrom(value)
         elif name in _PLACES and settings.type in _PLACES[name]:
             holder, target = _PLACES[name][settings.type]
-            _set(getattr(new, holder), target, value)
+            try:
+                _set(getattr(new, holder), target, value)
+            except ValueError:  # new_height and new_width: signed in V0, unsigned in V1
+                raise PrototxtError(f'layer "{settings.name}": {name} can\'t be {value}', file) from None
         elif name not in _UNREAD:
             compatible = False
             _warn(file, f'{name} of layer "{settings.name}" has no meaning for the type {settings.type} and is dropped')

@@ -87,6 +87,7 @@ def test_every_enum_value_has_a_name() -> None:
             + 'layers { bottom: "p" top: "r" layer { name: "r" type: "conv" } }',
             "must have one bottom and one top",
         ),
+        ('layers { layer { name: "a" type: "images" new_height: -2 } }', 'layer "a": new_height can\'t be -2'),
         ('input: "a" input_dim: [1, 2, 3]', "input_dim has 3 values"),
         ('input: "a" input: "b" input_shape { dim: 1 }', "2 inputs but 1 input shapes"),
         ('input: "a" input: "b" input_dim: [1, 2, 3, 4]', "2 inputs but 1 input shapes"),
