@@ -65,6 +65,18 @@ def slim_net(folder: Path) -> Path:
     return path
 
 
+def slim_zoo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put slim nets in the place of the zoo's FCN-32s and FCN-16s, under their names."""
+    for name, build in (("voc-fcn32s", fcn.fcn32s), ("voc-fcn16s", fcn.fcn16s)):
+        (folder / name).mkdir()
+        spec = sources.inputs({"data": (1, 3, 32, 32), "label": (1, 1, 32, 32)})
+        write_message(folder / name / "train.prototxt", build(spec, 21, WIDTHS).to_proto())
+    real = zoo.path
+    monkeypatch.setattr(
+        zoo, "path", lambda name, kind: folder / name / "train.prototxt" if kind == "train" else real(name, kind)
+    )
+
+
 def settings(scenes: Path, output: Path, model: Path, **options: object) -> finetune.Settings:
     chosen: dict[str, object] = {
         "model": str(model),
@@ -248,14 +260,7 @@ def test_stages_begin_where_the_coarser_net_ended(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The staged recipe with slim nets in place of the zoo's files."""
-    for name, build in (("voc-fcn32s", fcn.fcn32s), ("voc-fcn16s", fcn.fcn16s)):
-        (tmp_path / name).mkdir()
-        spec = sources.inputs({"data": (1, 3, 32, 32), "label": (1, 1, 32, 32)})
-        write_message(tmp_path / name / "train.prototxt", build(spec, 21, WIDTHS).to_proto())
-    real = zoo.path
-    monkeypatch.setattr(
-        zoo, "path", lambda name, kind: tmp_path / name / "train.prototxt" if kind == "train" else real(name, kind)
-    )
+    slim_zoo(tmp_path, monkeypatch)
     said: list[str] = []
     output = tmp_path / "out"
     options = {"optimization": "heavy", "iterations": 1, "interval": 1}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_finetune import WIDTHS, fcn, scenes, settings, slim_net, sources
+from test_finetune import WIDTHS, fcn, scenes, settings, slim_net, slim_zoo, sources
 
 import fcnproto
 from fcnproto import finetune
@@ -237,6 +237,9 @@ def test_names_that_fit_nothing(rooms: Path, tmp_path: Path) -> None:
         found = read_base(name)
         assert [one.layers for one in found.scores] and found.record is not None
         assert {how.why.partition(" ")[0] for how in found.images.values()} == {"from"}
+        # Colours change in colour images alone.
+        kept = found.allowed(Augmentation(mirror=True, colour=0.2))
+        assert kept.mirror and bool(kept.colour) == (name != "nyud-fcn32s-hha")
 
 
 class Stop:
@@ -320,16 +323,7 @@ def test_a_folder_with_results_of_something_else(scenes: Path, tmp_path: Path) -
 
 def test_stages_go_on(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the second of two stages, the first isn't trained again."""
-    from fcnproto import zoo
-
-    for name, build in (("voc-fcn32s", fcn.fcn32s), ("voc-fcn16s", fcn.fcn16s)):
-        (tmp_path / name).mkdir()
-        spec = sources.inputs({"data": (1, 3, 32, 32), "label": (1, 1, 32, 32)})
-        write_message(tmp_path / name / "train.prototxt", build(spec, 21, WIDTHS).to_proto())
-    real = zoo.path
-    monkeypatch.setattr(
-        zoo, "path", lambda name, kind: tmp_path / name / "train.prototxt" if kind == "train" else real(name, kind)
-    )
+    slim_zoo(tmp_path, monkeypatch)
     chosen = settings(scenes, tmp_path / "out", Path("voc-fcn16s"), optimization="heavy", iterations=2, interval=1)
     assert finetune.run_staged(chosen, asked=Stop(1)).validations[-1][0] == 1
     assert not (tmp_path / "out" / "train.prototxt").exists()

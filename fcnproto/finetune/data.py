@@ -40,7 +40,9 @@ def folders(settings: Settings, base: Base, ids: Sequence[str] | None = None) ->
     )
 
 
-def layer_options(settings: Settings, data: ImageFolders, split_file: str, random_order: bool) -> dict[str, Any]:
+def layer_options(
+    settings: Settings, base: Base, data: ImageFolders, split_file: str, random_order: bool
+) -> dict[str, Any]:
     """The options of an `ImageMaskLayer` on these folders: in random order and augmented for training."""
     images: list[dict[str, Any]] = []
     for one in data.images.values():
@@ -62,8 +64,8 @@ def layer_options(settings: Settings, data: ImageFolders, split_file: str, rando
         source |= {"images": images[0]["folder"], "masks": masks[0]["folder"], "mean": numbers, **rest}
     if random_order:
         source |= {"randomize": True, "seed": settings.seed}
-        if settings.augmentation:
-            source["augment"] = settings.augmentation.as_dict()
+        if augmentation := base.allowed(settings.augmentation):
+            source["augment"] = augmentation.as_dict()
     return source
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fcnproto import surgery, zoo
+from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.folder_layer import LAYER, MODULE
 from fcnproto.errors import UsageError, WeightsError
 from fcnproto.images import Preprocessing
@@ -58,6 +59,13 @@ class Base:
         for one in self.scores:
             found.setdefault(one.label, []).append(one.blob)
         return found
+
+    def allowed(self, augmentation: Augmentation) -> Augmentation:
+        """The augmentation without changes of colour where the first image is a measurement (HHA, depth)."""
+        kinds = {entry.blob: entry.kind for entry in self.record.inputs} if self.record is not None else {}
+        if kinds.get(next(iter(self.images)), "image") == "image":
+            return augmentation
+        return replace(augmentation, colour=0.0)
 
     def train(
         self, source: Mapping[str, Any], losses: Mapping[str, caffe_pb2.LayerParameter]

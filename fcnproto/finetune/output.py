@@ -42,7 +42,7 @@ def write_files(made: Plan, fresh: bool = True) -> None:
     data = folders(settings, base)
     for part in ("train", "test"):
         listed = str((output / f"{part}.txt").resolve())
-        options = layer_options(settings, data, listed, part == "train")
+        options = layer_options(settings, base, data, listed, part == "train")
         write_message(output / f"{part}.prototxt", base.train(options, losses))
     write_message(output / "deploy.prototxt", base.deploy())
     solver = caffe_pb2.SolverParameter()

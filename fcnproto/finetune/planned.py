@@ -52,7 +52,7 @@ class Plan:
         rates = f"base_lr {solver.base_lr:g}, momentum {solver.momentum:g}, iter_size {solver.iter_size}"
         yield f"optimization {settings.optimization}: {OPTIMIZATIONS[settings.optimization].what}"
         yield f"  {solver.type}, {rates}, weight_decay {solver.weight_decay:g}"
-        yield f"augmentation: {settings.augmentation or 'none'}"
+        yield f"augmentation: {base.allowed(settings.augmentation) or 'none'}"
         for blob, weights in self.class_weights.items():
             pairs = ", ".join(f"{name} {one:.2f}" for name, one in zip(self.classes[blob], weights, strict=True))
             yield f"class weights: {pairs}"
