@@ -75,7 +75,7 @@ def _of_published(layer: Layer, top: int) -> Preprocessing | None:
     if what == "depth" and isinstance(layer, NYUDSegDataLayer):
         return Preprocessing("depth", np.array([layer.log_depth_mean]), why=why)
     mean = layer.options.get("mean", getattr(layer, "mean", None))
-    return Preprocessing("bgr", None if mean is None else np.array(mean, dtype=np.float64), why=why)
+    return Preprocessing("bgr", None if mean is None else np.array(mean, dtype=np.float64).reshape(-1), why=why)
 
 
 def _of_transform(net: Net, layer: Layer, blob: str) -> Preprocessing | None:

@@ -86,6 +86,11 @@ class PublishedLayer(SourceLayer):
         for name in (*self.folders, "split"):
             if not isinstance(options[name], str):
                 self.fail(f"{where}: {name!r} must be a text, not {options[name]!r}")
+        mean, seed = options.get("mean", 0), options.get("seed")
+        if not _is_mean(mean):
+            self.fail(f"{where}: 'mean' must be one number or three (BGR), not {mean!r}")
+        if seed is not None and not isinstance(seed, int):
+            self.fail(f"{where}: 'seed' must be a whole number, not {seed!r}")
         return options
 
     def top_kinds(self) -> list[str]:
@@ -184,6 +189,11 @@ class PublishedLayer(SourceLayer):
         if position["sampler"] is not None:
             self.sampler = random.Random()
             set_python_random_state(self.sampler, position["sampler"])
+
+
+def _is_mean(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return len(values) in (1, 3) and all(isinstance(one, (int, float)) for one in values)
 
 
 def _open_image(path: str) -> Image.Image:

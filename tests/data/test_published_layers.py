@@ -250,6 +250,9 @@ def test_missing_and_damaged_files_are_named(sbdd: Path) -> None:
         ("{'split': 'val'}", 2, "lacks 'sbdd_dir', 'mean'"),
         ("{'split': 3, 'sbdd_dir': 'x', 'mean': (1, 2, 3)}", 2, "'split' must be a text"),
         ("{'split': 'val', 'sbdd_dir': 'x', 'mean': (1, 2, 3)}", 3, "has 3 tops, expected 2"),
+        ("{'split': 'val', 'sbdd_dir': 'x', 'mean': (1, 2)}", 2, "'mean' must be one number or three"),
+        ("{'split': 'val', 'sbdd_dir': 'x', 'mean': 'bgr'}", 2, "'mean' must be one number or three"),
+        ("{'split': 'val', 'sbdd_dir': 'x', 'mean': (1, 2, 3), 'seed': 'a'}", 2, "'seed' must be a whole number"),
     ],
 )
 def test_bad_settings(param_str: str, tops: int, message: str) -> None:
