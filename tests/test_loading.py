@@ -116,6 +116,32 @@ def test_settings_that_the_layer_does_not_read_are_told(text: str, told: str) ->
     ("text", "told"),
     [
         (
+            'type: "Concat" bottom: "x" bottom: "t" top: "y{}" concat_param {{ concat_dim: 1 }}',
+            r"concat_param\.concat_dim",
+        ),
+        ('type: "Slice" bottom: "x" top: "y{}" top: "z{}" slice_param {{ slice_dim: 1 }}', r"slice_param\.slice_dim"),
+    ],
+)
+def test_deprecated_fields_work_and_are_told_once(text: str, told: str) -> None:
+    layers = "".join(f'layer {{ name: "l{i}" {text.format(i, i)} }}' for i in range(2))
+    with pytest.warns(fcnproto.FcnprotoWarning, match=rf"{told} is deprecated \('l0', 'l1'\); use axis") as caught:
+        net = load(IMAGE + SECOND + layers)
+    assert len(caught) == 1
+    out = net(x=torch.zeros(1, 4, 6, 6), t=torch.zeros(1, 4, 6, 6), blobs=["y0"])
+    assert out["y0"].shape[1] == (8 if "Concat" in text else 2)
+
+
+def test_the_old_sizes_of_dummy_data_are_told() -> None:
+    text = 'layer { name: "d" type: "DummyData" top: "x" dummy_data_param { num: 2 channels: 1 height: 1 width: 3 } }'
+    with pytest.warns(fcnproto.FcnprotoWarning, match=r"dummy_data_param\.num is deprecated") as caught:
+        net = load(text)
+    assert len(caught) == 4 and tuple(net()["x"].shape) == (2, 1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
             'type: "ImageData" top: "l" image_data_param { source: "x" } transform_param { force_gray: true }',
             "transform_param.force_gray has no effect; is_color",
         ),
