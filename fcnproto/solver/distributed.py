@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,11 @@ def worker_group(device: str | None = None) -> Iterator[str | None]:
         raise SolverError(f"another worker has ended or can't be reached, see its own message ({reason})") from error
     finally:
         dist.destroy_process_group()
+        if not on_gpu:
+            # Gloo's threads live on (torch keeps them once there was a DistributedDataParallel). One that still has
+            # a tensor to free waits for Python's lock, and would abort the process if Python ended first: here it gets
+            # the lock.
+            time.sleep(0.3)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -89,13 +89,16 @@ class Engine:
         self._module: nn.Module = _WithLoss(optimize(net) if options.optimize else net)
         trainable = any(parameter.requires_grad for parameter in net.parameters())
         if distributed.world_size() > 1 and trainable:
-            # Buffers are BatchNorm's sums: in Caffe each worker keeps its own, and the first one's are saved.
-            self._module = nn.parallel.DistributedDataParallel(
-                self._module,
-                device_ids=[device.index or 0] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                find_unused_parameters=True,
-            )
+            with warnings.catch_warnings():
+                # Newer torch versions name this option otherwise; older ones know no other name.
+                warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+                # Buffers are BatchNorm's sums: in Caffe each worker keeps its own, and the first one's are saved.
+                self._module = nn.parallel.DistributedDataParallel(
+                    self._module,
+                    device_ids=[device.index or 0] if device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    find_unused_parameters=True,
+                )
         elif distributed.world_size() > 1:
             distributed.broadcast(net)
 
