@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -37,6 +38,12 @@ def state_options(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def title(model: Path) -> str:
+    """What a net without a name is called: its file, or the folder of a deploy.prototxt."""
+    folder = model.resolve().parent.name
+    return folder if model.stem == "deploy" and folder else model.stem
 
 
 def device(name: str | None) -> torch.device:

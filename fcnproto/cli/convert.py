@@ -47,6 +47,6 @@ def command(
     net = fcnproto.load(model, None if is_state else weights, shapes=_options.shapes(shapes), **options)
     if is_state:
         load_state(net, weights)
-    title = net.graph.name or (model.parent.name if model.stem == "deploy" and model.parent.name else model.stem)
+    title = net.graph.name or _options.title(model)
     done = convert(net, out, size=input_size, title=title, about=about_inputs(net, model, weights), losses=losses)
     _output.note(f"{', '.join(map(str, done.files))}: {done.checked}")

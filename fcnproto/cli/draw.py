@@ -73,8 +73,7 @@ def command(
     )
     params = layer_params(param, phase.lower(), level=level, stages=stages)
     diagram = make_diagram(summary, params, fold=not unfolded)
-    if not diagram.name:
-        diagram.name = model.stem
+    diagram.name = diagram.name or _options.title(model)
     try:
         layout = lay_out(diagram, graphviz={"auto": None, "graphviz": True, "own": False}[engine])
     except FileNotFoundError as error:

@@ -107,7 +107,7 @@ def command(
         recording = _compute(net, str(reference), model, weights, images, arrays, settings)
     chosen = _TOLERANCES[reference or "golden"] if tolerance is None else tolerance
     report = compare(net, recording, tolerance=chosen, gradient_tolerance=gradient_tolerance)
-    report.net = report.net or model.stem
+    report.net = report.net or _options.title(model)
     _print(report)
     if json_file is not None:
         from fcnproto.files import atomic_write

@@ -18,6 +18,7 @@ Point = tuple[float, float]
 
 FONT_SIZE, LINE_HEIGHT, MARGIN = 12, 16, 10
 _CHARACTER = 6.7  # mean width at the font size
+_WIDEST = 7.4  # the same of an arrow's text, which is smaller but all digits and crosses
 _RANK_GAP, _BOX_GAP, _SWEEPS = 46.0, 28.0, 12
 _POINTS_PER_INCH = 72.0
 _DOT_SECONDS = 60
@@ -177,7 +178,10 @@ class _Layers:
             labels.append((x0 + along[0] * (x1 - x0), y0 + along[1] * (y1 - y0)))
         width = max((item.x + item.width / 2 for item in items), default=0) + MARGIN
         width = max(
-            [width, *(x + len(a.label) * _CHARACTER for (x, _), a in zip(labels, self.diagram.arrows, strict=True))]
+            [
+                width,
+                *(x + len(a.label) * _WIDEST + MARGIN for (x, _), a in zip(labels, self.diagram.arrows, strict=True)),
+            ]
         )
         last = tops[-1] if tops else (0.0, 0.0)
         return Layout(width, last[0] + last[1] + MARGIN, boxes, paths, labels)
