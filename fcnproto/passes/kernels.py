@@ -18,6 +18,7 @@ from fcnproto.layers.convolution import Convolution, Deconvolution
 from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.layers.pooling import Pooling, looks_finite
 from fcnproto.layers.shaping import Crop
+from fcnproto.passes import winograd
 from fcnproto.passes.keeping import Watch
 
 # Up to this many output positions, a large kernel is cheaper as one matrix product over the gathered windows: its
@@ -76,7 +77,8 @@ def folded_weights(layer: Convolution, norm: BatchNorm | None, scale: Scale | No
 class FastConvolution(nn.Module):
     """A 2-D Convolution on channels-last data, with what follows it: BatchNorm by stored statistics, Scale, ReLU.
 
-    A large kernel with few output positions runs as a matrix product with the weights in place.
+    A large kernel with few output positions runs as a matrix product with the weights in place; a wide 3x3 layer by
+    Winograd's method, unless gradients are asked for.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class FastConvolution(nn.Module):
             y = self._product(x, size)
         else:
             dtype = product_dtype(x.device, x.dtype)
-            bias = self.weight_and_bias()[1] if torch.is_grad_enabled() else self._kept(dtype)[1]
+            bias = self.weight_and_bias()[1] if torch.is_grad_enabled() else self._bias(dtype)
             y = self.convolve(x, bias, layer.window.pad)
         if not self.relu:
             return y
@@ -144,9 +146,35 @@ class FastConvolution(nn.Module):
         x = channels_last(x.to(dtype))
         if torch.is_grad_enabled():
             weight = channels_last(self.weight_and_bias()[0])
+        elif self._suits_winograd(x, pad):
+            return winograd.convolve(x, self._transformed(), bias, pad)
         else:
             weight = self._kept(dtype)[0]
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
+
+    def _bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The bias alone, made once until the blobs change."""
+
+        def make() -> Tensor | None:
+            bias = self.weight_and_bias()[1]
+            return None if bias is None else bias.to(dtype)
+
+        return self._watch.derived((self._layers, dtype, "bias"), make, self.sources).value
+
+    def _suits_winograd(self, x: Tensor, pad: Sequence[int]) -> bool:
+        window, weight = self.layer.window, self.layer.blob(0)
+        return (
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and winograd.suits(window.kernel, window.stride, window.dilation, self.layer.groups, weight)
+            and winograd.has_enough(x, pad)
+        )
+
+    def _transformed(self) -> Tensor:
+        """The weight as `winograd.convolve` takes it, made once until the blobs change."""
+        key = (self._layers, "winograd")
+        make = lambda: winograd.transform_weight(self.weight_and_bias()[0])  # noqa: E731
+        return self._watch.derived(key, make, self.sources).value
 
     def _is_product(self, x: Tensor, size: Sequence[int]) -> bool:
         kernel = self.layer.window.kernel

@@ -29,6 +29,8 @@ POINTWISE = [
     'type: "Softmax"',
 ]
 
+BIAS = 'bias_filler { type: "gaussian" std: 0.5 }'
+
 
 class _Writer:
     """Writes one random net's prototxt."""
@@ -60,8 +62,8 @@ class _Writer:
             [bottom],
             f'type: "Convolution" convolution_param {{ num_output: {r.choice([4, 16, 20])} kernel_size: {kernel} {pads} '
             f"stride: {r.choice([1, 1, 1, 1, 2, 4])} dilation: {r.choice([1, 1, 1, 2])} group: {group} "
-            f"bias_term: {r.choice(['true', 'true', 'false'])} "
-            'weight_filler { type: "xavier" } bias_filler { type: "gaussian" std: 0.5 } }',
+            f"{r.choice([BIAS, BIAS, 'bias_term: false'])} "
+            'weight_filler { type: "xavier" } }',
         )
 
     def pooling(self, bottom: str) -> str:
@@ -81,12 +83,12 @@ class _Writer:
         fixed = r.random() < 0.5
         group = "group: 4" if fixed else ""
         filler = 'type: "bilinear"' if fixed else 'type: "gaussian"'
-        bias = r.choice(["false", "true"])
+        bias = r.choice(["bias_term: false", BIAS])
         up = self.add(
             [bottom],
             f'type: "Deconvolution" convolution_param {{ num_output: 4 {group} kernel_size: {kernel} stride: {stride} '
-            f"pad: {r.choice([0, 0, 1]) if kernel > 2 else 0} bias_term: {bias} "
-            f'weight_filler {{ {filler} }} bias_filler {{ type: "gaussian" }} }}',
+            f"pad: {r.choice([0, 0, 1]) if kernel > 2 else 0} {bias} "
+            f"weight_filler {{ {filler} }} }}",
         )
         if r.random() < 0.7:
             offsets = r.choice(["", f"offset: {r.randrange(3)}", f"offset: {r.randrange(3)} offset: {r.randrange(3)}"])
