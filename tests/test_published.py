@@ -77,11 +77,14 @@ def label_classes(net: fcnproto.Net) -> dict[str, int]:
 
 @needs_full
 @pytest.mark.slow
+@pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("name", NETS)
-def test_full_width_net(name: str) -> None:
+def test_full_width_net(name: str, optimized: bool) -> None:
     case = json.loads((FULL / name / "case.json").read_text())
     net = fcnproto.load(SHARED / "fcn" / case["prototxt"], phase=case["phase"].lower())
     set_rule_weights(net, case["seed"])
+    if optimized:
+        net = fcnproto.optimize(net)
     classes = label_classes(net)
     inputs = {key: rule_input(case["seed"], key, shape, classes) for key, shape in case["input_shapes"].items()}
     worst = 0.0
