@@ -1,7 +1,7 @@
 """Inference: ours plain and optimised against hand-written PyTorch and OpenCV's dnn, ratios by median in one run.
 
-    python -m benchmarks.inference [--rounds 5] [--threads 2] [--nets voc-fcn8s,...] [--compiled] [--growth]
-                                   [--markdown FILE]
+    python -m benchmarks.inference [--rounds 5] [--threads 2] [--nets voc-fcn8s,...] [--subjects plain,...]
+                                   [--growth] [--markdown FILE]
 
 Each subject runs in a process of its own (so that its peak memory is its own); the processes take turns, one image
 each, so that a noisy machine disturbs all alike. Weights are seeded; every subject's answer is compared with ours.
@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import peak
+from benchmarks.table import ratio, row, show
 
 CASES: dict[str, tuple[str, tuple[int, int]]] = {
     "voc-fcn8s 500x334": ("voc-fcn8s", (334, 500)),
@@ -34,7 +35,7 @@ CASES: dict[str, tuple[str, tuple[int, int]]] = {
     "nyud-fcn32s-color-d 640x480": ("nyud-fcn32s-color-d", (480, 640)),
 }
 GROWTH = {f"voc-fcn8s {n}x{n}": ("voc-fcn8s", (n, n)) for n in (128, 256, 512, 1024)}
-SUBJECTS = ("hand-written", "compiled", "opencv", "plain", "optimized")
+SUBJECTS = ("hand-written", "hand-written, compiled", "opencv", "plain", "optimized", "optimized, bf16")
 Answer = list[np.ndarray[Any, Any]]
 
 
@@ -76,15 +77,15 @@ def images(name: str, size: tuple[int, int]) -> dict[str, np.ndarray[Any, Any]]:
     return {blob: rng.standard_normal((1, n, *size), np.float32) * 60 for blob, n in blobs.items()}
 
 
-def ours(folder: Path, name: str, optimized: bool) -> Callable[[dict[str, Any]], Answer]:
+def ours(folder: Path, name: str, subject: str) -> Callable[[dict[str, Any]], Answer]:
     """A net of the package."""
     import torch
 
     import fcnproto
 
     net = fcnproto.load(fcnproto.zoo.path(name, "deploy"), folder / f"{name}.caffemodel")
-    if optimized:
-        net = fcnproto.optimize(net)
+    if subject != "plain":
+        net = fcnproto.optimize(net, precision="bf16" if subject.endswith("bf16") else "float32")
 
     def run(inputs: dict[str, Any]) -> Answer:
         with torch.no_grad():
@@ -145,10 +146,10 @@ def work(pipe: Connection, folder: Path, subject: str, name: str, size: tuple[in
 
             cv2.setNumThreads(threads)
             run = opencv(folder, name)
-        elif subject in ("hand-written", "compiled"):
-            run = hand_written(folder, name, subject == "compiled")
+        elif subject.startswith("hand-written"):
+            run = hand_written(folder, name, subject.endswith("compiled"))
         else:
-            run = ours(folder, name, subject == "optimized")
+            run = ours(folder, name, subject)
         inputs = images(name, size)
         answer = run(inputs)
         pipe.send([np.array(y) for y in answer])
@@ -162,7 +163,7 @@ def work(pipe: Connection, folder: Path, subject: str, name: str, size: tuple[in
 
 
 def measure(
-    folder: Path, name: str, size: tuple[int, int], subjects: list[str], rounds: int, threads: int
+    folder: Path, name: str, size: tuple[int, int], subjects: Sequence[str], rounds: int, threads: int
 ) -> dict[str, Result | str]:
     """Every subject's result, or the reason why it has none."""
     context = multiprocessing.get_context("spawn")
@@ -192,54 +193,42 @@ def measure(
     return results
 
 
+def lines(
+    cases: Mapping[str, tuple[str, tuple[int, int]]], subjects: Sequence[str], rounds: int, threads: int
+) -> Iterator[str]:
+    """The rows of the table for some cases; ratios are to the hand-written net."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for title, (name, size) in cases.items():
+            prepare(folder, name)
+            yield from rows(title, measure(folder, name, size, subjects, rounds, threads))
+
+
+def rows(title: str, results: Mapping[str, Result | str]) -> Iterator[str]:
+    """The lines of one case."""
+    base = results.get("hand-written")
+    for subject, result in results.items():
+        if isinstance(result, str):
+            yield row(title, subject, note=result)
+            continue
+        share = ratio(result.seconds, base.seconds) if isinstance(base, Result) else None
+        yield row(title, subject, statistics.median(result.seconds), share, result.memory, result.deviation)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description="inference against hand-written PyTorch and OpenCV")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--nets", default="", help="only cases whose name begins with one of these, by comma")
-    parser.add_argument(
-        "--compiled", action="store_true", help="torch.compile of the hand-written net too (slow to start)"
-    )
+    parser.add_argument("--subjects", default=",".join(SUBJECTS).replace(", ", "+"), help="by comma, with + for ', '")
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     parser.add_argument("--growth", action="store_true", help="FCN-8s from 128x128 to 1024x1024 instead")
     options = parser.parse_args(arguments)
-    subjects = [s for s in SUBJECTS if s != "compiled" or options.compiled]
-    lines = [
-        "| net, image | subject | seconds (median) | of hand-written | peak memory, GB | deviation from plain |",
-        "|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for title, (name, size) in (GROWTH if options.growth else CASES).items():
-            if options.nets and not title.startswith(tuple(options.nets.split(","))):
-                continue
-            prepare(folder, name)
-            results = measure(folder, name, size, subjects, options.rounds, options.threads)
-            for row in rows(title, results):
-                lines.append(row)
-                print(row, flush=True)
-    if options.markdown:
-        options.markdown.write_text("\n".join(lines) + "\n")
-    return 0
-
-
-def rows(title: str, results: dict[str, Result | str]) -> list[str]:
-    """The lines of one case."""
-    base = results.get("hand-written")
-    unit = statistics.median(base.seconds) if isinstance(base, Result) else float("nan")
-    found = []
-    for subject, result in results.items():
-        if isinstance(result, str):
-            found.append(f"| {title} | {subject} | {result} | | | |")
-            continue
-        seconds = statistics.median(result.seconds)
-        found.append(
-            f"| {title} | {subject} | {seconds:.3f} | {seconds / unit:.2f} | {result.memory / 1e9:.2f} | "
-            f"{result.deviation:.1e} |"
-        )
-    return found
+    cases = GROWTH if options.growth else CASES
+    chosen = {key: case for key, case in cases.items() if key.startswith(tuple(options.nets.split(",")))}
+    subjects = [subject.replace("+", ", ") for subject in options.subjects.split(",")]
+    return show(lines(chosen, subjects, options.rounds, options.threads), options.markdown)
 
 
 def prepare(folder: Path, name: str) -> None:

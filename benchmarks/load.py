@@ -14,12 +14,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.memory import peak
+from benchmarks.table import ratio, row, show
 
 NAME = "voc-fcn8s"
 
@@ -58,11 +60,8 @@ def load_into_fresh_net(path: Path) -> tuple[float, float]:
     return time.perf_counter() - built, built - start
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="loading time and memory")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
+def lines(rounds: int) -> Iterator[str]:
+    """The rows of the table; ratios are to reading the bare file, memory is beyond torch's import."""
     from benchmarks.inference import prepare
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = Path(temporary) / f"{NAME}.caffemodel"
         load_into_fresh_net(path), bare_read(path)  # warm the page cache and the imports
         bare, loading, building = [], [], []
-        for _ in range(options.rounds):
+        for _ in range(rounds):
             bare.append(bare_read(path))
             seconds, built = load_into_fresh_net(path)
             loading.append(seconds)
@@ -80,14 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
         process.start()
         memory, _ = here.recv()
         process.join()
-        size = path.stat().st_size
-    ratio = statistics.median(a / b for a, b in zip(loading, bare, strict=True))
-    print(f"file                {size / 1e6:.0f} MB")
-    print(f"bare read           {statistics.median(bare):.3f} s (median of {options.rounds})")
-    print(f"weights into net    {statistics.median(loading):.3f} s, {ratio:.2f} of the bare read (median of ratios)")
-    print(f"building the net    {statistics.median(building):.3f} s")
-    print(f"peak memory         {memory / 1e6:.0f} MB beyond torch's import, {memory / size:.2f} of the file")
-    return 0
+        title = f"loading {path.stat().st_size / 1e6:.0f} MB of {NAME}"
+    yield row(title, "bare read of the file", statistics.median(bare), 1.0)
+    yield row(title, "weights into the net", statistics.median(loading), ratio(loading, bare), memory)
+    yield row(title, "building the net", statistics.median(building), ratio(building, bare))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="loading time and memory")
+    parser.add_argument("--rounds", type=int, default=5)
+    return show(lines(parser.parse_args(arguments).rounds))
 
 
 if __name__ == "__main__":

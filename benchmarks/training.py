@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import peak
+from benchmarks.table import ratio, row, show
 
 CLASSES, MOMENTUM, DECAY, RATE = 21, 0.99, 0.0005, 1e-10
 Step = Callable[[], float]
@@ -202,31 +203,21 @@ def report(
     written: list[float],
     raw: list[float],
 ) -> list[str]:
-    """The results as lines of markdown."""
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    lines = [
-        f"FCN-32s, one iteration, batch 1, {size[0]}x{size[1]}, float32, CPU:",
-        "",
-        "| | seconds (median) | ratio | peak memory, GB | ratio | largest relative difference of the losses |",
-        "|---|---|---|---|---|---|",
-    ]
+    """The rows of the table: ratios to the hand-written net; as deviation the largest of the losses."""
+    title = f"training voc-fcn32s {size[1]}x{size[0]}"
+    lines = []
     for name, values in losses.items():
         difference = max(abs(a - b) / abs(b) for a, b in zip(values, losses["hand-written"], strict=True))
-        lines.append(
-            f"| {name} | {medians[name]:.2f} | {medians[name] / medians['hand-written']:.3f} "
-            f"| {memory[name] / 1e9:.2f} | {memory[name] / memory['hand-written']:.3f} | {difference:.1e} |"
-        )
-    lines.append("")
+        share = ratio(seconds[name], seconds["hand-written"])
+        lines.append(row(title, name, statistics.median(seconds[name]), share, memory[name], difference))
     if written:
-        snapshot, plain = statistics.median(written), statistics.median(raw)
-        lines.append(
-            f"Snapshot (model and state): {snapshot:.2f} s; the same bytes written and synced: {plain:.2f} s; "
-            f"ratio {snapshot / plain:.2f}"
-        )
+        title = "snapshot of model and state"
+        lines.append(row(title, "the same bytes written and synced", statistics.median(raw), 1.0))
+        lines.append(row(title, "fcnproto", statistics.median(written), ratio(written, raw)))
     return lines
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--iterations", type=int, default=3)
@@ -234,12 +225,9 @@ def main() -> None:
     parser.add_argument("--size", default="375x500", help="HEIGHTxWIDTH")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--markdown", type=Path, help="also write the report to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     height, width = (int(part) for part in options.size.split("x"))
-    lines = measure((height, width), options.iterations, options.snapshots, options.threads)
-    print("\n".join(lines))
-    if options.markdown is not None:
-        options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return show(measure((height, width), options.iterations, options.snapshots, options.threads), options.markdown)
 
 
 if __name__ == "__main__":
