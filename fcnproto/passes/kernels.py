@@ -195,7 +195,8 @@ class FastConvolution(nn.Module):
         elif self._layers[1] is not None:
             weight, bias = self.weight_and_bias()
         columns = F.unfold(x.to(dtype), window.kernel, window.dilation, window.pad, window.stride).transpose(1, 2)
-        rows = F.linear(columns, weight.flatten(1), bias)  # (N, positions, outputs): channels last
+        # As a matrix: of a batch in bfloat16 PyTorch would first copy the weights for every image.
+        rows = F.linear(columns.flatten(0, 1), weight.flatten(1), bias)  # (N * positions, outputs): channels last
         return rows.view(x.shape[0], *size, -1).permute(0, 3, 1, 2)
 
 

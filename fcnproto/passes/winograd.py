@@ -22,6 +22,7 @@ _WINDOW = _OUTPUTS + _KERNEL - 1
 _POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))
 _LEAST_CHANNELS = 256
 _LEAST_TILES = 32
+_AT_ONCE = 64
 
 
 def suits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int, weight: Tensor) -> bool:
@@ -43,8 +44,12 @@ def has_enough(x: Tensor, pad: Sequence[int]) -> bool:
 def transform_weight(weight: Tensor) -> Tensor:
     """A weight (outputs, C, 3, 3) at the 36 pairs of points: (36, C, outputs), in its own dtype."""
     _, at_points, _ = _matrices()
-    moved = torch.einsum("ai,ocij,bj->abco", at_points, weight.double().cpu(), at_points)
-    return moved.reshape(_WINDOW**2, weight.shape[1], weight.shape[0]).to(weight.device, weight.dtype)
+    result = weight.new_empty(_WINDOW**2, weight.shape[1], weight.shape[0])
+    for start in range(0, weight.shape[0], _AT_ONCE):  # in float64, so not all at once
+        part = weight[start : start + _AT_ONCE].double().cpu()
+        moved = torch.einsum("ai,ocij,bj->abco", at_points, part, at_points)
+        result[:, :, start : start + _AT_ONCE] = moved.flatten(0, 1)
+    return result
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
