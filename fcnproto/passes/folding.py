@@ -216,7 +216,7 @@ class FoldedChain(nn.Module):
         size = (layout.rows[i + 1].size, layout.columns[i + 1].size)
         if isinstance(step.layer, Pooling):
             x, windows = _pad(x, margins), step.layer.windows
-            if suits_rows(x):
+            if suits_rows(x, windows):
                 return pool_rows(x, windows.kernel, windows.stride, size)
             return F.max_pool2d(x, windows.kernel, windows.stride)
         assert step.fast is not None

@@ -16,7 +16,7 @@ from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution, Deconvolution
 from fcnproto.layers.normalisation import BatchNorm
-from fcnproto.layers.pooling import Pooling, looks_finite
+from fcnproto.layers.pooling import Pooling, Windows, looks_finite
 from fcnproto.layers.shaping import Crop
 from fcnproto.passes import winograd
 from fcnproto.passes.keeping import Watch
@@ -109,6 +109,9 @@ class FastConvolution(nn.Module):
 
     def _kept(self, dtype: torch.dtype, innermost: bool = True) -> tuple[Tensor, Tensor | None]:
         """Weight (with channels `innermost`, or contiguous) and bias in `dtype`, made once until the blobs change."""
+        weight = self.layer.blob(0)
+        if self._layers[1] is None and dtype == weight.dtype and max(self.layer.window.kernel) == 1:
+            return channels_last(weight), self.layer.optional_blob(1)  # as it lies: nothing to keep, nothing to watch
 
         def make() -> tuple[Tensor, Tensor | None]:
             weight, bias = self.weight_and_bias()
@@ -153,13 +156,11 @@ class FastConvolution(nn.Module):
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
-        """The bias alone, made once until the blobs change."""
-
-        def make() -> Tensor | None:
-            bias = self.weight_and_bias()[1]
-            return None if bias is None else bias.to(dtype)
-
-        return self._watch.derived((self._layers, dtype, "bias"), make, self.sources).value
+        """The bias alone."""
+        if self._layers[1] is not None:
+            return self._kept(dtype)[1]
+        bias = self.layer.optional_blob(1)
+        return None if bias is None else bias.to(dtype)
 
     def _suits_winograd(self, x: Tensor, pad: Sequence[int]) -> bool:
         window, weight = self.layer.window, self.layer.blob(0)
@@ -214,7 +215,7 @@ class FastPooling(nn.Module):
 def fast_pool(layer: Pooling, x: Tensor) -> Tensor:
     """A max pooling layer's top, by `pool_rows` where that is faster and the same."""
     size = layer.size(x.shape, layer.windows)
-    if 0 not in size and layer.windows.suits_torch(x.shape[2:]) and suits_rows(x):
+    if 0 not in size and layer.windows.suits_torch(x.shape[2:]) and suits_rows(x, layer.windows):
         values = pool_rows(x, layer.windows.kernel, layer.windows.stride, size)
         if looks_finite(values):  # Caffe passes over NaN and minus infinity
             return values
@@ -222,8 +223,10 @@ def fast_pool(layer: Pooling, x: Tensor) -> Tensor:
     return result
 
 
-def suits_rows(x: Tensor) -> bool:
-    """Whether `pool_rows` is the faster way: channels innermost, enough of them, no gradient asked for."""
+def suits_rows(x: Tensor, windows: Windows) -> bool:
+    """Whether `pool_rows` is the faster way: channels innermost, enough of them, no overlap, no gradient asked for."""
+    if any(k > s for k, s in zip(windows.kernel, windows.stride, strict=True)):
+        return False
     return x.device.type == "cpu" and x.stride(1) == 1 and x.shape[1] >= 16 and not needs_gradient(x)
 
 
