@@ -88,6 +88,15 @@ def open_image(path: PathLike) -> Image.Image:
         raise DataError(f"{file}: can't be read as an image: {error or type(error).__name__}") from error
 
 
+def pixel_count(path: PathLike) -> int:
+    """The number of pixels of an image file by its header; 0 where that can't be read (reading it will say why)."""
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height
+    except Exception:  # damaged files raise whatever their decoder meets
+        return 0
+
+
 def read_image(path: PathLike) -> Image.Image:
     """An image file as 8-bit RGB, upright. Raises `DataError`.
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from fcnproto.errors import DataError, Error, GraphError, LayerError, UsageError
 from fcnproto.graph import Blob
-from fcnproto.images import Preprocessing, find_images, limit_side, read_depth, read_image, resize, to_blob
+from fcnproto.images import Preprocessing, find_images, limit_side, pixel_count, read_depth, read_image, resize, to_blob
 from fcnproto.inference import image_inputs, images_stay_apart, run_with
 from fcnproto.net import Net
 from fcnproto.overlap import Stages, overlap
@@ -388,7 +388,7 @@ def segment(
         failed,
         kind=lambda scene: scene.shape,
         most=segmenter.most_at_once,
-        size=lambda job: _pixels(job.path),
+        size=lambda job: pixel_count(job.path),
     )
     return overlap(jobs, stages, ahead=_AHEAD, limit=_PIXELS_AHEAD, workers=workers)
 
@@ -401,12 +401,3 @@ class _Job:
     path: Path
     name: str
     compare: bool
-
-
-def _pixels(path: Path) -> int:
-    """The number of pixels of an image file by its header; 0 where that can't be read."""
-    try:
-        with Image.open(path) as image:
-            return image.width * image.height
-    except Exception:  # reading it will say what is wrong
-        return 0
