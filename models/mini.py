@@ -26,11 +26,12 @@ DROPOUT = 0.1
 STATISTICS = 0.98
 
 # Both FCNs of the training see a pixel at the same place of every map: the warm-up net pads the image by 3 * 32 less
-# and gives fc6 those 3 positions back. What pool4 and pool3 lose at their edges, their scores get back as padding:
-# map -> (padding of the score layer, offset of its crop), the offset being the real net's, less 6 and 12 positions of
-# the image's padding, plus the score layer's own.
-WARM_UP_PADS = {"conv1_1": fcn.FIRST_PAD - 96, "fc6": 3, "score_pool4": 2, "score_pool3": 6}
-WARM_UP_OFFSETS = {"score_pool4c": 5 - 6 + 2, "score_pool3c": 9 - 12 + 6}
+# and gives fc6 those 3 positions back. What pool4 and pool3 lose at their edges, their scores get back as padding; the
+# crops of these begin earlier by the 6 and 12 positions of the image's padding, and later by their own.
+LESS_PADDING = 96
+FC6_PAD = 3
+SKIP_PADS = {"score_pool4": 2, "score_pool3": 6}
+SKIP_OFFSETS = {"score_pool4": -6 + 2, "score_pool3": -12 + 6}
 
 # The seeds of the drawn images: no two of them share an image.
 TRAIN_SEED, CHECK_SEED, TEST_SEED, SAMPLE_SEED = 1, 2, 3, 4
@@ -137,24 +138,37 @@ def averaged(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
 
 
 def warm_up(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
-    """The FCN with little padding, and batch normalisation after the convolutions of its five stages: it learns several
-    times faster, and `surgery.fold_normalisation` turns its weights into the FCN's."""
+    """An FCN on VGG16 with little padding, and batch normalisation after the convolutions of its five stages.
+
+    It learns several times faster, and `surgery.fold_normalisation` turns its weights into the FCN's.
+    """
     result = caffe_pb2.NetParameter(name=net.name)
     for layer in net.layer:
-        if layer.name in WARM_UP_PADS:
-            layer.convolution_param.pad[:] = [WARM_UP_PADS[layer.name]]
-        if layer.name in WARM_UP_OFFSETS:
-            layer.crop_param.offset[:] = [WARM_UP_OFFSETS[layer.name]]
+        skip = layer.name[: len("score_pool4")]
+        settings = layer.convolution_param
+        if layer.type == "Crop" and skip in SKIP_OFFSETS:
+            layer.crop_param.offset[0] += SKIP_OFFSETS[skip]
+        elif layer.type == "Convolution" and list(settings.pad) == [fcn.FIRST_PAD]:
+            settings.pad[:] = [fcn.FIRST_PAD - LESS_PADDING]
+        elif layer.type == "Convolution" and layer.name.startswith("fc6"):
+            settings.pad[:] = [FC6_PAD]
+        elif layer.type == "Convolution" and skip in SKIP_PADS:
+            settings.pad[:] = [SKIP_PADS[skip]]
         result.layer.add().CopyFrom(layer)
         if layer.name.startswith("conv"):
-            convolution = result.layer[-1]
-            convolution.convolution_param.bias_term = False
-            del convolution.param[1:]
-            blob = {"bottom": [layer.top[0]], "top": [layer.top[0]]}
-            norm = result.layer.add(name=f"bn_{layer.name}", type="BatchNorm", **blob)
-            norm.batch_norm_param.moving_average_fraction = STATISTICS
-            result.layer.add(name=f"scale_{layer.name}", type="Scale", **blob).scale_param.bias_term = True
+            _normalise(result)
     return result
+
+
+def _normalise(net: caffe_pb2.NetParameter) -> None:
+    """Follow the net's last layer by BatchNorm and Scale in place, which make its bias superfluous."""
+    convolution = net.layer[-1]
+    convolution.convolution_param.bias_term = False
+    del convolution.param[1:]
+    blob = {"bottom": [convolution.top[0]], "top": [convolution.top[0]]}
+    norm = net.layer.add(name=f"bn_{convolution.name}", type="BatchNorm", **blob)
+    norm.batch_norm_param.moving_average_fraction = STATISTICS
+    net.layer.add(name=f"scale_{convolution.name}", type="Scale", **blob).scale_param.bias_term = True
 
 
 def classifier(net: NetSpec, widths: Sequence[int] = WIDTHS) -> caffe_pb2.NetParameter:

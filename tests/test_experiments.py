@@ -12,7 +12,6 @@ import torch
 import fcnproto
 from benchmarks.experiments import definitions, report, rooms, running
 from benchmarks.experiments.definitions import Experiment, experiments
-from fcnproto import surgery
 from fcnproto.errors import UsageError
 
 NAMES = [item.name for item in experiments()]
@@ -33,9 +32,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> running.Runs:
             blobs[1].fill_(1.0)
             blobs[2].fill_(1.0)
     classifier.save(tmp_path / "classifier.caffemodel")
-    _, folded, _ = surgery.fold_normalisation(definition, tmp_path / "classifier.caffemodel")
-    folded.save(tmp_path / "folded.caffemodel")
-    return running.Runs(tmp_path / "runs", tmp_path / "folded.caffemodel", threads=1)
+    return running.Runs(tmp_path / "runs", tmp_path / "classifier.caffemodel", threads=1)
 
 
 def short(name: str) -> Experiment:

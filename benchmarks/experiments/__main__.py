@@ -1,6 +1,6 @@
 """The FCN papers' experiments in small, on drawn scenes.
 
-    python -m benchmarks.experiments --classifier folded.caffemodel [NAME ...] [-o FOLDER]
+    python -m benchmarks.experiments --classifier FILE [NAME ...] [-o FOLDER]
     python -m benchmarks.experiments --report docs/experiments.md
 
 The classifier's weights are those of fcn-mini's training (models/fcn-mini/README.md says how they are made). Without
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("experiments"), help="folder of the runs [%(default)s]"
     )
-    parser.add_argument("--classifier", type=Path, help="weights of fcn-mini's classifier, normalisation folded")
+    parser.add_argument("--classifier", type=Path, help="weights of fcn-mini's classifier")
     parser.add_argument("--threads", type=int, default=2, help="[%(default)s]")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the tables of what is done into this file")
     options = parser.parse_args()
@@ -39,7 +39,7 @@ def main() -> None:
         report.write(options.output, options.report)
         return
     if options.classifier is None or not options.classifier.is_file():
-        parser.error("--classifier FILE is needed: the folded weights of fcn-mini's classifier")
+        parser.error("--classifier FILE is needed: the weights of fcn-mini's classifier")
     runs = Runs(options.output, options.classifier, options.threads)
     for name in options.names or known:
         found = runs.run(known[name])

@@ -18,7 +18,7 @@ from fcnproto.data.rooms import Room, camera, draw_room
 from fcnproto.files import atomic_write
 
 SIZE = 160
-SPLITS = {"train": (31, 500), "val": (32, 80)}
+SPLITS = {"train": (31, 400), "val": (32, 80)}
 """Split -> seed and number of rooms."""
 
 

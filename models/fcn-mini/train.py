@@ -39,7 +39,6 @@ SAMPLE_STEP = 8
 # One command a line, run in one folder; {trained} stands for what the training before wrote.
 COMMANDS = """
 train --solver classifier-solver.prototxt --channels-last
-surgery fold-normalisation classifier-train.prototxt {trained} -o folded.prototxt --output-weights classifier.caffemodel
 surgery transplant warmup-train.prototxt {trained} -o warmup-start.caffemodel
 train --solver warmup-solver.prototxt --channels-last
 surgery fold-normalisation warmup-train.prototxt {trained} -o folded.prototxt --output-weights warmup.caffemodel
