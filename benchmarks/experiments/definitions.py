@@ -112,7 +112,7 @@ def _on(data: Callable[[str], NetSpec], architecture: Any, classes: Any = CLASSE
 
 def _strides() -> list[Experiment]:
     common = {"table": "strides", "images": CHECKED_SCENES // 4}
-    whole, more = 300, 150
+    whole, more = 900, 450
 
     def fixed(phase: str) -> caffe_pb2.NetParameter:
         net = fcn.fixed_features(_on(scenes, fcn.fcn32s)(phase))
@@ -176,7 +176,7 @@ def _fusions() -> list[Experiment]:
             "colour",
             build=_on(nyud({"data": "color"}), fcn.fcn32s),
             start=CLASSIFIER,
-            iterations=250,
+            iterations=500,
             **common,
         ),
         Experiment(
@@ -184,7 +184,7 @@ def _fusions() -> list[Experiment]:
             "colour and depth, early",
             build=_on(early, fcn.fcn32s_early_fusion),
             start=CLASSIFIER,
-            iterations=250,
+            iterations=500,
             **common,
         ),
         Experiment(
@@ -192,7 +192,7 @@ def _fusions() -> list[Experiment]:
             "HHA",
             build=_on(nyud({"data": "hha"}), fcn.fcn32s),
             start=CLASSIFIER,
-            iterations=250,
+            iterations=500,
             **common,
         ),
         Experiment(
@@ -200,7 +200,7 @@ def _fusions() -> list[Experiment]:
             "colour and HHA, late",
             build=_on(nyud(both), fcn.fcn32s_late_fusion),
             start={"color": "rooms-color", "hha": "rooms-hha"},
-            iterations=80,
+            iterations=160,
             rate=FINER_RATE,
             **common,
         ),
