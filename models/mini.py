@@ -63,7 +63,7 @@ def solvers() -> dict[str, caffe_pb2.SolverParameter]:
         "warmup-solver": solver(
             "warmup-", CHECK_SCENES // 8, base_lr=2e-3, max_iter=2000, weights=["warmup-start.caffemodel"]
         ),
-        "solver": solver("", CHECK_SCENES // 8, base_lr=3e-4, max_iter=400, weights=["start.caffemodel"]),
+        "solver": solver("", CHECK_SCENES // 8, base_lr=1e-3, max_iter=1700, weights=["start.caffemodel"]),
     }
 
 
