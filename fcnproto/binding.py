@@ -21,6 +21,7 @@ from fcnproto.errors import GraphError
 from fcnproto.graph import Blob, Graph
 from fcnproto.layers.base import Layer
 from fcnproto.layers.fillers import fill
+from fcnproto.memory import uninitialised
 from fcnproto.schema import caffe_pb2
 
 # Layers whose tops hold the values of their first bottom.
@@ -125,7 +126,7 @@ def give_memory(layers: Sequence[Layer], refs: Sequence[ParamRef], force_backwar
         layer = layers[ref.layer]
         tensor = getattr(layer, layer.blob_names[ref.index])
         try:
-            memory = torch.empty(tensor.shape, dtype=torch.float32)
+            memory = uninitialised(tensor.shape)
         except RuntimeError:
             name = layer.blob_names[ref.index]
             layer.fail(f"no memory for its {name}, {4 * tensor.numel() / 1e9:.1f} GB of shape {tuple(tensor.shape)}")
