@@ -6,7 +6,6 @@ with the package, so that the nets that are trained on drawn images train from t
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.data.folder_layer import MODULE
+from fcnproto.data.published import literal_options
 from fcnproto.data.python_layer import register_python_layer
 from fcnproto.data.scenes import OBJECT_SIZE, SIZE, DrawnObject, Scene, draw_object, draw_scene
 from fcnproto.layers.base import Shape
@@ -57,12 +57,7 @@ class _DrawnLayer(SourceLayer):
         self.recent: dict[int, Drawing] | None = None
 
     def setup(self, shapes: Sequence[Shape]) -> None:
-        try:
-            given = ast.literal_eval(self.config.param_str)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            given = None
-        if not isinstance(given, dict):
-            self.fail(f"param_str is not a Python dict literal: {self.config.param_str!r}")
+        _, given = literal_options(self)
         unknown = sorted(map(repr, set(given) - set(_FIRST_OPTIONS)))
         if unknown:
             self.fail(f"param_str: {', '.join(unknown)} is unknown; there are {', '.join(_FIRST_OPTIONS)}")

@@ -36,6 +36,21 @@ from fcnproto.layers.source import (
 _CHANNELS = {"color": 3, "hha": 3, "depth": 1, "label": 1, "semantic": 1, "geometric": 1}
 
 
+def literal_options(layer: SourceLayer) -> tuple[str, dict[str, Any]]:
+    """A layer's `param_str`, a Python dict literal that is read and never run, after how errors begin that speak of it.
+
+    Raises `LayerError` where it is anything else.
+    """
+    where = f"{layer.config.module}.{layer.config.layer}: param_str"
+    try:
+        options = ast.literal_eval(layer.config.param_str)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        options = None
+    if not isinstance(options, dict):
+        layer.fail(f"{where} is not a Python dict literal: {layer.config.param_str!r}")
+    return where, options
+
+
 class PublishedLayer(SourceLayer):
     """What the published layers share: options, the split's list of ids, and which comes next.
 
@@ -70,13 +85,7 @@ class PublishedLayer(SourceLayer):
             self.fail(f"has {self.num_tops} tops, expected {len(kinds)} ({', '.join(kinds)})")
 
     def _parse_options(self) -> dict[str, Any]:
-        where = f"{self.config.module}.{self.config.layer}: param_str"
-        try:
-            options = ast.literal_eval(self.config.param_str)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            options = None
-        if not isinstance(options, dict):
-            self.fail(f"{where} is not a Python dict literal: {self.config.param_str!r}")
+        where, options = literal_options(self)
         missing = [name for name in (*self.folders, *self.required) if name not in options]
         if missing:
             self.fail(f"{where} lacks {', '.join(map(repr, missing))}")
