@@ -8,6 +8,7 @@ they end, the remaining layers run in full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution
 from fcnproto.layers.pooling import Pooling, looks_finite
-from fcnproto.passes.intervals import Span, Sweep, canvas, expansion, reads, spans
+from fcnproto.passes.intervals import Span, Sweep, canvas, expansion, reads, spans, strip_of
 from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import FastConvolution, blobs_of, fast_pool, needs_gradient, pool_rows, suits_rows
 
@@ -32,6 +33,8 @@ POINTWISE = frozenset(
     ]
 )
 _SIZES_KEPT, _BYTES_KEPT = 8, 96 * 2**20
+# Blobs of more bytes than the first are computed in strips of the second, but of no fewer rows than the third.
+_LARGE, _STRIP, _LEAST_ROWS = 16 * 2**20, 4 * 2**20, 32
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,51 @@ class FoldedChain(nn.Module):
 
     def _run(self, image: Tensor, layout: _Layout, around: _Surroundings) -> tuple[Tensor, ...]:
         wanted: dict[int, Tensor] = {}
-        x = image
-        for i in range(layout.depth):
-            x = self._folded_step(i, x, layout, around)
-            if isinstance(self._steps[i].layer, Pooling) and not looks_finite(x):
+        x, i = image, 0
+        while i < layout.depth:
+            stop = self._block_end(i, layout)
+            x = self._block(i, stop, x, layout, around)
+            i = stop
+            if isinstance(self._steps[i - 1].layer, Pooling) and not looks_finite(x):
                 return self._run_plainly(image)
-            if i in layout.wanted:
-                wanted[i] = self._paste(i, x, layout, around)
+            if i - 1 in layout.wanted:
+                wanted[i - 1] = self._paste(i - 1, x, layout, around)
         return self._run_plainly(wanted[layout.depth - 1] if layout.depth else image, layout.depth, wanted)
+
+    def _block_end(self, first: int, layout: _Layout) -> int:
+        """The end of the steps from `first` on up to the next pooling, or up to a blob that is wanted in full."""
+        for i in range(first, layout.depth):
+            if i in layout.wanted or isinstance(self._steps[i].layer, Pooling):
+                return i + 1
+        return layout.depth
+
+    def _block(self, first: int, stop: int, x: Tensor, layout: _Layout, around: _Surroundings) -> Tensor:
+        """The steps from `first` up to `stop`, a strip of rows at a time where their blobs are large: what lies between
+        stays in the cache, and in memory that was used before."""
+        rows, columns = layout.rows[first : stop + 1], layout.columns[first : stop + 1]
+        sweeps = self._sweeps(0)[first:stop]
+        lines = self._strip_rows(first, stop, x, layout, around)
+        parts = []
+        for lo in range(rows[-1].lo, rows[-1].hi, lines):
+            strip = strip_of(sweeps, rows, lo, min(lo + lines, rows[-1].hi))
+            y = x[:, :, strip[0].lo - rows[0].lo : strip[0].hi - rows[0].lo]
+            for k in range(stop - first):
+                y = self._folded_step(first + k, y, strip[k : k + 2], columns[k : k + 2], around)
+            parts.append(y)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    def _strip_rows(self, first: int, stop: int, x: Tensor, layout: _Layout, around: _Surroundings) -> int:
+        """How many rows of the blob after step `stop` - 1 are computed at once."""
+        rows = [span.size for span in layout.rows[first : stop + 1]]
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return rows[-1]  # autograd keeps all the blobs anyway
+        columns = [span.size for span in layout.columns[first + 1 : stop + 1]]
+        channels = [after.shape[1] for _, after in around.constants[first:stop]]
+        largest = len(x) * x.element_size() * max(map(math.prod, zip(rows[1:], columns, channels, strict=True)))
+        if largest <= _LARGE:
+            return rows[-1]
+        # Neighbouring strips compute a few rows of each blob twice, which must stay little beside the others.
+        return max(1, _STRIP * rows[-1] // largest, _LEAST_ROWS * rows[-1] // rows[0])
 
     def _run_plainly(self, x: Tensor, first: int = 0, before: dict[int, Tensor] | None = None) -> tuple[Tensor, ...]:
         """The steps from `first` on over whole blobs: all of them where shifting meets values that are not finite."""
@@ -202,7 +242,9 @@ class FoldedChain(nn.Module):
         result: Tensor = step.layer(x) if step.fast is None else step.fast(x)
         return result
 
-    def _folded_step(self, i: int, x: Tensor, layout: _Layout, around: _Surroundings) -> Tensor:
+    def _folded_step(
+        self, i: int, x: Tensor, rows: Sequence[Span], columns: Sequence[Span], around: _Surroundings
+    ) -> Tensor:
         """From x - c on the interval before step i to the same after it."""
         step, (before, after) = self._steps[i], around.constants[i]
         sweeps = step.sweeps
@@ -210,10 +252,10 @@ class FoldedChain(nn.Module):
             changed: Tensor = step.layer(x + before) - after
             return changed
         margins = []
-        for sweep, axis in ((sweeps[0], layout.rows), (sweeps[1], layout.columns)):
-            start, stop = reads(sweep, axis[i + 1])
-            margins.append((axis[i].lo - start, stop - axis[i].hi))
-        size = (layout.rows[i + 1].size, layout.columns[i + 1].size)
+        for sweep, (read, written) in ((sweeps[0], rows), (sweeps[1], columns)):
+            start, stop = reads(sweep, written)
+            margins.append((read.lo - start, stop - read.hi))
+        size = (rows[1].size, columns[1].size)
         if isinstance(step.layer, Pooling):
             x, windows = _pad(x, margins), step.layer.windows
             if suits_rows(x, windows):

@@ -104,6 +104,16 @@ def _widen(sweeps: Sequence[Sweep | None], result: list[Span]) -> list[Span]:
     return result
 
 
+def strip_of(sweeps: Sequence[Sweep | None], whole: Sequence[Span], lo: int, hi: int) -> list[Span]:
+    """What outputs [lo, hi) of the last layer need of every blob before: the spans `whole`, one more than there are
+    sweeps, with their intervals cut to that."""
+    result = [replace(whole[-1], lo=lo, hi=hi)]
+    for sweep, span in zip(reversed(sweeps), reversed(whole[:-1]), strict=True):
+        start, stop = (result[0].lo, result[0].hi) if sweep is None else reads(sweep, result[0])
+        result.insert(0, replace(span, lo=max(span.lo, start), hi=min(span.hi, stop)))
+    return result
+
+
 def canvas(sweeps: Sequence[Sweep | None], n: int, depth: int) -> int:
     """The length of a small blob that shows every edge pattern of the first `depth` layers of an image of length n.
 

@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from fcnproto.memory import Room
+
 _Kept = TypeVar("_Kept")
 _Key = TypeVar("_Key", bound=Hashable)
 _Signature = tuple[object, ...]
@@ -31,6 +33,7 @@ class Watch:
         self._seen: dict[Hashable, _Signature] = {}
         self._generations: dict[Hashable, int] = {}
         self._derived: dict[Hashable, Derived[object]] = {}
+        self.room = Room()
         self._factors: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def add(self, key: Hashable, sources: Callable[[], Sequence[Tensor]]) -> None:

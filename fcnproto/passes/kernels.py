@@ -14,17 +14,11 @@ from torch import Tensor, nn
 
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
-from fcnproto.layers.convolution import Convolution, Deconvolution
+from fcnproto.layers.convolution import Convolution
 from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.layers.pooling import Pooling, Windows, looks_finite
-from fcnproto.layers.shaping import Crop
-from fcnproto.passes import winograd
+from fcnproto.passes import products, winograd
 from fcnproto.passes.keeping import Watch
-
-# Up to this many output positions, a large kernel is cheaper as one matrix product over the gathered windows: its
-# weights are used as they lie in memory, where a convolution would first reorder all of them.
-_FEW_POSITIONS = 1024
-_LARGE_KERNEL = 25
 
 
 def blobs_of(layer: Layer) -> list[Tensor]:
@@ -132,7 +126,7 @@ class FastConvolution(nn.Module):
             layer(x)  # raises what the plain net raises
         if any(layer.window.shortfall(x.shape[2:])):
             y = layer.compute(x, *self.weight_and_bias())
-        elif self._is_product(x, size):
+        elif products.suits(layer, x, size):
             y = self._product(x, size)
         else:
             dtype = product_dtype(x.device, x.dtype)
@@ -150,7 +144,7 @@ class FastConvolution(nn.Module):
         if torch.is_grad_enabled():
             weight = channels_last(self.weight_and_bias()[0])
         elif self._suits_winograd(x, pad):
-            return winograd.convolve(x, self._transformed(), bias, pad)
+            return winograd.convolve(x, self._transformed(), bias, pad, self._watch.room)
         else:
             weight = self._kept(dtype)[0]
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
@@ -177,28 +171,14 @@ class FastConvolution(nn.Module):
         make = lambda: winograd.transform_weight(self.weight_and_bias()[0])  # noqa: E731
         return self._watch.derived(key, make, self.sources).value
 
-    def _is_product(self, x: Tensor, size: Sequence[int]) -> bool:
-        kernel = self.layer.window.kernel
-        return (
-            x.device.type == "cpu"
-            and self.layer.groups == 1
-            and kernel[0] * kernel[1] >= _LARGE_KERNEL
-            and x.shape[1] >= 64
-            and size[0] * size[1] <= _FEW_POSITIONS
-        )
-
     def _product(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        window = self.layer.window
         dtype = product_dtype(x.device, x.dtype)
         weight, bias = self.layer.blob(0), self.layer.optional_blob(1)
         if not torch.is_grad_enabled() and (dtype != weight.dtype or self._layers[1] is not None):
             weight, bias = self._kept(dtype, innermost=False)
         elif self._layers[1] is not None:
             weight, bias = self.weight_and_bias()
-        columns = F.unfold(x.to(dtype), window.kernel, window.dilation, window.pad, window.stride).transpose(1, 2)
-        # As a matrix: of a batch in bfloat16 PyTorch would first copy the weights for every image.
-        rows = F.linear(columns.flatten(0, 1), weight.flatten(1), bias)  # (N * positions, outputs): channels last
-        return rows.view(x.shape[0], *size, -1).permute(0, 3, 1, 2)
+        return products.convolve(self.layer, x.to(dtype), size, weight, bias)
 
 
 class FastPooling(nn.Module):
@@ -251,63 +231,3 @@ def _maxima(x: Tensor, axis: int, kernel: int, stride: int, count: int) -> Tenso
         kept = result.narrow(axis, 0, part.shape[axis])
         torch.maximum(kept, part, out=kept)
     return first if result is None else result
-
-
-class FastDeconvolution(nn.Module):
-    """A 2-D Deconvolution without gaps between its windows, alone or with the Crop that alone reads it.
-
-    Where the weights are one kernel on the diagonal (fixed bilinear upsampling), as a per-channel one. Of a Crop only
-    what it keeps is computed.
-    """
-
-    def __init__(self, watch: Watch, layer: Deconvolution, crop: Crop | None = None) -> None:
-        super().__init__()
-        self._layers = (layer, crop)  # in a tuple: not submodules, the net owns them
-        self._diagonal = watch.derived(("diagonal", layer), lambda: _diagonal(layer), lambda: [layer.blob(0).detach()])
-
-    def forward(self, x: Tensor, reference: Tensor | None = None) -> Tensor:
-        layer, crop = self._layers
-        full = layer.top_shapes([x.shape])[0]
-        if 0 in full or 0 in x.shape:
-            y: Tensor = layer(x)
-            return y if crop is None else crop(y, reference)
-        if crop is None or reference is None:
-            return self._deconvolve(x, layer.window.pad)
-        if not _fits(crop, full, reference):
-            failing: Tensor = crop(x.new_empty(full), reference)
-            return failing
-        read, kept = [], []
-        for axis, offset in crop.offsets(x.shape):
-            n, window = reference.shape[axis], layer.window
-            extent, stride, pad = (values[axis - 2] for values in (window.extent, window.stride, window.pad))
-            begin = max(0, -(-(offset + pad - extent + 1) // stride))  # the inputs that reach what is kept
-            read.append(slice(begin, (offset + n - 1 + pad) // stride + 1))
-            kept.append(slice(offset + pad - begin * stride, offset + pad - begin * stride + n))
-        return self._deconvolve(x[:, :, read[0], read[1]].contiguous(), (0, 0))[:, :, kept[0], kept[1]]
-
-    def _deconvolve(self, x: Tensor, pad: Sequence[int]) -> Tensor:
-        layer = self._layers[0]
-        weight, groups, window = layer.blob(0), layer.groups, layer.window
-        diagonal = None if needs_gradient(weight) else self._diagonal.value
-        if diagonal is not None:
-            weight, groups = diagonal, x.shape[1]
-        return F.conv_transpose2d(
-            x, weight, layer.optional_blob(1), window.stride, tuple(pad), 0, groups, window.dilation
-        )
-
-
-def _fits(crop: Crop, shape: Sequence[int], reference: Tensor) -> bool:
-    """Whether the Crop has something to keep and finds it all inside a bottom of `shape`."""
-    if reference.dim() < len(shape):
-        return False
-    sizes = [(shape[axis] - offset, reference.shape[axis]) for axis, offset in crop.offsets(shape)]
-    return all(0 < size <= room for room, size in sizes)
-
-
-def _diagonal(layer: Deconvolution) -> Tensor | None:
-    """The (C, 1, h, w) kernels of a full Deconvolution whose other weights are all zero; None if they aren't."""
-    weight = layer.blob(0).detach()
-    if layer.groups != 1 or weight.shape[0] != weight.shape[1]:
-        return None
-    kernels = weight.diagonal(dim1=0, dim2=1).permute(2, 0, 1).unsqueeze(1).contiguous()
-    return kernels if int(torch.count_nonzero(weight)) == int(torch.count_nonzero(kernels)) else None

@@ -22,11 +22,14 @@ from fcnproto.net import Net, Outputs
 from fcnproto.passes.folding import POINTWISE, FoldedChain, Step
 from fcnproto.passes.graphs import GraphedPlan
 from fcnproto.passes.keeping import Latest, Watch
-from fcnproto.passes.kernels import FastConvolution, FastDeconvolution, FastPooling, blobs_of
+from fcnproto.passes.kernels import FastConvolution, FastPooling, blobs_of
+from fcnproto.passes.upsampling import FastDeconvolution
 from fcnproto.plan import Plan
 from fcnproto.precision import canonical
 from fcnproto.schema import caffe_pb2
 
+# In this order: each finds what the ones before left of the graph.
+PASSES = ("remove_dropout", "fold_padding", "convolutions", "pooling", "deconvolutions")
 _PLANS_KEPT = 8
 
 
@@ -112,18 +115,14 @@ def optimize(net: Net, *, precision: str = "float32", cuda_graphs: bool = False)
     return fast
 
 
-def rewrite(plan: Plan, watch: Watch) -> Plan:
-    """A plan with the same inputs and outputs, rewritten: Dropout of the TEST phase removed, padding folded away,
-    channels-last convolutions with BatchNorm, Scale and ReLU in one, deconvolutions computed inside their crop only."""
+def rewrite(plan: Plan, watch: Watch, passes: Sequence[str] | None = None) -> Plan:
+    """A plan with the same inputs and outputs, rewritten by `PASSES` or by some of them; each keeps all outputs."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(plan.module.graph, {}))
     trace = fx.GraphModule(plan.module, graph, "OptimizedPlan")
     rewriter = _Rewriter(trace, watch)
-    rewriter.remove_dropout()
-    rewriter.fold_padding()
-    rewriter.convolutions()
-    rewriter.pooling()
-    rewriter.deconvolutions()
+    for name in PASSES if passes is None else passes:
+        getattr(rewriter, name)()
     rewriter.drop_unread()
     rewriter.contiguous_outputs()
     trace.recompile()

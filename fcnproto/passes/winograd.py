@@ -17,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcnproto import memory
+
 _OUTPUTS, _KERNEL = 4, 3
 _WINDOW = _OUTPUTS + _KERNEL - 1
 _POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))
-_LEAST_CHANNELS = 256
+_LEAST_CHANNELS = 128
 _LEAST_TILES = 32
 _AT_ONCE = 64
+_BYTES_AT_ONCE = 4 * 2**20
 
 
 def suits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int, weight: Tensor) -> bool:
@@ -44,7 +47,8 @@ def has_enough(x: Tensor, pad: Sequence[int]) -> bool:
 def transform_weight(weight: Tensor) -> Tensor:
     """A weight (outputs, C, 3, 3) at the 36 pairs of points: (36, C, outputs), in its own dtype."""
     _, at_points, _ = _matrices()
-    result = weight.new_empty(_WINDOW**2, weight.shape[1], weight.shape[0])
+    shape = (_WINDOW**2, weight.shape[1], weight.shape[0])
+    result = memory.uninitialised(shape) if weight.dtype == torch.float32 else weight.new_empty(shape)
     for start in range(0, weight.shape[0], _AT_ONCE):  # in float64, so not all at once
         part = weight[start : start + _AT_ONCE].double().cpu()
         moved = torch.einsum("ai,ocij,bj->abco", at_points, part, at_points)
@@ -52,9 +56,13 @@ def transform_weight(weight: Tensor) -> Tensor:
     return result
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
-    """The convolution of `x` (N, C, H, W; best with channels innermost) by a transformed weight; channels innermost."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int], room: memory.Room) -> Tensor:
+    """The convolution of `x` (N, C, H, W; best with channels innermost) by a transformed weight; channels innermost.
+
+    Works on so many tiles at once that what lies between stays in the cache and in memory that was used before.
+    """
     batch, channels, *size = x.shape
+    outputs = weight.shape[2]
     rows, columns = (n + 2 * p - _KERNEL + 1 for n, p in zip(size, pad, strict=True))
     down, across = -(-rows // _OUTPUTS), -(-columns // _OUTPUTS)
     more = [_OUTPUTS * count + _KERNEL - 1 - n - p for count, n, p in zip((down, across), size, pad, strict=True)]
@@ -63,22 +71,37 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int])
     windows = padded.as_strided(
         (_WINDOW, _WINDOW, batch, down, across, channels), (row, column, image, _OUTPUTS * row, _OUTPUTS * column, 1)
     )
-    forward, _, backward = (matrix.to(x.dtype) for matrix in _squares())
-    at_points = (forward @ windows.reshape(_WINDOW**2, -1)).view(_WINDOW**2, -1, channels)
-    products = torch.bmm(at_points, weight)
-    tiles = (backward @ products.view(_WINDOW**2, -1)).view(_OUTPUTS, _OUTPUTS, batch, down, across, -1)
-    tiles = tiles.permute(2, 3, 0, 4, 1, 5)
-    y = x.new_empty(tiles.shape)
-    torch.add(tiles, 0 if bias is None else bias, out=y)
-    y = y.view(batch, _OUTPUTS * down, _OUTPUTS * across, -1)[:, :rows, :columns]
+    y = x.new_empty(batch, down, _OUTPUTS, across, _OUTPUTS, outputs)
+    most = max(1, max(_BYTES_AT_ONCE, weight.nbytes // 2) // (_WINDOW**2 * max(channels, outputs) * x.element_size()))
+    images, lines = max(1, most // (down * across)), _evenly(down, max(1, most // across))
+    room.reserve(_WINDOW**2 * min(images, batch) * lines * across * max(channels, outputs), x.dtype)
+    for n in range(0, batch, images):
+        for line in range(0, down, lines):
+            part = windows[:, :, n : n + images, line : line + lines]
+            _tiles(part, weight, bias, y[n : n + images, line : line + lines], room)
+    y = y.view(batch, _OUTPUTS * down, _OUTPUTS * across, outputs)[:, :rows, :columns]
     return y.permute(0, 3, 1, 2)
 
 
-@cache
-def _squares() -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices for both axes at once."""
-    to_points, kernel, back = _matrices()
-    return torch.kron(to_points, to_points), torch.kron(kernel, kernel), torch.kron(back, back)
+def _tiles(windows: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, room: memory.Room) -> None:
+    """Fill tiles `y` (N, rows, 4, columns, 4, outputs) from their windows (6, 6, N, rows, columns, C)."""
+    forward, _, backward = (matrix.to(windows.dtype) for matrix in _matrices())
+    (m, n), tiles, channels, outputs = backward.shape, windows.shape[2:5].numel(), windows.shape[5], weight.shape[2]
+    gathered = room.take(0, windows.dtype, n, n, tiles * channels)
+    gathered.view(windows.shape).copy_(windows)
+    first = torch.mm(forward, gathered.flatten(1), out=room.take(1, windows.dtype, n, n * tiles * channels))
+    torch.matmul(forward, first.view(n, n, -1), out=gathered)
+    products = room.take(1, windows.dtype, n * n, tiles, outputs)
+    torch.bmm(gathered.view(n * n, tiles, channels), weight, out=products)
+    first = torch.mm(backward, products.view(n, -1), out=room.take(0, windows.dtype, m, n * tiles * outputs))
+    last = torch.matmul(backward, first.view(m, n, -1), out=room.take(1, windows.dtype, m, m, tiles * outputs))
+    last = last.view(m, m, *windows.shape[2:5], outputs).permute(2, 3, 0, 4, 1, 5)
+    torch.add(last, 0 if bias is None else bias, out=y)
+
+
+def _evenly(count: int, most: int) -> int:
+    """The size of the largest of the fewest equal parts of `count` things that are no larger than `most`."""
+    return -(-count // -(-count // most))
 
 
 @cache

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from golden_cases import deviation
 
 import fcnproto
+from fcnproto.memory import Room
 from fcnproto.passes import winograd
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse
@@ -24,7 +25,10 @@ def test_any_size_and_padding(size: tuple[int, int], pad: tuple[int, int], batch
     transformed = winograd.transform_weight(weight)
     for b in (bias, None):
         for given in (x, x.contiguous(memory_format=torch.channels_last)):
-            assert deviation(winograd.convolve(given, transformed, b, pad), F.conv2d(x, weight, b, 1, pad)) <= 1e-13
+            assert (
+                deviation(winograd.convolve(given, transformed, b, pad, Room()), F.conv2d(x, weight, b, 1, pad))
+                <= 1e-13
+            )
 
 
 @pytest.mark.parametrize("channels", [256, 512])
@@ -36,7 +40,9 @@ def test_rounding_is_that_of_a_direct_convolution(channels: int) -> None:
         torch.randn(channels, channels, 3, 3) * (2 / 9 / channels) ** 0.5,
     )
     exact = F.conv2d(x.double(), weight.double(), None, 1, 1)
-    assert deviation(winograd.convolve(x, winograd.transform_weight(weight), None, (1, 1)).double(), exact) <= 3e-6
+    assert (
+        deviation(winograd.convolve(x, winograd.transform_weight(weight), None, (1, 1), Room()).double(), exact) <= 3e-6
+    )
 
 
 @torch.no_grad()

@@ -1,0 +1,124 @@
+"""Faster forms of Deconvolution, with the Crop after it: the same numbers as the plain layers', gradients included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcnproto.layers.convolution import Deconvolution
+from fcnproto.layers.pooling import looks_finite
+from fcnproto.layers.shaping import Crop
+from fcnproto.passes.keeping import Watch
+from fcnproto.passes.kernels import needs_gradient, product_dtype
+
+
+class FastDeconvolution(nn.Module):
+    """A 2-D Deconvolution without gaps between its windows, alone or with the Crop that alone reads it.
+
+    Of a Crop only what it keeps is computed. Where the weights are one kernel on the diagonal (fixed bilinear
+    upsampling), every channel is computed by itself; and where that kernel is a column times a row, alike for all
+    channels, as two matrix products, one along each axis.
+    """
+
+    def __init__(self, watch: Watch, layer: Deconvolution, crop: Crop | None = None) -> None:
+        super().__init__()
+        self._layers = (layer, crop)  # in a tuple: not submodules, the net owns them
+        sources = lambda: [layer.blob(0).detach()]  # noqa: E731
+        self._diagonal = watch.derived(("diagonal", layer), lambda: _diagonal(layer), sources)
+        self._lines = watch.derived(("lines", layer), lambda: _lines(layer), sources)
+
+    def forward(self, x: Tensor, reference: Tensor | None = None) -> Tensor:
+        layer, crop = self._layers
+        window = layer.window
+        full = layer.top_shapes([x.shape])[0]
+        if 0 in full or 0 in x.shape:
+            y: Tensor = layer(x)
+            return y if crop is None else crop(y, reference)
+        if crop is None or reference is None:
+            if self._suits_lines(x):
+                return self._along_lines(x, window.pad, full[2:])
+            return self._deconvolve(x, window.pad)
+        if not _fits(crop, full, reference):
+            failing: Tensor = crop(x.new_empty(full), reference)
+            return failing
+        read, kept = [], []
+        for axis, offset in crop.offsets(x.shape):
+            n = reference.shape[axis]
+            extent, stride, pad = (values[axis - 2] for values in (window.extent, window.stride, window.pad))
+            begin = max(0, -(-(offset + pad - extent + 1) // stride))  # the inputs that reach what is kept
+            read.append(slice(begin, (offset + n - 1 + pad) // stride + 1))
+            kept.append(slice(offset + pad - begin * stride, offset + pad - begin * stride + n))
+        x = x[:, :, read[0], read[1]].contiguous()
+        if self._suits_lines(x):
+            return self._along_lines(x, [part.start for part in kept], reference.shape[2:4])
+        return self._deconvolve(x, (0, 0))[:, :, kept[0], kept[1]]
+
+    def _deconvolve(self, x: Tensor, pad: Sequence[int]) -> Tensor:
+        layer = self._layers[0]
+        weight, groups, window = layer.blob(0), layer.groups, layer.window
+        diagonal = None if needs_gradient(weight) else self._diagonal.value
+        if diagonal is not None:
+            weight, groups = diagonal, x.shape[1]
+        return F.conv_transpose2d(
+            x, weight, layer.optional_blob(1), window.stride, tuple(pad), 0, groups, window.dilation
+        )
+
+    def _suits_lines(self, x: Tensor) -> bool:
+        weight = self._layers[0].blob(0)
+        return (
+            x.device.type == "cpu"
+            and not needs_gradient(x, weight, self._layers[0].optional_blob(1))
+            and product_dtype(x.device, x.dtype) == weight.dtype
+            and self._lines.value is not None
+            and looks_finite(x)  # a row of the product reads all of x, if only to multiply it by zero
+        )
+
+    def _along_lines(self, x: Tensor, first: Sequence[int], size: Sequence[int]) -> Tensor:
+        """The part of the top, of some `size`, that begins at position `first` of the top without padding."""
+        assert self._lines.value is not None
+        stride, bias = self._layers[0].window.stride, self._layers[0].optional_blob(1)
+        down, across = (
+            _spread(line, n, step, start, count)
+            for line, n, step, start, count in zip(self._lines.value, x.shape[2:], stride, first, size, strict=True)
+        )
+        y = down @ (x @ across.t())
+        return y if bias is None else y.add_(bias.view(-1, 1, 1))
+
+
+def _fits(crop: Crop, shape: Sequence[int], reference: Tensor) -> bool:
+    """Whether the Crop has something to keep and finds it all inside a bottom of `shape`."""
+    if reference.dim() < len(shape):
+        return False
+    sizes = [(shape[axis] - offset, reference.shape[axis]) for axis, offset in crop.offsets(shape)]
+    return all(0 < size <= room for room, size in sizes)
+
+
+def _diagonal(layer: Deconvolution) -> Tensor | None:
+    """The (C, 1, h, w) kernels of a full Deconvolution whose other weights are all zero; None if they aren't."""
+    weight = layer.blob(0).detach()
+    if layer.groups != 1 or weight.shape[0] != weight.shape[1]:
+        return None
+    kernels = weight.diagonal(dim1=0, dim2=1).permute(2, 0, 1).unsqueeze(1).contiguous()
+    return kernels if int(torch.count_nonzero(weight)) == int(torch.count_nonzero(kernels)) else None
+
+
+def _lines(layer: Deconvolution) -> tuple[Tensor, Tensor] | None:
+    """The column and the row whose product is every kernel on the diagonal of `_diagonal`; None if there are none."""
+    kernels = _diagonal(layer)
+    if kernels is None or max(layer.window.dilation) > 1 or not bool((kernels == kernels[:1]).all()):
+        return None
+    kernel = kernels[0, 0]
+    top = int(kernel.abs().argmax())
+    row, column = kernel[top // kernel.shape[1]], kernel[:, top % kernel.shape[1]] / kernel.flatten()[top]
+    rest = (torch.outer(column.double(), row.double()) - kernel).abs().max()
+    return (column, row) if bool(rest <= torch.finfo(kernel.dtype).eps * kernel.abs().max()) else None
+
+
+def _spread(line: Tensor, n: int, stride: int, first: int, count: int) -> Tensor:
+    """The matrix (count, n) that lays `line` down at every `stride`-th position, times an input; from `first` on."""
+    tap = torch.arange(first, first + count).unsqueeze(1) - stride * torch.arange(n)
+    inside = (tap >= 0) & (tap < len(line))
+    return torch.where(inside, line[tap.clamp(0, len(line) - 1)], line.new_zeros(()))
