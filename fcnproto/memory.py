@@ -47,7 +47,8 @@ class Room(threading.local):
         """Make room for `size` values in each piece."""
         needed = -(-size * dtype.itemsize // 4)
         if self._pieces[0].numel() < needed:
-            self._pieces = [uninitialised((needed,)) for _ in range(2)]
+            with torch.inference_mode(False):  # what inference mode makes, nothing else could write to
+                self._pieces = [uninitialised((needed,)) for _ in range(2)]
 
     def take(self, which: int, dtype: torch.dtype, *shape: int) -> Tensor:
         """One of the pieces in this shape, whatever is in it."""

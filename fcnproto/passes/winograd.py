@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto import memory
+from fcnproto.passes import team
 
 _OUTPUTS, _KERNEL = 4, 3
 _WINDOW = _OUTPUTS + _KERNEL - 1
@@ -74,11 +75,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int],
     y = x.new_empty(batch, down, _OUTPUTS, across, _OUTPUTS, outputs)
     most = max(1, max(_BYTES_AT_ONCE, weight.nbytes // 2) // (_WINDOW**2 * max(channels, outputs) * x.element_size()))
     images, lines = max(1, most // (down * across)), _evenly(down, max(1, most // across))
-    room.reserve(_WINDOW**2 * min(images, batch) * lines * across * max(channels, outputs), x.dtype)
-    for n in range(0, batch, images):
-        for line in range(0, down, lines):
-            part = windows[:, :, n : n + images, line : line + lines]
-            _tiles(part, weight, bias, y[n : n + images, line : line + lines], room)
+    team.run(
+        [
+            partial(_tiles, windows[:, :, part[0], part[1]], weight, bias, y[part], room)
+            for n in range(0, batch, images)
+            for line in range(0, down, lines)
+            for part in [(slice(n, n + images), slice(line, line + lines))]
+        ]
+    )
     y = y.view(batch, _OUTPUTS * down, _OUTPUTS * across, outputs)[:, :rows, :columns]
     return y.permute(0, 3, 1, 2)
 
@@ -87,6 +91,7 @@ def _tiles(windows: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, room
     """Fill tiles `y` (N, rows, 4, columns, 4, outputs) from their windows (6, 6, N, rows, columns, C)."""
     forward, _, backward = (matrix.to(windows.dtype) for matrix in _matrices())
     (m, n), tiles, channels, outputs = backward.shape, windows.shape[2:5].numel(), windows.shape[5], weight.shape[2]
+    room.reserve(n * n * tiles * max(channels, outputs), windows.dtype)
     gathered = room.take(0, windows.dtype, n, n, tiles * channels)
     gathered.view(windows.shape).copy_(windows)
     first = torch.mm(forward, gathered.flatten(1), out=room.take(1, windows.dtype, n, n * tiles * channels))

@@ -1,0 +1,64 @@
+"""Independent pieces of work, each on one core from its beginning to its end.
+
+PyTorch spreads every single operation over the cores, and not always alike: what one core has just written another
+reads next. Where cores don't share a cache that takes longer than the operation itself. Here each core does all
+operations of a piece.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_lock = threading.Lock()
+_team: tuple[int, int, ThreadPoolExecutor] | None = None  # process, members, the threads
+_member = threading.local()
+
+
+def run(pieces: Sequence[Callable[[], None]]) -> None:
+    """Run all, side by side on as many cores as `torch.get_num_threads` says. In the caller's gradient modes.
+
+    Raises what a piece raises, after all have ended.
+    """
+    count = torch.get_num_threads()
+    if count == 1 or len(pieces) == 1 or getattr(_member, "here", False) or torch.compiler.is_compiling():
+        for piece in pieces:
+            piece()
+        return
+    inference, gradient = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def work(piece: Callable[[], None]) -> None:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradient):
+            piece()
+
+    futures = [_threads(count).submit(work, piece) for piece in pieces]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise errors[0]
+
+
+def _threads(count: int) -> ThreadPoolExecutor:
+    """The team of `count` members; of this process, since threads don't survive a fork."""
+    global _team
+    with _lock:
+        if _team is None or _team[:2] != (os.getpid(), count):
+            if _team is not None and _team[0] == os.getpid():
+                _team[2].shutdown(wait=False)
+            ready = threading.Barrier(count + 1)
+            pool = ThreadPoolExecutor(count, "fcnproto", _begin, (ready,))
+            for _ in range(count):
+                pool.submit(int)
+            ready.wait()
+            torch.set_num_threads(count)  # what the members set holds for threads to come as well
+            _team = os.getpid(), count, pool
+        return _team[2]
+
+
+def _begin(ready: threading.Barrier) -> None:
+    torch.set_num_threads(1)
+    _member.here = True
+    ready.wait()
