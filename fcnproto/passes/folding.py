@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution
 from fcnproto.layers.pooling import Pooling, looks_finite
+from fcnproto.passes import team
 from fcnproto.passes.intervals import Span, Sweep, canvas, expansion, reads, spans, strip_of
 from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import FastConvolution, blobs_of, fast_pool, needs_gradient, pool_rows, suits_rows
@@ -141,13 +143,18 @@ class FoldedChain(nn.Module):
         rows, columns = layout.rows[first : stop + 1], layout.columns[first : stop + 1]
         sweeps = self._sweeps(0)[first:stop]
         lines = self._strip_rows(first, stop, x, layout, around)
-        parts = []
-        for lo in range(rows[-1].lo, rows[-1].hi, lines):
+        firsts = range(rows[-1].lo, rows[-1].hi, lines)
+        parts: list[Tensor] = [x] * len(firsts)
+
+        def compute(number: int) -> None:
+            lo = firsts[number]
             strip = strip_of(sweeps, rows, lo, min(lo + lines, rows[-1].hi))
             y = x[:, :, strip[0].lo - rows[0].lo : strip[0].hi - rows[0].lo]
             for k in range(stop - first):
                 y = self._folded_step(first + k, y, strip[k : k + 2], columns[k : k + 2], around)
-            parts.append(y)
+            parts[number] = y
+
+        team.run([partial(compute, number) for number in range(len(firsts))])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def _strip_rows(self, first: int, stop: int, x: Tensor, layout: _Layout, around: _Surroundings) -> int:
