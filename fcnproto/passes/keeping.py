@@ -7,6 +7,7 @@ takes less than a hundredth of a call's time.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
@@ -58,7 +59,7 @@ class Watch:
         """The value called `key`, made from `sources`: one for all who ask for that key."""
         if key not in self._derived:
             self.add(key, sources)
-            self._derived[key] = Derived(make, self, key)
+            self._derived.setdefault(key, Derived(make, self, key))
         return self._derived[key]  # type: ignore[return-value]
 
     def look(self) -> None:
@@ -108,16 +109,18 @@ class Derived(Generic[_Kept]):
         self._make, self._watch, self._key = make, watch, key
         self._generation = -1
         self._value: _Kept
+        self._lock = threading.Lock()  # several threads may run a net's layers
 
     @property
     def value(self) -> _Kept:
         """The value for the tensors as the watch saw them last."""
-        if self._generation != self._watch.generation(self._key):
-            # Tensors made in inference mode could not be used in training later on.
-            with torch.inference_mode(False), torch.no_grad():
-                self._value = self._make()
-            self._generation = self._watch.generation(self._key)
-        return self._value
+        with self._lock:
+            if self._generation != self._watch.generation(self._key):
+                # Tensors made in inference mode could not be used in training later on.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._value = self._make()
+                self._generation = self._watch.generation(self._key)
+            return self._value
 
 
 class Latest(Generic[_Key, _Kept]):

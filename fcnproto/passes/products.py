@@ -1,4 +1,4 @@
-"""Convolutions with few output positions and many weights as one matrix product, with the weights as they lie.
+"""Convolutions with many weights, for few output positions, as one matrix product, with the weights as they lie.
 
 A convolution would first bring all its weights into an order of its own, at every call: 411 MB for the first fully
 connected layer of VGG16. Here they are the left factor, which is read in place; only the windows are arranged anew.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fcnproto.layers.convolution import Convolution
 
-# Up to this many output positions, and from this many weights on, is that the faster way.
+# Up to this many output positions, and from this many weights on, is that the faster way; in parts for any number.
 _FEW_POSITIONS = 1024
 _MANY_WEIGHTS = 1 << 20
 _BYTES_AT_ONCE = 24 * 2**20
@@ -29,13 +29,13 @@ def suits(layer: Convolution, x: Tensor, size: Sequence[int]) -> bool:
         and layer.groups == 1
         and layer.blob(0).numel() >= _MANY_WEIGHTS
         and math.prod(layer.window.kernel) not in range(2, 25)  # small windows overlap too much to be laid out
-        and math.prod(size) <= _FEW_POSITIONS
+        and (math.prod(size) <= _FEW_POSITIONS or _runs_in_parts(x, layer.blob(0)))
     )
 
 
 def convolve(layer: Convolution, x: Tensor, size: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
     """The layer's top (N, outputs, rows, columns) with this weight and bias; differentiable."""
-    if _is_exact_float32(x, weight) and not torch.is_grad_enabled():
+    if _runs_in_parts(x, weight):
         result = _in_parts(weight.flatten(1), _windows(layer, x, size))
         if bias is not None:
             result += bias[:, None]
@@ -82,8 +82,14 @@ def _has_onednn() -> bool:
     )
 
 
-def _is_exact_float32(x: Tensor, weight: Tensor) -> bool:
-    return x.dtype == weight.dtype == torch.float32 and _has_onednn() and bool(torch.backends.mkldnn.enabled)
+def _runs_in_parts(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(x.device.type)
+        and _has_onednn()
+        and bool(torch.backends.mkldnn.enabled)
+    )
 
 
 def _by_onednn(left: Tensor, rows: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _begin(ready: threading.Barrier) -> None:
-    torch.get_num_threads()  # torch sets every thread's number when it is first asked for; later it keeps what it is given
+    torch.get_num_threads()  # torch sets a thread's number when it is first asked for, and not after that
     torch.set_num_threads(1)
     _member.here = True
     ready.wait()

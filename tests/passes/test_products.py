@@ -69,7 +69,9 @@ def test_which_layers_it_suits() -> None:
     x = torch.zeros(1, 512, 17, 22)
     wide = layer_of("kernel_size: 7", 512, 64)
     assert products.suits(wide, x, (11, 16))
-    assert not products.suits(wide, x, (40, 40))  # many positions
+    assert not products.suits(wide, x, (40, 40))  # many positions, all windows laid out at once for autograd
+    with torch.no_grad():
+        assert products.suits(wide, x, (40, 40))  # in parts
     assert products.suits(layer_of("kernel_size: 1", 1024, 1024), x, (11, 16))
     assert not products.suits(layer_of("kernel_size: 1", 1024, 21), x, (11, 16))  # few weights
     assert not products.suits(layer_of("kernel_size: 3", 512, 512), x, (11, 16))

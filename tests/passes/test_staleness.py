@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import golden_cases
@@ -206,3 +209,23 @@ def test_latest_values_are_bounded() -> None:
     latest.put(10, "huge", 1000)
     assert len(latest) == 1
     assert latest.get(10) == "huge"
+
+
+def test_what_several_threads_ask_for_is_made_once() -> None:
+    watch, weight, made = Watch(), torch.ones(3), []
+    meet = threading.Barrier(4)
+
+    def make() -> int:
+        time.sleep(0.05)
+        made.append(1)
+        return len(made)
+
+    def ask(_: int) -> int:
+        meet.wait(20)
+        return watch.derived("double", make, lambda: [weight]).value
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [1] * 4
+    weight += 1
+    watch.look()
+    assert watch.derived("double", make, lambda: [weight]).value == 2
