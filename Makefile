@@ -69,7 +69,7 @@ docs: $(DEV_STAMP)  ## write docs/layers.md from the registry of layer types, an
 	$(RUN) docs/make_layers.py
 	$(RUN) docs/make_samples.py
 
-bench: $(USER_STAMP)  ## measure loading, inference, growth and training against others, in one table (an hour)
+bench: $(USER_STAMP)  ## measure loading, inference, growth and training against others, in one table (a quarter of an hour)
 	$(RUN) -m benchmarks
 
 clean:  ## remove what the targets above made, but not the environment

@@ -2,8 +2,8 @@
 
     python -m benchmarks [--rounds 3] [--threads 2] [--quick] [--markdown FILE]
 
-Takes an hour on two cores, most of it compiling the hand-written nets and the 1024x1024 images; `--quick` leaves out
-both. The parts can be run alone: benchmarks.load, benchmarks.inference, benchmarks.training.
+Takes a quarter of an hour on two cores, most of it compiling the hand-written nets and the 1024x1024 images; `--quick`
+leaves out both. The parts can be run alone: benchmarks.load, benchmarks.inference, benchmarks.training.
 """
 
 from __future__ import annotations
