@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,3 +78,37 @@ def test_wide_layers_of_an_optimized_net(monkeypatch: pytest.MonkeyPatch) -> Non
         calls.clear()
         fast(x)
         assert not calls
+
+
+WIDE = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 128 dim: 40 dim: 60 } } }
+layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 128 kernel_size: 3 pad: 1
+  weight_filler { type: "msra" } bias_filler { type: "gaussian" } } }
+"""
+
+
+def test_memory_kept_in_one_mode_serves_in_the_others() -> None:
+    torch.manual_seed(0)
+    net = fcnproto.load(parse(WIDE, caffe_pb2.NetParameter))
+    fast = fcnproto.optimize(net)
+    for k, mode in enumerate((torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode)):
+        x = torch.randn(1, 128, 40 + 40 * k, 60)  # larger each time, so that more memory is taken
+        with mode():
+            ours = fast(x)["c"]
+        assert deviation(ours.detach().clone(), net(x)["c"].detach()) <= 5e-6
+
+
+def test_one_net_called_by_several_threads() -> None:
+    torch.manual_seed(0)
+    net = fcnproto.load(parse(WIDE, caffe_pb2.NetParameter))
+    fast = fcnproto.optimize(net)
+    images = [torch.randn(1, 128, 40 + k, 60) for k in range(4)]
+
+    def work(x: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [fast(x)["c"] for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for x, results in zip(images, pool.map(work, images), strict=True):
+            plain = net(x)["c"].detach()
+            assert all(deviation(y, plain) <= 5e-6 for y in results)
