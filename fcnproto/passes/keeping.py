@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -40,9 +40,9 @@ class Watch:
     def add(self, key: Hashable, sources: Callable[[], Sequence[Tensor]]) -> None:
         """Watch the tensors that `sources` names at the time of each look, from now on."""
         if key not in self._sources:
-            self._sources[key] = sources
-            self._generations[key] = 0
-            self._seen |= self._signatures([key])
+            self._seen |= self._signatures({key: sources})
+            self._generations.setdefault(key, 0)
+            self._sources[key] = sources  # last: another thread that looks finds the rest
 
     def generation(self, key: Hashable) -> int:
         """How often `look` has found the tensors of a group changed."""
@@ -64,16 +64,16 @@ class Watch:
 
     def look(self) -> None:
         """Find out which tensors have been written to, moved or replaced since the last look."""
-        found = self._signatures(list(self._sources))
+        found = self._signatures(dict(self._sources))
         for key, signature in found.items():
             if signature != self._seen[key]:
                 self._generations[key] += 1
-        self._seen = found
+        self._seen |= found
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _signatures(self, keys: Sequence[Hashable]) -> dict[Hashable, _Signature]:
-        groups = {key: [tensor.detach() for tensor in self._sources[key]()] for key in keys}
+    def _signatures(self, sources: Mapping[Hashable, Callable[[], Sequence[Tensor]]]) -> dict[Hashable, _Signature]:
+        groups = {key: [tensor.detach() for tensor in name()] for key, name in sources.items()}
         different = {_version(tensor): tensor for tensors in groups.values() for tensor in tensors}
         bits = dict(zip(different, self._fingerprints(list(different.values())), strict=True))
         return {
