@@ -143,18 +143,15 @@ class FoldedChain(nn.Module):
         rows, columns = layout.rows[first : stop + 1], layout.columns[first : stop + 1]
         sweeps = self._sweeps(0)[first:stop]
         lines = self._strip_rows(first, stop, x, layout, around)
-        firsts = range(rows[-1].lo, rows[-1].hi, lines)
-        parts: list[Tensor] = [x] * len(firsts)
 
-        def compute(number: int) -> None:
-            lo = firsts[number]
+        def compute(lo: int) -> Tensor:
             strip = strip_of(sweeps, rows, lo, min(lo + lines, rows[-1].hi))
             y = x[:, :, strip[0].lo - rows[0].lo : strip[0].hi - rows[0].lo]
             for k in range(stop - first):
                 y = self._folded_step(first + k, y, strip[k : k + 2], columns[k : k + 2], around)
-            parts[number] = y
+            return y
 
-        team.run([partial(compute, number) for number in range(len(firsts))])
+        parts = team.run([partial(compute, lo) for lo in range(rows[-1].lo, rows[-1].hi, lines)])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def _strip_rows(self, first: int, stop: int, x: Tensor, layout: _Layout, around: _Surroundings) -> int:

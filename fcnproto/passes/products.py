@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.layers.convolution import Convolution
+from fcnproto.passes import team
 
 # Up to this many output positions, and from this many weights on, is that the faster way; in parts for any number.
 _FEW_POSITIONS = 1024
@@ -64,14 +65,9 @@ def _windows(layer: Convolution, x: Tensor, size: Sequence[int]) -> Tensor:
 
 def _in_parts(weight: Tensor, windows: Tensor) -> Tensor:
     """The product of weight and windows: (outputs, positions); of so many rows at once that memory is used again."""
-    lines = windows.shape[1]
     most = max(1, _BYTES_AT_ONCE // (windows[0, 0].numel() * windows.element_size()))
-    count = -(-lines // most)  # even parts
-    parts = [
-        _by_onednn(weight, part.reshape(-1, weight.shape[1]))
-        for image in windows
-        for part in image.split(-(-lines // count))
-    ]
+    lines = team.evenly(windows.shape[1], most)
+    parts = [_by_onednn(weight, part.reshape(-1, weight.shape[1])) for image in windows for part in image.split(lines)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

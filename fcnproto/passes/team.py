@@ -10,35 +10,39 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
 
+_Result = TypeVar("_Result")
 _lock = threading.Lock()
 _team: tuple[int, int, ThreadPoolExecutor] | None = None  # process, members, the threads
 _member = threading.local()
 
 
-def run(pieces: Sequence[Callable[[], None]]) -> None:
-    """Run all, side by side on as many cores as `torch.get_num_threads` says. In the caller's gradient modes.
+def run(pieces: Sequence[Callable[[], _Result]]) -> list[_Result]:
+    """All results, computed side by side on as many cores as `torch.get_num_threads` says, in the caller's modes.
 
     Raises what a piece raises, after all have ended.
     """
     count = torch.get_num_threads()
     if count == 1 or len(pieces) == 1 or getattr(_member, "here", False) or torch.compiler.is_compiling():
-        for piece in pieces:
-            piece()
-        return
+        return [piece() for piece in pieces]
     inference, gradient = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
-    def work(piece: Callable[[], None]) -> None:
+    def work(piece: Callable[[], _Result]) -> _Result:
         with torch.inference_mode(inference), torch.set_grad_enabled(gradient):
-            piece()
+            return piece()
 
     futures = [_threads(count).submit(work, piece) for piece in pieces]
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        raise errors[0]
+    wait(futures)
+    return [future.result() for future in futures]
+
+
+def evenly(count: int, most: int) -> int:
+    """The size of the largest of the fewest equal parts of `count` things that are no larger than `most`."""
+    return -(-count // -(-count // most))
 
 
 def _threads(count: int) -> ThreadPoolExecutor:

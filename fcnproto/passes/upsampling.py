@@ -27,8 +27,8 @@ class FastDeconvolution(nn.Module):
         super().__init__()
         self._layers = (layer, crop)  # in a tuple: not submodules, the net owns them
         sources = lambda: [layer.blob(0).detach()]  # noqa: E731
-        self._diagonal = watch.derived(("diagonal", layer), lambda: _diagonal(layer), sources)
-        self._lines = watch.derived(("lines", layer), lambda: _lines(layer), sources)
+        diagonal = self._diagonal = watch.derived(("diagonal", layer), lambda: _diagonal(layer), sources)
+        self._lines = watch.derived(("lines", layer), lambda: _lines(layer, diagonal.value), sources)
 
     def forward(self, x: Tensor, reference: Tensor | None = None) -> Tensor:
         layer, crop = self._layers
@@ -105,9 +105,8 @@ def _diagonal(layer: Deconvolution) -> Tensor | None:
     return kernels if int(torch.count_nonzero(weight)) == int(torch.count_nonzero(kernels)) else None
 
 
-def _lines(layer: Deconvolution) -> tuple[Tensor, Tensor] | None:
-    """The column and the row whose product is every kernel on the diagonal of `_diagonal`; None if there are none."""
-    kernels = _diagonal(layer)
+def _lines(layer: Deconvolution, kernels: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """The column and the row whose product is every kernel of `_diagonal`; None if there are none."""
     if kernels is None or max(layer.window.dilation) > 1 or not bool((kernels == kernels[:1]).all()):
         return None
     kernel = kernels[0, 0]

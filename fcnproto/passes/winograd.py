@@ -47,7 +47,7 @@ def has_enough(x: Tensor, pad: Sequence[int]) -> bool:
 
 def transform_weight(weight: Tensor) -> Tensor:
     """A weight (outputs, C, 3, 3) at the 36 pairs of points: (36, C, outputs), in its own dtype."""
-    _, at_points, _ = _matrices()
+    _, at_points, _ = _matrices(torch.float64)
     shape = (_WINDOW**2, weight.shape[1], weight.shape[0])
     result = memory.uninitialised(shape) if weight.dtype == torch.float32 else weight.new_empty(shape)
     for start in range(0, weight.shape[0], _AT_ONCE):  # in float64, so not all at once
@@ -74,22 +74,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int],
     )
     y = x.new_empty(batch, down, _OUTPUTS, across, _OUTPUTS, outputs)
     most = max(1, max(_BYTES_AT_ONCE, weight.nbytes // 2) // (_WINDOW**2 * max(channels, outputs) * x.element_size()))
-    images, lines = max(1, most // (down * across)), _evenly(down, max(1, most // across))
-    team.run(
-        [
-            partial(_tiles, windows[:, :, part[0], part[1]], weight, bias, y[part], room)
-            for n in range(0, batch, images)
-            for line in range(0, down, lines)
-            for part in [(slice(n, n + images), slice(line, line + lines))]
-        ]
-    )
+    images, lines = max(1, most // (down * across)), team.evenly(down, max(1, most // across))
+    pieces = []
+    for n in range(0, batch, images):
+        for line in range(0, down, lines):
+            part = slice(n, n + images), slice(line, line + lines)
+            pieces.append(partial(_tiles, windows[:, :, part[0], part[1]], weight, bias, y[part], room))
+    team.run(pieces)
     y = y.view(batch, _OUTPUTS * down, _OUTPUTS * across, outputs)[:, :rows, :columns]
     return y.permute(0, 3, 1, 2)
 
 
 def _tiles(windows: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, room: memory.Room) -> None:
     """Fill tiles `y` (N, rows, 4, columns, 4, outputs) from their windows (6, 6, N, rows, columns, C)."""
-    forward, _, backward = (matrix.to(windows.dtype) for matrix in _matrices())
+    forward, _, backward = _matrices(windows.dtype)
     (m, n), tiles, channels, outputs = backward.shape, windows.shape[2:5].numel(), windows.shape[5], weight.shape[2]
     room.reserve(n * n * tiles * max(channels, outputs), windows.dtype)
     gathered = room.take(0, windows.dtype, n, n, tiles * channels)
@@ -104,14 +102,9 @@ def _tiles(windows: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, room
     torch.add(last, 0 if bias is None else bias, out=y)
 
 
-def _evenly(count: int, most: int) -> int:
-    """The size of the largest of the fewest equal parts of `count` things that are no larger than `most`."""
-    return -(-count // -(-count // most))
-
-
 @cache
-def _matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """For one axis: inputs to points (6x6), kernel to points (6x3), points to outputs (4x6), in float64.
+def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """For one axis: inputs to points (6x6), kernel to points (6x3), points to outputs (4x6).
 
     Winograd's transposed form of Toom and Cook's multiplication; the last point is infinity.
     """
@@ -122,7 +115,7 @@ def _matrices() -> tuple[Tensor, Tensor, Tensor]:
     inputs = [[*_polynomial([q for q in _POINTS if q != p]), Fraction(0)] for p in _POINTS]
     inputs.append(_polynomial(_POINTS))
     first, second, third = (
-        torch.tensor([[float(value) for value in row] for row in matrix], dtype=torch.float64)
+        torch.tensor([[float(value) for value in row] for row in matrix], dtype=torch.float64).to(dtype)
         for matrix in (inputs, kernel, back)
     )
     return first, second, third
