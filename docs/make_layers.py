@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import fcnproto.net  # noqa: F401  registers every type
-from fcnproto.files import atomic_write
+from fcnproto.atomic import atomic_write
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup, types
 from fcnproto.schema import caffe_pb2

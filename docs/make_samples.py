@@ -16,17 +16,17 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import golden_cases  # noqa: E402
 
 import fcnproto  # noqa: E402
+from fcnproto.atomic import atomic_write  # noqa: E402
 from fcnproto.drawing import lay_out, layer_params, make_diagram  # noqa: E402
 from fcnproto.export import about_inputs, make_source  # noqa: E402
 from fcnproto.export.shapes import blob_shapes, input_shapes  # noqa: E402
 from fcnproto.export.source import endpoints  # noqa: E402
-from fcnproto.files import atomic_write  # noqa: E402
+from fcnproto.inspect.summary import summarise  # noqa: E402
 from fcnproto.net import Net  # noqa: E402
 from fcnproto.parity import compare, read_recording  # noqa: E402
 from fcnproto.parity.page import to_html  # noqa: E402
 from fcnproto.schema import caffe_pb2  # noqa: E402
 from fcnproto.schema.text import read_net  # noqa: E402
-from fcnproto.summary import summarise  # noqa: E402
 
 MODEL, CASE = "voc-fcn8s", "voc_fcn8s_train"
 

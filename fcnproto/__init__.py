@@ -5,8 +5,7 @@ The names below are loaded on first use, so that parts which need no torch (`fcn
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fcnproto.errors import (
     DataError,
@@ -20,6 +19,7 @@ from fcnproto.errors import (
     UsageError,
     WeightsError,
 )
+from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
     from fcnproto.layers.base import Layer
@@ -30,20 +30,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "Layer": "fcnproto.layers.base",
-    "Net": "fcnproto.net",
-    "Solver": "fcnproto.solver",
-    "load": "fcnproto.net",
-    "optimize": "fcnproto.passes",
-    "register_layer": "fcnproto.layers.registry",
-}
-# fmt: off
 _MODULES = (
-    "data", "finetune", "graph", "layers", "netspec", "passes", "precision", "schema",
-    "score", "scoring", "segment", "solver", "surgery", "zoo",
+    "data",
+    "finetune",
+    "graph",
+    "layers",
+    "netspec",
+    "passes",
+    "precision",
+    "scenes",
+    "schema",
+    "scoring",
+    "segment",
+    "solver",
+    "surgery",
+    "zoo",
 )
-# fmt: on
 
 __all__ = [
     "DataError",
@@ -65,18 +67,16 @@ __all__ = [
     "register_layer",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        attribute = "register" if name == "register_layer" else name
-        value = getattr(importlib.import_module(_LAZY[name]), attribute)
-    elif name in _MODULES:
-        value = importlib.import_module(f"fcnproto.{name}")
-    else:
-        raise AttributeError(f"module 'fcnproto' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, *_MODULES})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "Layer": "fcnproto.layers.base",
+        "Net": "fcnproto.net",
+        "Solver": "fcnproto.solver",
+        "load": "fcnproto.net",
+        "optimize": "fcnproto.passes",
+        "register_layer": "fcnproto.layers.registry:register",
+        "score": "fcnproto.scoring.metrics:",
+    }
+    | {module: f"fcnproto.{module}:" for module in _MODULES},
+)

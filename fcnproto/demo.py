@@ -16,13 +16,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fcnproto import zoo
-from fcnproto.data.scenes import Scene, draw_scenes
+from fcnproto.atomic import ARRAY_FAULTS, atomic_write
 from fcnproto.errors import DataError, Error
-from fcnproto.files import ARRAY_FAULTS, atomic_write
 from fcnproto.images import Preprocessing, to_blob
 from fcnproto.net import Net, load
-from fcnproto.pictures import beside, label_image, legend, overlay
-from fcnproto.score import Metrics, confusion_matrix, metrics
+from fcnproto.pictures.labels import beside, label_image, legend, overlay
+from fcnproto.scenes.scenes import Scene, draw_scenes
+from fcnproto.scoring.metrics import Metrics, confusion_matrix, metrics
 
 MODEL = "fcn-mini"
 SEED = 20_000

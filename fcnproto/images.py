@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fcnproto.atomic import ARRAY_FAULTS
 from fcnproto.errors import DataError, FcnprotoWarning
-from fcnproto.files import ARRAY_FAULTS
 
 PathLike = str | os.PathLike[str]
 Array = npt.NDArray[Any]

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import WeightsError
-from fcnproto.files import PathLike, atomic_write
 
 _DTYPES = {
     "F64": torch.float64,

@@ -1,6 +1,6 @@
 """fcn-mini: an FCN-8s slim enough to come with the package, and the classification net that its training begins with.
 
-Both read drawn images through the data layers of `fcnproto.data.drawn_layer`, so that `fcnproto train` needs their
+Both read drawn images through the data layers of `fcnproto.scenes.layer`, so that `fcnproto train` needs their
 solvers alone. How one leads to the other is in fcn-mini/README.md.
 """
 
@@ -96,7 +96,7 @@ def solver(prefix: str, test_iter: int, **settings: Any) -> caffe_pb2.SolverPara
 def record(scores: list[dict[str, Any]]) -> dict[str, Any]:
     """What `fcnproto.zoo` says of the net, for model.json."""
     return {
-        "dataset": "drawn scenes (fcnproto.data.scenes)",
+        "dataset": "drawn scenes (fcnproto.scenes.scenes)",
         "base": "VGG16, slim",
         "weights_url": None,
         "initial_weights": [],

@@ -13,7 +13,7 @@ import pytest
 import fcnproto
 from fcnproto.errors import DataError
 from fcnproto.images import read_mean
-from fcnproto.inference import read_arrays
+from fcnproto.inspect.running import read_arrays
 from fcnproto.parity.recording import read_recording
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse

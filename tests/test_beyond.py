@@ -54,7 +54,7 @@ def test_googlenet_runs_on_any_size_and_takes_the_classifiers_weights() -> None:
 def test_googlenet_definition_has_the_published_sizes() -> None:
     spec = sources.inputs({"data": (1, 3, 224, 224)})
     googlenet.classifier(spec, googlenet.features(spec, spec.data))
-    from fcnproto.summary import summarise
+    from fcnproto.inspect.summary import summarise
 
     summary = summarise(spec.to_proto())
     assert summary.parameters == 6_998_552  # the published GoogLeNet without its auxiliary classifiers

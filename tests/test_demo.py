@@ -11,8 +11,8 @@ from PIL import Image
 
 import fcnproto
 from fcnproto import demo, zoo
-from fcnproto.data.scenes import CLASSES, Scene, draw_scene
 from fcnproto.errors import DataError, Error
+from fcnproto.scenes.scenes import CLASSES, Scene, draw_scene
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from fcnproto import finetune, surgery, zoo
 from fcnproto.cli._main import main
 from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.datasets import ImageFolder
-from fcnproto.data.scenes import draw_scene
 from fcnproto.errors import DataError, UsageError, WeightsError
 from fcnproto.finetune.data import balanced_weights, split
 from fcnproto.finetune.nets import read_base
 from fcnproto.netspec import NetSpec
 from fcnproto.netspec import layers as L
+from fcnproto.scenes.scenes import draw_scene
 from fcnproto.schema.text import read_net, read_solver, write_message
 from fcnproto.schema.weights import read_blob
 

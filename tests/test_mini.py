@@ -15,7 +15,7 @@ import torch
 
 import fcnproto
 from fcnproto import surgery, zoo
-from fcnproto.data.scenes import CLASSES
+from fcnproto.scenes.scenes import CLASSES
 from fcnproto.schema.text import format_message, read_net
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / "fcn-mini"

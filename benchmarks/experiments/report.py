@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments.definitions import experiments
+from fcnproto.atomic import atomic_write
 from fcnproto.errors import UsageError
-from fcnproto.files import atomic_write
 
 METRICS = ("pixel accuracy", "mean accuracy", "mean IU", "frequency weighted IU")
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"

@@ -12,10 +12,10 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from fcnproto.atomic import atomic_write
 from fcnproto.data.hha import hha
 from fcnproto.data.published import SIFTFlowSegDataLayer
-from fcnproto.data.rooms import Room, camera, draw_room
-from fcnproto.files import atomic_write
+from fcnproto.scenes.rooms import Room, camera, draw_room
 
 SIZE = 160
 SPLITS = {"train": (31, 400), "val": (32, 80)}

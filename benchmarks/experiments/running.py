@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.experiments import rooms
 from benchmarks.experiments.definitions import CLASSIFIER, Experiment, experiments
-from fcnproto.files import atomic_write
+from fcnproto.atomic import atomic_write
 from fcnproto.schema.text import write_message
 
 

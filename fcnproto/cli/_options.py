@@ -141,7 +141,7 @@ def classes_and_colours(
     Where only colours are given, their names are the classes'.
     """
     from fcnproto.data.masks import read_colours
-    from fcnproto.recognise import read_class_names
+    from fcnproto.preprocessing import read_class_names
 
     names: dict[str, tuple[str, ...]] = {}
     tables = {}

@@ -59,11 +59,11 @@ def command(
         raise UsageError(f"-o {output}: the name must end in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
     if weights is not None and output.suffix.lower() != ".html":
         raise UsageError("WEIGHTS are shown in .html drawings only")
+    from fcnproto.atomic import atomic_path, atomic_write
     from fcnproto.drawing import lay_out, layer_params, make_diagram, to_image, to_svg
     from fcnproto.drawing.page import to_page
-    from fcnproto.files import atomic_path, atomic_write
+    from fcnproto.inspect.summary import summarise
     from fcnproto.schema.text import read_net
-    from fcnproto.summary import summarise
 
     param = read_net(model)
     given = _options.shapes(shapes)

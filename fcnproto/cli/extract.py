@@ -29,8 +29,8 @@ def command(weights: Path, output: Path | None, shapes: Sequence[str], raw: bool
     Left out is what only the built net has: Split layers, the phase that layers inherit from the net, include and
     exclude rules that have done their work.
     """
-    from fcnproto.extract import loadable
     from fcnproto.schema.definition import net_definition
+    from fcnproto.schema.extract import loadable
     from fcnproto.schema.text import format_message, write_message
 
     net = net_definition(weights)

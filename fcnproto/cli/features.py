@@ -49,10 +49,10 @@ def command(
     several sizes give an array `<blob>/<image name>` each.
     """
     import fcnproto
-    from fcnproto.features import extract_features, summary
     from fcnproto.images import find_images
-    from fcnproto.inference import fixed_image_size, image_inputs
-    from fcnproto.recognise import preprocessing_of, zoo_record
+    from fcnproto.inspect.features import extract_features, summary
+    from fcnproto.inspect.running import fixed_image_size, image_inputs
+    from fcnproto.preprocessing import preprocessing_of, zoo_record
 
     if output.suffix.lower() not in (".h5", ".hdf5", ".npz"):
         raise UsageError(f"-o {output}: the name must end in .h5, .hdf5 or .npz")

@@ -29,8 +29,8 @@ def command(depths: Sequence[Path], output: Path, camera: str, unit: float, radi
     import numpy as np
     from PIL import Image
 
+    from fcnproto.atomic import atomic_write
     from fcnproto.data.hha import hha
-    from fcnproto.files import atomic_write
     from fcnproto.images import find_images, read_depth
 
     intrinsics = _camera(camera)

@@ -110,7 +110,7 @@ def command(
     report.net = report.net or _options.title(model)
     _print(report)
     if json_file is not None:
-        from fcnproto.files import atomic_write
+        from fcnproto.atomic import atomic_write
 
         with atomic_write(json_file, "w") as file:
             file.write(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
@@ -145,7 +145,7 @@ def _compute(
     settings: dict[str, Any],
 ) -> Recording:
     from fcnproto.cli.run import image_values
-    from fcnproto.inference import read_arrays
+    from fcnproto.inspect.running import read_arrays
     from fcnproto.parity import caffe_reference, float64_reference, opencv_reference, random_inputs
 
     if arrays is not None:
@@ -197,12 +197,12 @@ def _print(report: Report) -> None:
 
 
 def _write_page(path: Path, report: Report, net: Net, recording: Recording) -> None:
+    from fcnproto.atomic import atomic_write
     from fcnproto.drawing import lay_out, layer_params, make_diagram
-    from fcnproto.extract import loadable
-    from fcnproto.files import atomic_write
+    from fcnproto.inspect.summary import summarise
+    from fcnproto.net.weights import definition
     from fcnproto.parity.page import to_html
-    from fcnproto.summary import summarise
-    from fcnproto.transfer import definition
+    from fcnproto.schema.extract import loadable
 
     shapes = {name: list(value.shape) for name, value in recording.inputs.items()}
     param, _ = loadable(definition(net), shapes)

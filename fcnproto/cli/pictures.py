@@ -60,9 +60,9 @@ def command(
     if (activations or gradients) and not images and arrays is None:
         raise UsageError("--activations and --gradients need an input: give --image or --input")
     import fcnproto
+    from fcnproto.atomic import atomic_path
     from fcnproto.cli.run import image_values
-    from fcnproto.files import atomic_path
-    from fcnproto.inference import read_arrays
+    from fcnproto.inspect.running import read_arrays
 
     options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
     net = fcnproto.load(model, weights, device=_options.device(device), **options)
@@ -83,10 +83,10 @@ def _pictures(
     net: Net, filters: Sequence[str], activations: Sequence[str], gradients: bool, inputs: Mapping[str, Tensor]
 ) -> list[tuple[str, Any]]:
     """(name, picture) of all that is asked for."""
-    from fcnproto.inference import run_with
+    from fcnproto.inspect.running import run_with
     from fcnproto.parity.comparison import backward
     from fcnproto.parity.references import random_gradients
-    from fcnproto.weight_pictures import activation_grid, filter_grid, flow_picture, gradient_flow
+    from fcnproto.pictures.weights import activation_grid, filter_grid, flow_picture, gradient_flow
 
     made = []
     if not filters and not activations and not gradients:

@@ -65,7 +65,7 @@ def command(
     import torch
 
     import fcnproto
-    from fcnproto.inference import write_arrays
+    from fcnproto.inspect.running import write_arrays
 
     if images and arrays is not None:
         raise UsageError("--image and --input exclude each other")
@@ -105,7 +105,7 @@ def _run(
     blobs: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Mapping[str, Tensor]:
-    from fcnproto.inference import computable_outputs, read_arrays, run_with
+    from fcnproto.inspect.running import computable_outputs, read_arrays, run_with
     from fcnproto.segment import score_blobs
 
     if arrays is not None:
@@ -127,8 +127,8 @@ def image_values(
     net: Net, model: Path, weights: Path | None, images: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """The inputs that `--image` and the preprocessing options (with resize and crop) in `settings` name."""
-    from fcnproto.inference import fixed_image_size, image_value
-    from fcnproto.recognise import preprocessing_of, zoo_record
+    from fcnproto.inspect.running import fixed_image_size, image_value
+    from fcnproto.preprocessing import preprocessing_of, zoo_record
 
     record, inputs = zoo_record(model, weights), list(net.source_shapes)
     if not inputs:
@@ -156,8 +156,8 @@ def _statistics(array: Any) -> tuple[float, ...]:
 
 
 def _print_best(results: Mapping[str, Any], count: int, labels: Path | None) -> None:
-    from fcnproto.inference import best_classes
-    from fcnproto.recognise import read_class_names
+    from fcnproto.inspect.running import best_classes
+    from fcnproto.preprocessing import read_class_names
 
     names = None if labels is None else read_class_names(labels)
     judged = {

@@ -121,7 +121,7 @@ def net_command(
     others --iterations batches. Where the net is a published one, the published figures are printed beside.
     """
     import fcnproto
-    from fcnproto.recognise import zoo_record
+    from fcnproto.preprocessing import zoo_record
     from fcnproto.scoring import score_net
 
     net = fcnproto.load(
@@ -162,7 +162,7 @@ def _outputs(
     net: Net, record: ModelInfo | None, names: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, Sequence[str]]] | None:
     """Score blobs with their labels and class names (none where unknown); None where the net itself says them."""
-    from fcnproto.assigning import assign
+    from fcnproto.net.assigning import assign
     from fcnproto.scoring import judged_blobs
     from fcnproto.segment import score_blobs
 
@@ -213,11 +213,11 @@ def _folders(
     settings: Mapping[str, Any],
 ) -> ImageFolders:
     """The images and masks in the folders of `--images` and `--masks`, by the net's blobs and labels."""
-    from fcnproto.assigning import assign
     from fcnproto.data.datasets import ImageFolders, Images, Masks
     from fcnproto.images import parse_mean
-    from fcnproto.inference import image_inputs
-    from fcnproto.recognise import preprocessing_of
+    from fcnproto.inspect.running import image_inputs
+    from fcnproto.net.assigning import assign
+    from fcnproto.preprocessing import preprocessing_of
     from fcnproto.segment import score_blobs
 
     inputs: dict[str, Sequence[str]] = dict.fromkeys(image_inputs(net, score_blobs(net)), ())
@@ -278,7 +278,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 def _show(results: Sequence[Scored], settings: Mapping[str, Any], record: ModelInfo | None) -> None:
     """Print the results and write the picture."""
-    from fcnproto.score import absent
+    from fcnproto.scoring.metrics import absent
 
     if record is not None and {len(one.names) for one in results} != {len(one.classes) for one in record.outputs}:
         record = None  # a net of other classes under a published one's name
@@ -323,7 +323,7 @@ def _print_tables(scored: Scored, several: bool) -> None:
 
 def _published_figures(record: ModelInfo) -> list[dict[str, Any]]:
     """The figures that are published for a net, and for VOC's also those of other methods in the first paper."""
-    from fcnproto.papers import SCORES
+    from fcnproto.scoring.papers import SCORES
 
     figures: list[dict[str, Any]] = [{"net": record.name, **dataclasses.asdict(score)} for score in record.scores]
     known = {(score.data, score.metrics.get("mean IU")) for score in record.scores}

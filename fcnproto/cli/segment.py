@@ -93,7 +93,7 @@ def command(
     nets BGR and the mean of ImageNet are assumed.
     """
     import fcnproto
-    from fcnproto.recognise import read_class_names, zoo_record
+    from fcnproto.preprocessing import read_class_names, zoo_record
     from fcnproto.segment import Segmenter, segment
 
     if settings["cuda_graphs"] and no_optimize:

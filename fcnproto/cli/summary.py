@@ -11,7 +11,7 @@ import click
 from fcnproto.cli import _options, _output
 
 if TYPE_CHECKING:
-    from fcnproto.summary import NetSummary
+    from fcnproto.inspect.summary import NetSummary
 
 
 @click.command("summary")
@@ -41,8 +41,8 @@ def command(
     Multiply-adds are those of convolutions, deconvolutions, inner products and recurrent layers. Memory is that of
     parameters and blobs as float32.
     """
+    from fcnproto.inspect.summary import summarise
     from fcnproto.schema.text import read_net
-    from fcnproto.summary import summarise
 
     result = summarise(
         read_net(model),

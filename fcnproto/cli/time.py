@@ -48,7 +48,7 @@ def command(
 ) -> None:
     """Measure each layer's forward and backward time."""
     import fcnproto
-    from fcnproto.timing import time_layers
+    from fcnproto.inspect.timing import time_layers
 
     net = fcnproto.load(
         model,

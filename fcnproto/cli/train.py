@@ -177,8 +177,8 @@ class _Shown:
     @contextlib.contextmanager
     def around(self, solver: Solver) -> Iterator[None]:
         """Listen to the solver for the length of the block; write the plot at its end, however it ends."""
+        from fcnproto.pictures.chart import write_chart
         from fcnproto.solver import distributed
-        from fcnproto.solver.chart import write_chart
         from fcnproto.solver.progress import LiveLine, LogFolder, Recorder
 
         if distributed.rank() != 0:

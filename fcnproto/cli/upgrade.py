@@ -23,10 +23,10 @@ def command(source: Path, target: Path) -> int:
     Which of them it is is seen from the content. The exit status is 1 if something in it has no place in the current
     format; OUT is written then too.
     """
-    from fcnproto.files import atomic_write
+    from fcnproto.atomic import atomic_write
     from fcnproto.schema.kinds import HEAD_BYTES, looks_binary
     from fcnproto.schema.text import write_message
-    from fcnproto.upgrading import read_binary_net, read_text, upgrade
+    from fcnproto.schema.upgrading import read_binary_net, read_text, upgrade
 
     with open(source, "rb") as file:
         binary = looks_binary(file.read(HEAD_BYTES))

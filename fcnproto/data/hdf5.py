@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcnproto.atomic import atomic_path
 from fcnproto.data.paths import resolve
 from fcnproto.errors import DataError, WeightsError
-from fcnproto.files import atomic_path
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 from fcnproto.layers.source import PartialShape, SourceLayer

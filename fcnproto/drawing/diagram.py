@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fcnproto.graph.rules import is_kept, net_state
+from fcnproto.inspect.summary import LayerSummary, NetSummary
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import fields_of
-from fcnproto.summary import LayerSummary, NetSummary
 
 Shape = tuple[int, ...]
 Edge = tuple[int, int, str, Shape]

@@ -17,9 +17,9 @@ from torch import Tensor
 from fcnproto.drawing.diagram import Diagram
 from fcnproto.drawing.layout import Layout
 from fcnproto.drawing.svg import COLOURS, to_svg
+from fcnproto.inspect.summary import NetSummary
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import format_message
-from fcnproto.summary import NetSummary
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _BINS = 40

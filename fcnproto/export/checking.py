@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcnproto.drawn_inputs import draw_inputs
 from fcnproto.errors import Error
 from fcnproto.export.shapes import input_shapes
-from fcnproto.inference import run_with
+from fcnproto.inspect.running import run_with
 from fcnproto.net import Net
+from fcnproto.net.examples import draw_inputs
 from fcnproto.parity.measures import measure
 
 TOLERANCE = 1e-5

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcnproto.calling import first_line
 from fcnproto.errors import Error, FcnprotoWarning, UsageError, WeightsError
 from fcnproto.export.checking import Example, compare, independent, make_examples, without_chance
 from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
 from fcnproto.net import Net
-from fcnproto.recognise import preprocessing_of, zoo_record
+from fcnproto.net.calling import first_line
+from fcnproto.preprocessing import preprocessing_of, zoo_record
 from fcnproto.safetensors_file import read_safetensors, write_safetensors
 from fcnproto.schema.weights import open_weights
 

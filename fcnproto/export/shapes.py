@@ -10,7 +10,7 @@ import torch
 from fcnproto.errors import GraphError
 from fcnproto.graph import Blob
 from fcnproto.net import Net
-from fcnproto.plan import runnable
+from fcnproto.net.plan import runnable
 
 Shape = tuple[int, ...]
 

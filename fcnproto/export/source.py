@@ -20,7 +20,7 @@ from fcnproto.export import elementwise, helpers, judging, judging_helpers  # no
 from fcnproto.export.code import WIDTH, call, identifier, number, several, text, with_comment
 from fcnproto.export.emitters import MODULE, Piece, Request, Unsayable, emit
 from fcnproto.graph import Blob, Node
-from fcnproto.inference import computable_outputs, image_inputs
+from fcnproto.inspect.running import computable_outputs, image_inputs
 from fcnproto.layers.base import Layer
 from fcnproto.net import Net
 from fcnproto.segment import score_blobs

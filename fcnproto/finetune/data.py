@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fcnproto.assigning import assign, by_name
 from fcnproto.data.datasets import ImageFolders, Images, Masks
 from fcnproto.errors import UsageError
 from fcnproto.finetune.nets import Base
 from fcnproto.finetune.settings import Settings
+from fcnproto.net.assigning import assign, by_name
 
 _MOST_COUNTED = 500
 

@@ -14,7 +14,7 @@ from fcnproto.errors import UsageError, WeightsError
 from fcnproto.images import Preprocessing
 from fcnproto.layers.registry import lookup
 from fcnproto.net import Net, load
-from fcnproto.recognise import preprocessing_of, zoo_record
+from fcnproto.preprocessing import preprocessing_of, zoo_record
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
 from fcnproto.scoring import judged_blobs

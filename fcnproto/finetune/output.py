@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcnproto.files import atomic_write
+from fcnproto.atomic import atomic_write
 from fcnproto.finetune.data import folders, layer_options
 from fcnproto.finetune.nets import make_loss
 from fcnproto.finetune.planned import Plan

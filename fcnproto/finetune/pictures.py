@@ -12,8 +12,8 @@ from fcnproto.data.datasets import VOID, ImageFolders
 from fcnproto.finetune.nets import Base
 from fcnproto.images import to_blob
 from fcnproto.net import Net
-from fcnproto.pictures import beside, label_image, legend, overlay
-from fcnproto.recognise import background_labels
+from fcnproto.pictures.labels import beside, label_image, legend, overlay
+from fcnproto.preprocessing import background_labels
 from fcnproto.zoo import palette
 
 _SIDE, _GAP, _TITLE = 240, 6, 24

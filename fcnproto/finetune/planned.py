@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from fcnproto import zoo
-from fcnproto.assigning import by_name
 from fcnproto.finetune.nets import Base
 from fcnproto.finetune.settings import OPTIMIZATIONS, Settings
 from fcnproto.net import Net
+from fcnproto.net.assigning import by_name
 from fcnproto.schema import caffe_pb2
 from fcnproto.surgery import Report
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcnproto.atomic import atomic_write
 from fcnproto.errors import UsageError
-from fcnproto.files import atomic_write
-from fcnproto.solver.chart import Curves
+from fcnproto.pictures.chart import Curves
 
 _FILE = "progress.json"
 

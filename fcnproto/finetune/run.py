@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from fcnproto import zoo
-from fcnproto.assigning import by_name
+from fcnproto.atomic import atomic_write
 from fcnproto.data.datasets import ImageFolders
 from fcnproto.errors import Error, UsageError
-from fcnproto.files import atomic_write
 from fcnproto.finetune import progress
 from fcnproto.finetune.data import balanced_weights, class_names, folders, split
 from fcnproto.finetune.nets import first_weights, read_base
@@ -27,11 +26,12 @@ from fcnproto.finetune.planned import Plan
 from fcnproto.finetune.progress import Progress
 from fcnproto.finetune.settings import OPTIMIZATIONS, Settings
 from fcnproto.net import Net, load
+from fcnproto.net.assigning import by_name
+from fcnproto.pictures.chart import write_chart
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_solver
 from fcnproto.scoring import Scored, confusion_picture, score_net
 from fcnproto.solver import Request, Solver
-from fcnproto.solver.chart import write_chart
 from fcnproto.solver.progress import Recorder
 
 Say = Callable[[str], None]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcnproto.assigning import by_name
 from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.masks import Colour
 from fcnproto.errors import UsageError
+from fcnproto.net.assigning import by_name
 
 
 @dataclass(frozen=True)

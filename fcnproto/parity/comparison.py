@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fcnproto.errors import DataError, Error, FcnprotoWarning, GraphError
 from fcnproto.graph import Node
-from fcnproto.inference import run_with
+from fcnproto.inspect.running import run_with
 from fcnproto.net import Net, Outputs
+from fcnproto.net.plan import runnable
 from fcnproto.parity.diagnosis import VAGUE, describe
 from fcnproto.parity.fitting import data_readings, fitted, missing, strangers
 from fcnproto.parity.measures import measure
@@ -28,7 +29,6 @@ from fcnproto.parity.own_layer import own_deviation, to_tensor
 from fcnproto.parity.recording import Recording
 from fcnproto.parity.report import Departure, Entry, Kind, Report
 from fcnproto.parity.ties import near_ties
-from fcnproto.plan import runnable
 
 Array = npt.NDArray[Any]
 

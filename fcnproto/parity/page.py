@@ -15,7 +15,7 @@ from fcnproto.drawing import Diagram, Layout, to_svg
 from fcnproto.drawing.page import fill_template
 from fcnproto.parity.measures import ULP_LIMITS
 from fcnproto.parity.report import Entry, Report
-from fcnproto.pictures import label_image
+from fcnproto.pictures.labels import label_image
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _LEVELS = (

@@ -25,8 +25,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from fcnproto.atomic import ARRAY_FAULTS
 from fcnproto.errors import DataError
-from fcnproto.files import ARRAY_FAULTS
 
 Array = npt.NDArray[Any]
 

@@ -19,16 +19,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fcnproto.drawn_inputs import draw_inputs
 from fcnproto.errors import DataError, Error, UsageError
-from fcnproto.extract import loadable
-from fcnproto.inference import run_with, write_arrays
+from fcnproto.inspect.running import run_with, write_arrays
 from fcnproto.net import Net
+from fcnproto.net.examples import draw_inputs
+from fcnproto.net.plan import runnable
+from fcnproto.net.weights import definition
 from fcnproto.parity.comparison import backward, ordered_blobs
 from fcnproto.parity.recording import Recording, read_recording
-from fcnproto.plan import runnable
+from fcnproto.schema.extract import loadable
 from fcnproto.schema.text import write_message
-from fcnproto.transfer import definition
 
 Array = npt.NDArray[Any]
 

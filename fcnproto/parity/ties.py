@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcnproto.inference import run_with
+from fcnproto.inspect.running import run_with
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
 

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from fcnproto.memory import Room
+from fcnproto.net.memory import Room
 
 _Kept = TypeVar("_Kept")
 _Key = TypeVar("_Key", bound=Hashable)

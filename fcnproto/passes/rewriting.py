@@ -19,12 +19,12 @@ from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net, Outputs
+from fcnproto.net.plan import Plan
 from fcnproto.passes.folding import POINTWISE, FoldedChain, Step
 from fcnproto.passes.graphs import GraphedPlan
 from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import FastConvolution, FastPooling, blobs_of
 from fcnproto.passes.upsampling import FastDeconvolution
-from fcnproto.plan import Plan
 from fcnproto.precision import canonical
 from fcnproto.schema import caffe_pb2
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcnproto import memory
+from fcnproto.net import memory
 from fcnproto.passes import team
 
 _OUTPUTS, _KERNEL = 4, 3

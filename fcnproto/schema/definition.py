@@ -11,8 +11,8 @@ import warnings
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
+from fcnproto.atomic import PathLike
 from fcnproto.errors import FcnprotoWarning, WeightsError
-from fcnproto.files import PathLike
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import fields_of
 from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, open_binary

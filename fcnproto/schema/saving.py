@@ -14,8 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from fcnproto.atomic import PathLike, atomic_path, atomic_write
 from fcnproto.errors import FcnprotoWarning, WeightsError
-from fcnproto.files import PathLike, atomic_path, atomic_write
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import encode_blob, storable
 from fcnproto.schema.fields import fields_of

@@ -14,8 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from fcnproto.atomic import PathLike, atomic_path, atomic_write
 from fcnproto.errors import WeightsError
-from fcnproto.files import PathLike, atomic_path, atomic_write
 from fcnproto.schema.blobs import StoredBlob, encode_blob, expect, read_binary_blob, storable
 from fcnproto.schema.hdf5 import HDF5Blob, hdf5_errors, member, numbered, open_hdf5, write_dataset
 from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, open_binary

@@ -15,8 +15,8 @@ import numpy as np
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
+from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import PrototxtError
-from fcnproto.files import PathLike, atomic_write
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import INTEGER_RANGES, Field, MessageFields, fields_of, suggestion
 from fcnproto.schema.kinds import HEAD_BYTES, foreign_kind, is_hdf5, looks_binary

@@ -18,8 +18,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import WeightsError
-from fcnproto.files import PathLike, atomic_write
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import Array, StoredBlob, encode_blob, expect, read_binary_blob, storable
 from fcnproto.schema.hdf5 import HDF5Blob, hdf5_errors, member, numbered, open_hdf5

@@ -9,10 +9,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcnproto import binding
 from fcnproto.data.paths import resolve
 from fcnproto.errors import SolverError
 from fcnproto.net import Net
+from fcnproto.net import params as net_params
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
 
@@ -133,7 +133,7 @@ def share_weights(source: Net, target: Net) -> None:
                 f"{twin.blob_shapes} in the test net; a solver's nets must share them"
             )
         for index, name in enumerate(layer.blob_names):
-            binding.set_blob(twin, index, getattr(layer, name))
+            net_params.set_blob(twin, index, getattr(layer, name))
 
 
 def snapshot_prefix(param: caffe_pb2.SolverParameter, solver_file: Path | None) -> str:

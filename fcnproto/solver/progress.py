@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fcnproto.pictures.chart import Curves
 from fcnproto.solver import distributed
-from fcnproto.solver.chart import Curves
 from fcnproto.solver.listeners import Listener
 from fcnproto.solver.log import figure
 

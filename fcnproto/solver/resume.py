@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcnproto.atomic import atomic_write
 from fcnproto.errors import FcnprotoWarning
-from fcnproto.files import atomic_write
 from fcnproto.layers.source import python_random_state, set_python_random_state
 from fcnproto.net import Net
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcnproto.atomic import atomic_write
 from fcnproto.errors import WeightsError
-from fcnproto.files import atomic_write
 from fcnproto.net import Net
+from fcnproto.net.weights import save_weights
 from fcnproto.schema.blobs import StoredBlob
 from fcnproto.schema.state import StateFile, open_state, write_state
 from fcnproto.solver import resume
-from fcnproto.transfer import save_weights
 
 _PENDING = ".pending"
 

@@ -12,9 +12,9 @@ from fractions import Fraction
 from fcnproto.errors import GraphError, UsageError
 from fcnproto.graph import coord_map
 from fcnproto.graph.rules import is_kept, net_state
+from fcnproto.inspect.summary import LayerSummary, summarise
 from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
-from fcnproto.summary import LayerSummary, summarise
 from fcnproto.surgery.report import Report
 
 _AVERAGE = caffe_pb2.PoolingParameter.AVE

@@ -26,10 +26,10 @@ import numpy as np
 
 import fcnproto
 from fcnproto import demo, zoo
-from fcnproto.data.scenes import draw_scene, draw_scenes
+from fcnproto.scenes.scenes import draw_scene, draw_scenes
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse_file
-from fcnproto.score import Metrics, confusion_matrix, metrics
+from fcnproto.scoring.metrics import Metrics, confusion_matrix, metrics
 
 HERE = Path(__file__).resolve().parent
 MINI = zoo.definitions("mini")

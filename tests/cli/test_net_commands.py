@@ -87,7 +87,7 @@ class TestRun:
     def test_best_classes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         model, weights = colour_net(tmp_path, CLASSIFIER)
         net = fcnproto.load(model, weights)
-        net.params["mix"][1].data.copy_(fcnproto.net.torch.tensor([0.0, 1.0, -1.0, 0.5]))
+        net.params["mix"][1].data.copy_(fcnproto.net.net.torch.tensor([0.0, 1.0, -1.0, 0.5]))
         net.save(weights)
         Image.new("RGB", (40, 30), (9, 9, 9)).save(tmp_path / "a.png")
         (tmp_path / "labels.txt").write_text("n01 tench, fish\ncat\ndog\nowl [bird]\n")

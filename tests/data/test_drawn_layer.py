@@ -9,11 +9,11 @@ import pytest
 from data_layers import assert_resumes, batches, make_source
 
 from fcnproto.data import drawn_layer
-from fcnproto.data.drawn_layer import vary
 from fcnproto.data.hha import geometry
-from fcnproto.data.rooms import SURFACES, camera, draw_room
-from fcnproto.data.scenes import CLASSES, Scene, draw_object, draw_scene
 from fcnproto.errors import LayerError
+from fcnproto.scenes.layer import vary
+from fcnproto.scenes.rooms import SURFACES, camera, draw_room
+from fcnproto.scenes.scenes import CLASSES, Scene, draw_object, draw_scene
 
 
 def source(layer: str = "DrawnSceneLayer", **options: Any) -> Any:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fcnproto.data.scene_objects import OBJECTS
-from fcnproto.data.scene_textures import FIELDS, texture
-from fcnproto.data.scenes import CLASSES, draw_scene, draw_scenes
+from fcnproto.scenes.objects import OBJECTS
+from fcnproto.scenes.scenes import CLASSES, draw_scene, draw_scenes
+from fcnproto.scenes.textures import FIELDS, texture
 
 
 @pytest.fixture(scope="module")

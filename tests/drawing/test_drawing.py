@@ -18,9 +18,9 @@ from tiny_nets import small_fcn
 from fcnproto import zoo
 from fcnproto.cli._main import main
 from fcnproto.drawing import Diagram, Layout, lay_out, layer_params, make_diagram, to_svg
+from fcnproto.inspect.summary import summarise
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse, read_net
-from fcnproto.summary import summarise
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -11,9 +11,9 @@ from golden_cases import deviation
 from torch import Tensor
 
 import fcnproto
+from fcnproto.net.plan import Plan
 from fcnproto.passes.keeping import Watch
 from fcnproto.passes.rewriting import PASSES, rewrite
-from fcnproto.plan import Plan
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from golden_cases import deviation
 
 import fcnproto
-from fcnproto.memory import Room
+from fcnproto.net.memory import Room
 from fcnproto.passes import winograd
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse

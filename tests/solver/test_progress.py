@@ -13,8 +13,8 @@ import solver_toy as toy
 from PIL import Image
 from rich.console import Console
 
+from fcnproto.pictures.chart import Curves, draw_chart, write_chart
 from fcnproto.solver import Solver
-from fcnproto.solver.chart import Curves, draw_chart, write_chart
 from fcnproto.solver.health import LossWatch
 from fcnproto.solver.log import LossWindow
 from fcnproto.solver.progress import LiveLine, LogFolder, Recorder

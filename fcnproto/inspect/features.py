@@ -1,0 +1,140 @@
+"""Blobs of many images in one file: what Caffe's `extract_features` did, by blob name, to HDF5 or npz.
+
+Images of one size are stacked: a dataset (or array) per blob, one row per image, and `image_names` beside them. Images
+of several sizes give an entry `<blob>/<image name>` each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fcnproto.atomic import atomic_path
+from fcnproto.errors import DataError, UsageError
+from fcnproto.images import Preprocessing, open_image
+from fcnproto.inspect.running import image_inputs, image_value, run_with, write_arrays
+from fcnproto.net import Net
+
+Array = npt.NDArray[Any]
+Pool = Literal["mean", "max"]
+Add = Callable[[str, Sequence[str], Array], None]
+
+NAMES = "image_names"
+
+
+def extract_features(
+    net: Net,
+    images: Sequence[tuple[Path, str]],
+    blobs: Sequence[str],
+    output: Path,
+    how: Preprocessing,
+    *,
+    size: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
+    batch: int = 1,
+    pool: Pool | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, tuple[int, ...]]:
+    """Run the net on every image and write its blobs; an HDF5 file is filled as the images pass.
+
+    Args:
+        images: (path, name) of each.
+        output: .npz, .h5 or .hdf5.
+        how: the preprocessing of the net's image input.
+        size, crop: (height, width) to scale images to, then to cut out of their middle.
+        batch: images run at a time, where all have one size.
+        pool: the mean or maximum over height and width instead of the whole blob.
+        progress: called with the name of every image done.
+
+    Returns the shape of each array written, by its name in the file. Raises `DataError` for images that can't be read,
+    `UsageError` for another ending or a net with several image inputs, `GraphError` for an unknown blob.
+    """
+    if not images:
+        raise UsageError("no images are given")
+    inputs = image_inputs(net, blobs)
+    if len(inputs) > 1:
+        raise UsageError(
+            f"the net needs {', '.join(map(repr, inputs))}; features are taken of nets with one image input"
+        )
+    alike = size is not None or crop is not None or len({open_image(path).size for path, _ in images}) == 1
+    step = batch if alike else 1
+    with _writer(output, alike, len(images)) as (add, shapes), torch.no_grad():
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            values = torch.cat([image_value(path, how, size, crop) for path, _ in part])
+            found = run_with(net, {inputs[0]: values.to(net.device)}, blobs)
+            for blob in blobs:
+                rows = _pooled(found[blob], pool).float().cpu().numpy()
+                if rows.shape[:1] != (len(part),):
+                    raise DataError(f"blob {blob!r} of shape {rows.shape} has no row for each of {len(part)} images")
+                add(blob, [name for _, name in part], rows)
+            for _, name in part:
+                progress(name)
+    return shapes
+
+
+def _pooled(value: Tensor, pool: Pool | None) -> Tensor:
+    if pool is None or value.dim() < 3:
+        return value
+    axes = tuple(range(2, value.dim()))
+    return value.mean(axes) if pool == "mean" else value.amax(axes)
+
+
+@contextmanager
+def _writer(output: Path, alike: bool, count: int) -> Iterator[tuple[Add, dict[str, tuple[int, ...]]]]:
+    """Gives a function that takes (blob, image names, rows), and the table of shapes that it fills."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    ending = output.suffix.lower()
+    if ending == ".npz":
+        arrays: dict[str, list[Array]] = {}
+        names: dict[str, None] = {}
+
+        def keep(blob: str, images: Sequence[str], rows: Array) -> None:
+            names.update(dict.fromkeys(images))
+            for name, row in zip(images, rows, strict=True):
+                arrays.setdefault(blob if alike else f"{blob}/{name}", []).append(row)
+
+        yield keep, shapes
+        stacked = {key: np.stack(rows) if alike else rows[0] for key, rows in arrays.items()}
+        shapes.update({key: value.shape for key, value in stacked.items()})
+        write_arrays(output, {**stacked, NAMES: np.array(list(names))})
+    elif ending in (".h5", ".hdf5"):
+        with atomic_path(output) as temporary, h5py.File(temporary, "w") as file:
+            yield _hdf5_adder(file, alike, count, shapes), shapes
+    else:
+        raise UsageError(f"{output}: the name must end in .h5, .hdf5 or .npz")
+
+
+def _hdf5_adder(file: h5py.File, alike: bool, count: int, shapes: dict[str, tuple[int, ...]]) -> Add:
+    done: dict[str, int] = {}
+    listed = file.create_dataset(NAMES, (count,), dtype=h5py.string_dtype())
+
+    def add(blob: str, images: Sequence[str], rows: Array) -> None:
+        start = done.get(blob, 0)
+        done[blob] = start + len(images)
+        listed[start : start + len(images)] = list(images)
+        if not alike:
+            key = f"{blob}/{images[0]}"
+            file.create_dataset(key, data=rows[0])
+            shapes[key] = rows[0].shape
+            return
+        if blob not in file:
+            shapes[blob] = (count, *rows.shape[1:])
+            file.create_dataset(blob, shapes[blob], dtype=rows.dtype)
+        file[blob][start : start + len(images)] = rows
+
+    return add
+
+
+def summary(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The arrays written, in a few words."""
+    listed = [f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()]
+    return ", ".join(listed[:4]) + (f", and {len(listed) - 4} more" if len(listed) > 4 else "")

@@ -1,0 +1,216 @@
+"""Running any net on images or arrays: what it is given, what it gives, and the best classes of a classifier.
+
+Files in, files out; for label maps see `segment/segmenter.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fcnproto.atomic import ARRAY_FAULTS, atomic_write
+from fcnproto.errors import DataError, GraphError, UsageError
+from fcnproto.images import Preprocessing, read_depth, read_image, resize, to_blob
+from fcnproto.layers.base import Layer
+from fcnproto.net import Net
+from fcnproto.net.plan import missing_inputs, runnable
+
+Array = npt.NDArray[Any]
+PathLike = str | os.PathLike[str]
+
+_GOLDEN_PREFIX = "in."
+
+
+def run_with(net: Net, values: Mapping[str, Tensor], blobs: Sequence[str]) -> Mapping[str, Tensor]:
+    """The net's outputs that can be computed from `values` alone, and `blobs`.
+
+    Unlike in calling the net, data layers that read files are left out; DummyData layers make their data. Raises
+    `GraphError` where a blob, or every output, needs another input.
+    """
+    idle = [layer for layer in net.data_layers() if not any(top in values for top in layer.param.top)]
+    if all(layer.type == "DummyData" for layer in idle):
+        outputs: Mapping[str, Tensor] = net(dict(values), blobs=list(blobs))
+        return outputs
+    made = dict(values)
+    for layer in idle:
+        if layer.type == "DummyData":
+            made |= {top: value.to(net.device, net.dtype) for top, value in zip(layer.param.top, layer(), strict=True)}
+    plan = net.plan(list(made), list(blobs))
+    results = plan.module(*(made[name] for name in plan.inputs))
+    return {name: results[position] for name, position in plan.keys.items()}
+
+
+def image_inputs(net: Net, blobs: Sequence[str]) -> list[str]:
+    """The inputs that `blobs` depend on, in the net's order. `GraphError` for an unknown blob or if there are none."""
+    nothing = {blob: False for node in net.graph.nodes for blob in [*node.bottoms, *node.tops]}
+    needed = {name for blob in blobs for name in missing_inputs(net.graph, net.graph.blob(blob), nothing)}
+    self_made = {blob.name for node in net.graph.nodes if node.type == "DummyData" for blob in node.tops}
+    inputs = [name for name in net.source_shapes if name in needed - self_made]
+    if not inputs:
+        raise GraphError(f"net {net.graph.name!r}: {', '.join(map(repr, blobs))} depends on no input")
+    return inputs
+
+
+def images_stay_apart(net: Net, blobs: Sequence[str]) -> bool:
+    """Whether the layers behind `blobs` are known to compute each image of a batch by itself.
+
+    Said of the layers of segmentation nets; layers that may mix images, such as a BatchNorm by the batch's own
+    statistics, a Reshape or a Python layer, count as mixing.
+    """
+    layers = dict(zip(net.graph.nodes, net.layers, strict=True))
+    stack, seen = [net.graph.blob(name).producer for name in blobs], set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if not node.is_data and not _keeps_images_apart(layers[node]):
+            return False
+        stack += [blob.producer for blob in node.bottoms]
+    return not any(node.type == "DummyData" for node in seen)
+
+
+_APART = frozenset(
+    [
+        *("AbsVal", "BNLL", "Clip", "Dropout", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "Sigmoid", "Swish"),
+        *("TanH", "Threshold", "LRN", "MVN", "Pooling", "Split", "Eltwise", "BatchNorm"),
+    ]
+)
+_APART_BY_AXIS = frozenset(
+    [
+        *("Convolution", "Deconvolution", "Crop", "Concat", "Slice", "Softmax", "Scale", "Bias", "Flatten"),
+        *("InnerProduct", "ArgMax"),
+    ]
+)
+
+
+def _keeps_images_apart(layer: Layer) -> bool:
+    if layer.type == "BatchNorm" and layer.config.HasField("use_global_stats") and not layer.config.use_global_stats:
+        return False
+    if layer.training and layer.type in ("BatchNorm", "Dropout"):
+        return False
+    if layer.type in ("Scale", "Bias") and len(layer.param.bottom) > 1:
+        return False
+    if layer.type in ("Concat", "Slice"):
+        older = "concat_dim" if layer.type == "Concat" else "slice_dim"  # Caffe's former name of the axis
+        return bool(getattr(layer.config, older if layer.config.HasField(older) else "axis") > 0)
+    return layer.type in _APART or (layer.type in _APART_BY_AXIS and layer.config.axis > 0)
+
+
+def computable_outputs(net: Net, inputs: Sequence[str]) -> list[str]:
+    """The net's outputs that can be computed from these inputs (and DummyData layers) alone."""
+    made = [blob.name for node in net.graph.nodes if node.type == "DummyData" for blob in node.tops]
+    known = runnable(net.graph, list(dict.fromkeys([*inputs, *made])))
+    return [name for name in net.outputs if known[net.graph.blobs[name]]]
+
+
+def fixed_image_size(net: Net, blob: str) -> tuple[int, int] | None:
+    """(height, width) of the input in the prototxt if the net is made for that size alone, else None.
+
+    So it is with an InnerProduct layer, whose weights depend on it, and by custom with a global pooling.
+    """
+    shape = net.source_shapes.get(blob)
+    if shape is None or len(shape) != 4 or shape[2] is None or shape[3] is None:
+        return None
+    classifies = any(
+        node.type == "InnerProduct" or (node.type == "Pooling" and node.param.pooling_param.global_pooling)
+        for node in net.graph.nodes
+    )
+    return (shape[2], shape[3]) if classifies else None
+
+
+def image_value(
+    path: PathLike,
+    how: Preprocessing,
+    size: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
+) -> Tensor:
+    """The value (1, channels, height, width) of an input for an image file, scaled to `size`, then cut in the middle to
+    `crop` (both height, width). Raises `DataError`."""
+    image = read_depth(path) if how.kind == "depth" else read_image(path)
+    if size is not None:
+        image = resize(image, *size)
+    if crop is not None:
+        image = _centre(image, *crop, path)
+    try:
+        return torch.from_numpy(to_blob(image, how))[None]
+    except DataError as error:
+        raise DataError(f"{os.fspath(path)}: {error}") from error
+
+
+def _centre(image: Image.Image, height: int, width: int, path: PathLike) -> Image.Image:
+    if height > image.height or width > image.width:
+        raise DataError(
+            f"{os.fspath(path)}: the image of {image.width}x{image.height} pixels is smaller than the crop of "
+            f"{width}x{height}; scale it first (--resize)"
+        )
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def read_arrays(path: PathLike, net: Net) -> dict[str, Tensor]:
+    """The inputs in an .npz file, by blob name, or in an .npy file for a net with one input.
+
+    Of a golden file (keys `in.<blob>`, `out.<blob>`, ...) the inputs are taken. Raises `DataError`.
+    """
+    file = Path(path)
+    try:
+        content = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
+    except ARRAY_FAULTS as error:
+        raise DataError(f"{file}: not a readable .npz or .npy file ({error})") from error
+    if isinstance(content, np.ndarray):
+        names = list(net.source_shapes)
+        if len(names) != 1:
+            raise DataError(
+                f"{file}: one array, but the net has the inputs {', '.join(names)}; give them in an .npz file"
+            )
+        return {names[0]: _tensor(content, file, names[0])}
+    with content:
+        keys = content.files
+        prefix = "" if any(key in net.source_shapes for key in keys) else _GOLDEN_PREFIX
+        try:
+            arrays = {key[len(prefix) :]: content[key] for key in keys if key.startswith(prefix)}
+        except ARRAY_FAULTS as error:
+            raise DataError(f"{file}: not a readable .npz file ({error})") from error
+    unknown = [name for name in arrays if name not in net.source_shapes]
+    if unknown or not arrays:
+        what = f"{unknown[0]!r} is no input of the net" if unknown else "no inputs in it"
+        raise DataError(f"{file}: {what}; the inputs are {', '.join(map(repr, net.source_shapes)) or 'none'}")
+    return {name: _tensor(array, file, name) for name, array in arrays.items()}
+
+
+def _tensor(array: Array, file: Path, name: str) -> Tensor:
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{file}: {name!r} holds no numbers (its type is {array.dtype})")
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if native.dtype.kind in "ub" and native.dtype.itemsize > 1:
+        native = native.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(native).reshape(native.shape))
+
+
+def write_arrays(path: PathLike, arrays: Mapping[str, Array]) -> None:
+    """Write an .npz file of arrays under any names (`numpy.savez` has words of its own among them)."""
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def best_classes(scores: Array, count: int) -> list[tuple[int, float]]:
+    """The `count` highest of a classifier's scores (classes,) or (classes, 1, 1): (class, score), the highest first."""
+    flat = scores.reshape(-1)
+    if flat.size != scores.shape[0]:
+        raise UsageError(f"scores of shape {scores.shape} are not those of a classifier, which have shape (classes,)")
+    order = np.argsort(-flat, kind="stable")[:count]
+    return [(int(index), float(flat[index])) for index in order]

@@ -1,0 +1,419 @@
+"""`Net`: a Caffe net as a `torch.nn.Module`, and `load`, which makes one from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcnproto import precision
+from fcnproto.errors import DataError, GraphError, LayerError
+from fcnproto.graph import Graph, build_graph
+from fcnproto.layers.base import Layer
+from fcnproto.layers.registry import lookup
+from fcnproto.layers.source import SourceLayer
+from fcnproto.net import calling
+from fcnproto.net import params as binding
+from fcnproto.net import shapes as sizing
+from fcnproto.net.calling import Outputs, Term
+from fcnproto.net.params import LearnableParam
+from fcnproto.net.plan import Plan, make_plan
+from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_weights, warn_missing
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import read_net
+from fcnproto.schema.upgrade import needs_upgrade, upgrade_net
+
+__all__ = ["LearnableParam", "Net", "Outputs", "load"]
+
+PathLike = str | os.PathLike[str]
+
+
+class Net(nn.Module):
+    """A Caffe net: call it with tensors for its input blobs, get a dict of its output blobs.
+
+    Made by `load`. `params` lists each layer's blobs, `inputs` and `outputs` are Caffe's names, `graph` is the layer
+    graph. Submodules go by layer name, so that `state_dict` has entries such as `conv1_1.weight`; dots, slashes, quotes
+    and control characters in a layer's name become underscores, and one more underscore is added where the name is
+    taken (a layer called `loss` is the submodule `loss_`, because `Net.loss` is a method).
+
+    Args:
+        param: the definition, of any version of the format.
+        phase: "train" or "test" (or Caffe's 0 and 1); with `level` and `stages` selects the layers (Caffe: NetState).
+        allow_python: permit the import of modules that Python layers name.
+        base_dir: folder from which relative file names are looked up after the working directory.
+        shapes: shapes of data tops that nothing else tells, by name.
+        fill: give the parameters their fillers' values at once; else they stay uninitialised until `fill_params`.
+
+    Raises:
+        GraphError, LayerError, UnsupportedLayerError: the net can't be built.
+    """
+
+    def __init__(
+        self,
+        param: caffe_pb2.NetParameter,
+        phase: str | int = "test",
+        *,
+        level: int = 0,
+        stages: Sequence[str] = (),
+        allow_python: bool = False,
+        base_dir: PathLike | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        fill: bool = True,
+    ) -> None:
+        super().__init__()
+        if needs_upgrade(param):
+            original, param = param, caffe_pb2.NetParameter()
+            param.CopyFrom(original)
+            upgrade_net(param)
+        self.graph: Graph = build_graph(param, lookup, phase, level, stages)
+        layers = sizing.make_layers(self.graph, None if base_dir is None else Path(base_dir), allow_python)
+        sources = sizing.set_up(self.graph, layers, shapes or {})
+        self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
+        self._looked = False
+        self._given_shapes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+        self._param_refs, self._shared = binding.share_params(self.graph, layers)
+        binding.give_memory(layers, self._param_refs, self.graph.force_backward)
+        self._unfilled = {(ref.layer, ref.index) for ref in self._param_refs}
+        self._index_inputs = binding.index_inputs(self.graph, layers)
+        self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
+        # Of the class and not of the object: a property that can't be computed yet counts as taken.
+        self._module_names: list[str] = []
+        self._module_names = binding.module_names(layers, lambda name: name in self.__dict__ or hasattr(Net, name))
+        for name, layer in zip(self._module_names, layers, strict=True):
+            self.add_module(name, layer)
+        self._tie()
+        self.train(self.graph.state.phase == caffe_pb2.TRAIN)
+        if fill:
+            self.fill_params()
+
+    # What the net consists of.
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layer modules in order, parallel to `graph.nodes` (Caffe's automatic Split layers included)."""
+        return [self._modules[name] for name in self._module_names]  # type: ignore[misc]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The tops of the Input layers."""
+        return list(self.graph.inputs)
+
+    @property
+    def source_shapes(self) -> dict[str, sizing.PartialShape | None]:
+        """The shapes of the data layers' tops as far as they are known, None for an unknown extent or shape.
+
+        Asking for them looks into the sources of data layers that are there, where the prototxt leaves something open.
+        """
+        if not self._looked:
+            self._looked = True
+            if any(shape is None or None in shape for shape in self._source_shapes.values()):
+                found = sizing.source_shapes(self.graph, self.layers, self._given_shapes, look=True)
+                self._source_shapes = {blob.name: shape for blob, shape in found.items()}
+        return dict(self._source_shapes)
+
+    @property
+    def outputs(self) -> list[str]:
+        """The blobs that no layer reads, in Caffe's order (by the bytes of their names)."""
+        return list(self.graph.outputs)
+
+    @property
+    def phase(self) -> str:
+        """The phase the net was built for, "train" or "test"."""
+        return "train" if self.graph.state.phase == caffe_pb2.TRAIN else "test"
+
+    @property
+    def params(self) -> dict[str, list[Tensor]]:
+        """The live parameter blobs of every layer that has any, in Caffe's order.
+
+        Of layers that share a name the first one is listed, as in loading weights.
+        """
+        table: dict[str, list[Tensor]] = {}
+        for layer in self.layers:
+            if layer.blob_names:
+                table.setdefault(layer.name, [getattr(layer, name) for name in layer.blob_names])
+        return table
+
+    @property
+    def learnable(self) -> list[LearnableParam]:
+        """The owned parameter blobs in Caffe's order of learnable parameters, those with lr_mult 0 included."""
+        layers = self.layers
+        return [
+            LearnableParam(
+                layers[ref.layer].name,
+                ref.index,
+                getattr(layers[ref.layer], layers[ref.layer].blob_names[ref.index]),
+                ref.lr_mult,
+                ref.decay_mult,
+            )
+            for ref in self._param_refs
+        ]
+
+    def layer(self, name: str) -> Layer:
+        """The first layer with this Caffe name; `GraphError` if there is none."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise GraphError(f"no layer {name!r} in net {self.graph.name!r}")
+
+    def data_layers(self) -> list[Layer]:
+        """The layers that read data by themselves, in order (Input layers left out)."""
+        return [layer for layer in self.layers if layer.is_data and layer.type != "Input"]
+
+    # Calling.
+
+    def forward(
+        self, /, *args: Tensor | Mapping[str, Tensor], blobs: Sequence[str] | str | None = None, **inputs: Tensor
+    ) -> Outputs:
+        """Run the layers that can be run and return the net's outputs, by Caffe's names.
+
+        Args:
+            args: one tensor where the net has one input, or one mapping of input names to tensors.
+            blobs: names of further blobs to return, with the value that Caffe keeps (after the last in-place layer).
+            inputs: a tensor (or array) for each input blob; tops of data layers count as inputs, and naming one
+                bypasses its layer. Other data layers read their next batch. Any dtype; computed in the net's.
+
+        Layers whose bottoms are neither given nor computable are left out. Where that leaves none of the net's outputs,
+        and no `blobs` are asked for, the blobs that end what is left are returned (the scores, if labels are missing).
+
+        Raises:
+            GraphError: an unknown input or blob, or nothing that can be computed; the message names what is missing.
+            LayerError: a layer can't work on the shapes it is given.
+        """
+        given = calling.gather(self.graph, list(self._source_shapes), args, inputs)
+        values = {name: self._cast(name, value) for name, value in given.items()}
+        origins = self._read_data(values)
+        if any(value.is_cuda for value in values.values()):
+            precision.apply()
+        plan = self._find_plan(tuple(sorted(values)), (blobs,) if isinstance(blobs, str) else tuple(blobs or ()))
+        try:
+            results = plan.module(*(values[name] for name in plan.inputs))
+        except LayerError as error:
+            if not origins:
+                raise
+            raise LayerError(f"{error}; the batch is {', '.join(origins)}") from error
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            known = calling.layer_error(error)
+            if known is None:
+                raise
+            raise known from error
+        outputs = Outputs((name, results[position]) for name, position in plan.keys.items())
+        outputs.weighted = tuple((results[position], weight, starts) for position, weight, starts in plan.weighted)
+        return outputs
+
+    def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
+        """The plan for a call, made at the first call of its kind."""
+        key = (inputs, blobs)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self.plan(inputs, blobs)
+            if self.transform is not None:
+                plan = replace(plan, module=self.transform(plan.module))
+            self._plans[key] = plan
+        return plan
+
+    def plan(self, inputs: Sequence[str] | str, blobs: Sequence[str] | str = ()) -> Plan:
+        """The layers run for a set of inputs, as a `torch.fx.GraphModule` with its inputs and outputs named."""
+        inputs, blobs = ([names] if isinstance(names, str) else names for names in (inputs, blobs))
+        targets = dict(zip(self.graph.nodes, self._module_names, strict=True))
+        return make_plan(self, targets, self.graph, sorted(inputs), tuple(blobs))
+
+    def loss(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Caffe's weighted loss of one call's outputs, a scalar; its gradient is the one Caffe computes.
+
+        A loss that another layer reads counts in the value, but sends no gradient of its own, as in Caffe.
+        The loss of a net without loss weights is 0. Raises `GraphError` where the loss could not be computed,
+        because a label was not given.
+        """
+        terms = outputs.weighted if isinstance(outputs, Outputs) else self._terms(outputs)
+        weighted = self.graph.weighted()
+        if weighted and not terms:
+            names = ", ".join(repr(blob.producer.name) for blob, _ in weighted)
+            raise GraphError(
+                f"net {self.graph.name!r}: the loss ({names}) was not computed; give its label as an input"
+            )
+        return calling.total_loss(terms, self.dtype)
+
+    def set_input_arrays(self, data: Any, labels: Any) -> None:
+        """Give the net's MemoryData layer its rows (arrays or tensors); batches are taken in order, wrapping around.
+
+        Raises `GraphError` if there is no MemoryData layer, `DataError` if the arrays don't fit it.
+        """
+        for layer in self.layers:
+            if layer.type == "MemoryData":
+                layer.set_input_arrays(data, labels)  # type: ignore[operator]
+                return
+        raise GraphError(f"net {self.graph.name!r}: no MemoryData layer to set arrays for")
+
+    def _cast(self, name: str, value: Any) -> Tensor:
+        return calling.in_dtype(calling.as_tensor(name, value, self.device), self.dtype, name in self._index_inputs)
+
+    def _read_data(self, values: dict[str, Tensor]) -> list[str]:
+        """Add the next batch of every data layer none of whose tops is given; where they came from, if known."""
+        origins = []
+        for node, layer in zip(self.graph.nodes, self.layers, strict=True):
+            if not node.is_data or node.type == "Input" or any(blob.name in values for blob in node.tops):
+                continue
+            for blob, value in zip(node.tops, layer(), strict=True):
+                values[blob.name] = self._cast(blob.name, value.to(self.device))
+            if isinstance(layer, SourceLayer) and (origin := layer.origin()):
+                origins.append(origin)
+        return origins
+
+    def _terms(self, outputs: Mapping[str, Tensor]) -> tuple[Term, ...]:
+        return tuple(
+            (outputs[blob.name], weight, blob.consumer is None)
+            for blob, weight in self.graph.weighted()
+            if blob.name in outputs
+        )
+
+    # Weights.
+
+    def fill_params(self) -> None:
+        """Give every parameter that has no values yet those of its filler (reproducible from `torch.manual_seed`)."""
+        layers = self.layers
+        for ref in self._param_refs:
+            if (ref.layer, ref.index) in self._unfilled:
+                binding.fill_blob(layers[ref.layer], ref.index)
+        self._unfilled.clear()
+
+    def copy_from(self, path: PathLike) -> CopyReport:
+        """Copy weights from a .caffemodel or .caffemodel.h5 by layer name, by Caffe's rules.
+
+        Layers that the file lacks keep their values; a warning names them. Returns what was copied, left and ignored.
+
+        Raises:
+            WeightsError: the file is damaged or of another kind; a layer's blobs differ in number or shape (both are
+                named); or the file fills no layer at all.
+        """
+        report, filled = copy_weights(self, Path(path))
+        self._unfilled -= filled
+        warn_missing([path], report.missing)
+        return report
+
+    def save(self, path: PathLike) -> None:
+        """Write the weights by suffix: .caffemodel, .caffemodel.h5 (or .h5), .safetensors.
+
+        The file appears under its name only when it is complete. Raises `WeightsError` for another suffix.
+        """
+        save_weights(self, Path(path))
+
+    # What torch calls.
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters (of the first one)."""
+        return next(self._tensors(), self._idle).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters (of the first one)."""
+        return next(self._tensors(), self._idle).device
+
+    _idle = torch.empty(0, dtype=torch.float32, device="cpu")
+    """What stands for the parameters of a net that has none: moved and converted like them."""
+
+    transform: Callable[[nn.Module], Any] | None = None
+    """Applied to the module of every new plan before it is run; the solver's compiling goes this way."""
+
+    def _tensors(self) -> Iterator[Tensor]:
+        layers = self.layers
+        for ref in self._param_refs:
+            yield getattr(layers[ref.layer], layers[ref.layer].blob_names[ref.index])
+
+    def _tie(self) -> None:
+        layers = self.layers
+        for (i, k), (j, m) in self._shared.items():
+            binding.set_blob(layers[i], k, getattr(layers[j], layers[j].blob_names[m]))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Net:
+        super()._apply(fn, recurse)
+        self._tie()  # shared buffers become separate objects when moved
+        self._plans.clear()
+        self._idle = fn(self._idle)
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; layers that share a blob go on sharing it with `assign` too (the owner's entry counts)."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._tie()
+        return result
+
+    def _replicate_for_data_parallel(self) -> Net:
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.__dict__.update(replica.__getstate__())  # plans hold the layers of the net they were made for
+        return replica  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["_plans"] = {}
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Net:
+        import copy
+
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+
+def load(
+    net: PathLike | caffe_pb2.NetParameter,
+    weights: PathLike | Sequence[PathLike] | None = None,
+    *,
+    phase: str | int = "test",
+    level: int = 0,
+    stages: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    allow_python: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Net:
+    """Read a net from a prototxt, with its weights.
+
+    Args:
+        net: path of the .prototxt (any version of the format), or an upgraded `NetParameter`.
+        weights: path of a .caffemodel or .caffemodel.h5, or several (later ones overwrite). Without, and for
+            layers that the file lacks, parameters hold their fillers' values.
+        phase: "train" or "test"; with `level` and `stages` it selects the layers (Caffe: NetState).
+        device: where the parameters go; the CPU by default.
+        allow_python: permit the import of modules that Python layers name (they run with your rights).
+        shapes: shapes of data tops, by name, for data layers whose source is not at hand.
+
+    No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
+    the shape of a parameter depends on it and the prototxt does not say it.
+
+    Raises:
+        PrototxtError: the text does not follow the schema (file, line and column).
+        GraphError: the layers don't fit together.
+        WeightsError: the weights are damaged, don't fit, or fill nothing.
+        UsageError: torch has no such device.
+    """
+    target = None if device is None else calling.usable_device(device)
+    if isinstance(net, caffe_pb2.NetParameter):
+        name, definition, base_dir = "", net, None
+    else:
+        name, base_dir = f"{os.fspath(net)}: ", Path(net).resolve().parent
+        definition = read_net(net)
+    try:
+        result = Net(
+            definition,
+            phase,
+            level=level,
+            stages=stages,
+            allow_python=allow_python,
+            base_dir=base_dir,
+            shapes=shapes,
+            fill=False,
+        )
+        sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
+        copy_all(result, sources)
+        result.fill_params()
+    except (GraphError, DataError) as error:
+        error.args = (f"{name}{error}",)
+        raise
+    return result if target is None else result.to(target)

@@ -1,0 +1,234 @@
+"""Moving weights between files and a net: Caffe's rules of copying trained layers, and saving.
+
+Internal to `fcnproto.net`; the file formats themselves are in `fcnproto.schema.weights`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcnproto.errors import FcnprotoWarning, WeightsError
+from fcnproto.layers.base import Layer
+from fcnproto.layers.registry import lookup
+from fcnproto.safetensors_file import write_safetensors
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.blobs import StoredBlob
+from fcnproto.schema.saving import write_caffemodel, write_hdf5_weights
+from fcnproto.schema.weights import StoredLayer, open_weights
+
+if TYPE_CHECKING:
+    from fcnproto.net.net import Net
+
+_MATCH_ADVICE = "rename the layer in the prototxt to leave it out"
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """What copying weights did: layers `copied`, `missing` in the file (they keep their values), and layers of the
+    file `ignored` because the net has none of that name."""
+
+    copied: tuple[str, ...]
+    missing: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+BlobPlace = tuple[int, int]
+"""Where a parameter blob is: the index of the layer that owns it, and its own."""
+
+
+def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
+    """Copy a weight file into a net by layer name; nothing is written to the net unless every layer fits.
+
+    Also returns the blobs that got values, be it through another layer that shares them.
+
+    Caffe's rules: the first layer of a name is the target (of HDF5 files the last one), layers unknown to either side
+    are passed over, the number of blobs and their shapes must agree (legacy 4-D shapes after padding with ones on the
+    left). In HDF5 files a blob may be absent where the net shares it by name.
+
+    Raises `WeightsError`.
+    """
+    if net.device.type == "meta":
+        raise WeightsError(f"{path}: can't be copied: the net is on the device 'meta', so its blobs hold no values")
+    with open_weights(path) as stored:
+        targets: dict[str, tuple[int, Layer]] = {}
+        for i, layer in enumerate(net.layers):
+            if stored.kind == "hdf5" or layer.name not in targets:
+                targets[layer.name] = (i, layer)
+        plan: list[tuple[Tensor, StoredBlob]] = []
+        copied, ignored = [], []
+        filled: set[BlobPlace] = set()
+        for source in stored.layers:
+            if source.name not in targets:
+                ignored.append(source.name)
+                continue
+            index, layer = targets[source.name]
+            matched = _match(net, index, layer, source, path, stored.kind == "hdf5")
+            if matched:
+                copied.append(source.name)
+                plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
+                filled |= {net._shared.get((index, k), (index, k)) for k in matched}
+        empty = not any(layer.blobs for layer in stored.layers) and not any(layer.blob_names for layer in net.layers)
+        if not copied and not empty:
+            raise WeightsError(_nothing_fits(net, path, stored.layers))
+        for tensor, blob in plan:
+            _read(tensor, blob)
+    missing = [
+        layer.name
+        for i, layer in enumerate(net.layers)
+        if any(net._shared.get((i, k), (i, k)) not in filled for k in range(len(layer.blob_names)))
+    ]
+    return CopyReport(tuple(copied), tuple(dict.fromkeys(missing)), tuple(ignored)), filled
+
+
+def copy_all(net: Net, paths: Sequence[str | os.PathLike[str]]) -> None:
+    """Copy several weight files, one after the other, and warn of the layers that none of them has values for."""
+    missing: list[str] | None = None
+    for path in paths:
+        if not os.fspath(path):
+            raise WeightsError("the path of the weights is empty")
+        report, filled = copy_weights(net, Path(path))
+        net._unfilled -= filled
+        missing = [layer for layer in report.missing if missing is None or layer in missing]
+    warn_missing(paths, missing or [])
+
+
+def warn_missing(paths: Sequence[str | os.PathLike[str]], layers: Sequence[str]) -> None:
+    """Warn that the weight files have no values for these layers, if there are any."""
+    if layers:
+        files = ", ".join(os.fspath(path) for path in paths)
+        message = f"{files}: has no values for {', '.join(layers)}; these layers keep what they have"
+        warnings.warn(message, FcnprotoWarning, stacklevel=3)
+
+
+def _match(
+    net: Net, index: int, layer: Layer, source: StoredLayer, path: Path, may_leave_out_shared: bool
+) -> dict[int, StoredBlob]:
+    """The stored blobs to read into the layer's, by index."""
+    where = f"{path}: layer {layer.name!r}"
+    blobs: Sequence[StoredBlob | None] = source.blobs
+    if may_leave_out_shared:
+        blobs = [*blobs, *[None] * (len(layer.blob_names) - len(blobs))]
+    if len(blobs) != len(layer.blob_names):
+        raise WeightsError(f"{where} has {len(blobs)} blobs, the net's has {len(layer.blob_names)}; {_MATCH_ADVICE}")
+    matched = {}
+    for k, blob in enumerate(blobs):
+        if blob is None:
+            if (index, k) not in net._shared:
+                raise WeightsError(f"{where}: blob {k} is missing, expected shape {layer.blob_shapes[k]}")
+            continue
+        if not blob.matches(layer.blob_shapes[k]):
+            raise WeightsError(
+                f"{where}, blob {k}: the file's shape is {blob.shape}, "
+                f"the net's {layer.blob_shapes[k]}; {_MATCH_ADVICE}"
+            )
+        blob.check()
+        matched[k] = blob
+    return matched
+
+
+def _nothing_fits(net: Net, path: Path, stored: Sequence[StoredLayer]) -> str:
+    theirs = [layer.name for layer in stored if layer.blobs]
+    ours = [layer.name for layer in net.layers if layer.blob_names]
+    if not theirs:
+        return f"{path}: holds no weights (it has {len(stored)} layers, none with blobs)"
+    return (
+        f"{path}: fills no layer of net {net.graph.name!r}; its layers are {_some(theirs)}, "
+        f"the net's are {_some(ours)}; is it the weight file of another net?"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "none"
+
+
+def _read(tensor: Tensor, blob: StoredBlob) -> None:
+    """Read a stored blob into a tensor, straight into its memory where that is float32 on the CPU."""
+    target = tensor.detach()
+    if target.device.type == "cpu" and target.dtype == torch.float32 and target.is_contiguous():
+        blob.read_into(target.numpy())
+    else:
+        target.copy_(torch.from_numpy(blob.array()).reshape(target.shape))
+
+
+def arrays(layer: Layer) -> list[np.ndarray[Any, Any]]:
+    """A layer's blobs as float32 arrays in the layer's own shapes; views of the memory where possible."""
+    return [layer.blob(k).detach().to("cpu", torch.float32).contiguous().numpy() for k in range(len(layer.blob_names))]
+
+
+def gradients(layer: Layer) -> list[np.ndarray[Any, Any]]:
+    """The gradients of a layer's blobs as arrays like `arrays`, zero where there is none."""
+    result = []
+    for k, shape in enumerate(layer.blob_shapes):
+        gradient = getattr(layer, layer.blob_names[k]).grad
+        zero = np.zeros(shape, np.float32)
+        result.append(zero if gradient is None else gradient.detach().to("cpu", torch.float32).reshape(shape).numpy())
+    return result
+
+
+def definition(net: Net) -> caffe_pb2.NetParameter:
+    """The net's definition as Caffe stores it beside the weights: layers as built, with Split layers and phase."""
+    result = caffe_pb2.NetParameter(name=net.graph.name)
+    for node in net.graph.nodes:
+        layer = result.layer.add()
+        layer.CopyFrom(node.param)
+        layer.ClearField("blobs")
+        if lookup(node.type, node.name).is_loss and not layer.loss_weight and len(node.tops) == 1:
+            layer.loss_weight.append(1.0)  # Caffe's loss layers write their default weight into their own message
+        if not layer.HasField("phase"):
+            layer.phase = net.graph.state.phase
+    return result
+
+
+def save_weights(net: Net, path: Path, *, diffs: bool = False, format_of: Path | None = None) -> None:
+    """Write a net's weights in the format of the path's suffix; `diffs` adds the gradients (Caffe: snapshot_diff).
+
+    `format_of` is another path whose suffix says the format, for files that are to be renamed to it. Raises
+    `WeightsError` for an unknown suffix, a path that can't be written to, and a net without values (device "meta").
+    """
+    if net.device.type == "meta":
+        raise WeightsError(f"{path}: can't be written: the net is on the device 'meta', so its blobs have no values")
+    try:
+        _save_by_suffix(net, path, diffs, (format_of or path).name)
+    except OSError as error:
+        raise WeightsError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def _save_by_suffix(net: Net, path: Path, diffs: bool, name: str) -> None:
+    if name.endswith(".safetensors"):
+        _save_safetensors(net, path)
+        return
+    layers = net.layers
+    blobs = [arrays(layer) for layer in layers]
+    slopes = [gradients(layer) for layer in layers] if diffs else None
+    if name.endswith(".h5"):
+        kept = [
+            [None if (i, k) in net._shared else value for k, value in enumerate(values)]
+            for i, values in enumerate(blobs)
+        ]
+        write_hdf5_weights(path, [layer.name for layer in layers], kept, slopes)
+    elif name.endswith(".caffemodel"):
+        write_caffemodel(path, definition(net), blobs, slopes)
+    else:
+        raise WeightsError(
+            f"{path}: can't tell the format; end the name in .caffemodel, .caffemodel.h5 or .safetensors"
+        )
+
+
+def _save_safetensors(net: Net, path: Path) -> None:
+    seen: set[int] = set()
+    tensors = {}
+    for key, value in net.state_dict().items():
+        if value.data_ptr() in seen and value.numel():
+            continue  # shared by name: stored once, under the owner
+        seen.add(value.data_ptr())
+        tensors[key] = value.detach().cpu().contiguous()
+    write_safetensors(path, tensors, {"format": "pt", "net": net.graph.name})

@@ -1,0 +1,1 @@
+"""Pictures: label maps with legends, filters and activations, curves."""

@@ -1,0 +1,304 @@
+"""Scoring segmentations: folders of label maps against the truth, or a net on a data set or on its own data layers.
+
+The metrics themselves are in `scoring/metrics.py`; here is what reads, runs and sums, and the picture of
+a confusion matrix.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fcnproto.data.datasets import VOID
+from fcnproto.data.masks import Colour, read_mask
+from fcnproto.data.published import PublishedLayer
+from fcnproto.errors import DataError, GraphError, LayerError, UsageError
+from fcnproto.images import find_images
+from fcnproto.layers.source import SourceLayer
+from fcnproto.net import Net
+from fcnproto.scoring.metrics import Metrics, confusion_matrix, metrics
+from fcnproto.segment import score_blobs
+
+PathLike = str | os.PathLike[str]
+Told = Callable[[int, int], None]
+"""Called after each image with its number (from 1) and how many there are."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring one labelling gave.
+
+    `confusion` (classes, classes) int64 has the truth in rows; `names` are the classes'; `leave_out` the classes
+    without a part in the means; `blob` is the score blob (empty for folders); `loss` the mean loss over the images
+    where the net has one.
+    """
+
+    confusion: np.ndarray
+    names: tuple[str, ...]
+    images: int
+    leave_out: tuple[int, ...] = ()
+    blob: str = ""
+    loss: float | None = None
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics of the confusion matrix."""
+        return metrics(self.confusion, self.leave_out)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in dicts, lists, texts and numbers, for JSON; None for what is not defined."""
+        found = self.metrics
+        classes = {
+            name: {
+                "IU": _defined(found.class_iu[index]),
+                "accuracy": _defined(found.class_accuracy[index]),
+                "pixels": int(self.confusion[index].sum()),
+                "predicted": int(self.confusion[:, index].sum()),
+                "in the means": index not in self.leave_out,
+            }
+            for index, name in enumerate(self.names)
+        }
+        result: dict[str, Any] = {"blob": self.blob} if self.blob else {}
+        result |= {"images": self.images, **{name: _defined(value) for name, value in found.named()}}
+        if self.loss is not None:
+            result["loss"] = self.loss
+        return result | {"classes": classes, "confusion": self.confusion.tolist()}
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def score_folders(
+    predictions: PathLike,
+    truth: PathLike,
+    names: Sequence[str],
+    *,
+    ignore_label: int = 255,
+    colours: Mapping[Colour, int] | None = None,
+    leave_out: Collection[int] = (),
+    told: Told | None = None,
+) -> Scored:
+    """Score label images in a folder against those of the same names in another.
+
+    The prediction for cat.png is cat.png or cat_labels.png (as `segment` writes it). Every truth must have one.
+    `colours` is the table of colour-coded images, of both sides.
+
+    Raises `DataError` naming the file that is missing, can't be read, or has another size or labels than expected.
+    """
+    found, expected = _by_name(predictions), _by_name(truth)
+    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    for number, (name, path) in enumerate(expected.items(), start=1):
+        predicted = found.get(name) or found.get(f"{name}_labels")
+        if predicted is None:
+            raise DataError(f"{path}: has no prediction {name}.png or {name}_labels.png in {os.fspath(predictions)}")
+        labels, mask = read_mask(predicted, colours), read_mask(path, colours)
+        if labels.shape != mask.shape:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (labels.shape, mask.shape)]
+            raise DataError(f"{predicted}: is {sizes[0]}, but {path} is {sizes[1]}")
+        matrix += _confusion(mask, labels, len(names), ignore_label, str(path), str(predicted))
+        if told:
+            told(number, len(expected))
+    return Scored(matrix, tuple(names), len(expected), _left_out(leave_out, ignore_label, len(names)))
+
+
+def _left_out(leave_out: Collection[int], ignore_label: int, classes: int) -> tuple[int, ...]:
+    """The classes without a part in the means: one whose label is ignored can only be predicted, and wrongly."""
+    return tuple(sorted({*leave_out, *({ignore_label} & set(range(classes)))}))
+
+
+def _by_name(folder: PathLike) -> dict[str, Path]:
+    if not os.path.isdir(folder):
+        raise DataError(f"{os.fspath(folder)}: no such folder")
+    found = {}
+    for path, _ in find_images([folder], recursive=True):
+        found[path.relative_to(folder).with_suffix("").as_posix()] = path
+    if not found:
+        raise DataError(f"{os.fspath(folder)}: holds no images")
+    return found
+
+
+def _confusion(
+    truth: np.ndarray, labels: np.ndarray, classes: int, ignore_label: int, source: str, predicted: str
+) -> np.ndarray:
+    strange = truth[(truth != ignore_label) & (truth != VOID) & (truth >= classes)]
+    if strange.size:
+        raise DataError(f"{source}: has label {strange[0]}, expected 0 to {classes - 1}, or {ignore_label} for void")
+    try:
+        return confusion_matrix(truth, labels, classes, ignore_label)
+    except UsageError as error:
+        raise DataError(f"{predicted}: {error}") from None
+
+
+def judged_blobs(net: Net) -> dict[str, str]:
+    """The blobs of scores whose labels the net knows, with the label's blob: what its losses and accuracies read."""
+    found = {}
+    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
+        if (layer.is_loss or node.type == "Accuracy") and len(node.bottoms) > 1:
+            scores, label = (_unsplit(blob) for blob in node.bottoms[:2])
+            found[scores] = label
+    return found
+
+
+def _unsplit(blob: Any) -> str:
+    while blob.producer.type == "Split":
+        blob = blob.producer.bottoms[0]
+    return str(blob.name)
+
+
+def own_length(net: Net) -> int | None:
+    """How many images the split of the net's published data layer has; None where it has no such layer."""
+    for layer in net.data_layers():
+        if isinstance(layer, PublishedLayer):
+            return len(layer.read_ids())
+    return None
+
+
+def own_batches(net: Net, count: int) -> Iterable[dict[str, Tensor]]:
+    """What the net's data layers give in `count` forward passes, by blob."""
+    for _ in range(count):
+        yield {name: value for layer in net.data_layers() for name, value in zip(layer.param.top, layer(), strict=True)}
+
+
+def score_net(
+    net: Net,
+    items: Iterable[Mapping[str, Tensor]],
+    outputs: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+    *,
+    count: int | None = None,
+    ignore_label: int = 255,
+    leave_out: Collection[int] = (),
+    told: Told | None = None,
+) -> list[Scored]:
+    """Score a net on items that hold its inputs and the labels, one image (or batch) each; a result per labelling.
+
+    The prediction is the class with the highest score, the lowest of equals.
+
+    Args:
+        items: the inputs and labels by blob, (1, channels, height, width) or without the first axis.
+        outputs: by score blob the label's key and the class names; by default as the net's losses say, or its score
+            blob and "label".
+        count: how many items there are, for `told`.
+        leave_out: classes of the first output without a part in the means.
+
+    Raises `UsageError` where an item lacks a label, `DataError` where its labels or size don't fit.
+    """
+    pairs = dict(outputs) if outputs is not None else {blob: (label, ()) for blob, label in _default_pairs(net).items()}
+    tally = _Tally(net, pairs, ignore_label)
+    with torch.no_grad():
+        for item in items:
+            try:
+                tally.add({key: value[None] if value.ndim == 3 else value for key, value in item.items()})
+            except (DataError, LayerError) as error:
+                origins = _origins(net)
+                raise type(error)(f"{error}; the batch is {', '.join(origins)}" if origins else str(error)) from error
+            if told:
+                told(tally.items, count or tally.items)
+    if not tally.items:
+        raise UsageError("there is nothing to score")
+    return tally.results(leave_out)
+
+
+def _origins(net: Net) -> list[str]:
+    """Where the net's data layers have read last, where they have."""
+    return [origin for layer in net.data_layers() if isinstance(layer, SourceLayer) and (origin := layer.origin())]
+
+
+class _Tally:
+    """The sums over the items scored so far."""
+
+    def __init__(self, net: Net, pairs: Mapping[str, tuple[str, Sequence[str]]], ignore_label: int) -> None:
+        self.net, self.pairs, self.ignore_label = net, pairs, ignore_label
+        self.matrices: dict[str, np.ndarray] = {}
+        self.losses: list[float] = []
+        self.items = 0
+
+    def add(self, item: Mapping[str, Tensor]) -> None:
+        """Run the net on an item and count."""
+        self.items += 1
+        given = {key: value.to(self.net.device) for key, value in item.items() if key in self.net.source_shapes}
+        found = self.net(given, blobs=list(self.pairs))
+        if found.weighted:
+            self.losses.append(float(self.net.loss(found)))
+        for blob, (key, names) in self.pairs.items():
+            if key not in item:
+                raise UsageError(f"the items hold no {key!r} for score blob {blob!r}; they hold {', '.join(item)}")
+            scores, label = found[blob], item[key].reshape(-1, *item[key].shape[-2:])
+            classes = scores.shape[1]
+            if names and len(names) != classes:
+                raise UsageError(f"{len(names)} class names are given, but blob {blob!r} has {classes} classes")
+            where = f"item {self.items}, {key!r}"
+            if scores.shape[2:] != label.shape[1:]:
+                raise DataError(f"{where}: scores {tuple(scores.shape)}, labels {tuple(label.shape)}")
+            truth = label.cpu().numpy().astype(np.int64)
+            counts = _confusion(truth, scores.argmax(1).cpu().numpy(), classes, self.ignore_label, where, where)
+            self.matrices[blob] = self.matrices.get(blob, 0) + counts
+
+    def results(self, leave_out: Collection[int]) -> list[Scored]:
+        """One result for each labelling."""
+        loss = float(np.mean(self.losses)) if self.losses else None
+        results: list[Scored] = []
+        for blob, matrix in self.matrices.items():
+            names = tuple(self.pairs[blob][1]) or tuple(f"class {index}" for index in range(len(matrix)))
+            left_out = _left_out(() if results else leave_out, self.ignore_label, len(matrix))
+            results.append(Scored(matrix, names, self.items, left_out, blob, loss))
+        return results
+
+
+def _default_pairs(net: Net) -> dict[str, str]:
+    judged = judged_blobs(net)
+    if judged:
+        return judged
+    found = score_blobs(net)
+    if len(found) > 1:
+        raise GraphError(
+            f"net {net.graph.name!r}: has the score blobs {', '.join(found)}; say which labels belong to each"
+        )
+    return {found[0]: "label"}
+
+
+def confusion_picture(scored: Scored) -> Image.Image:
+    """The confusion matrix as an image: a row per true class, the shares of its pixels by predicted class in percent.
+
+    The darker, the larger the share; the diagonal is green, errors are red. Classes without pixels have empty rows.
+    """
+    count = len(scored.names)
+    cell = 34 if count <= 30 else 18
+    font = ImageFont.load_default(12)
+    left = round(max(font.getlength(name) for name in scored.names)) + 16
+    top = left + 8
+    image = Image.new("RGB", (left + count * cell + 12, top + count * cell + 12), "white")
+    draw = ImageDraw.Draw(image)
+    totals = scored.confusion.sum(axis=1, keepdims=True)
+    shares = scored.confusion / np.maximum(totals, 1)
+    for row in range(count):
+        y = top + row * cell
+        draw.text((left - 6, y + cell / 2), scored.names[row], "black", font, anchor="rm")
+        for column in range(count):
+            x, share = left + column * cell, float(shares[row, column])
+            box = (x, y, x + cell, y + cell)
+            draw.rectangle(box, _shade(share, row == column) if totals[row] else "white", (225, 225, 225))
+            if cell >= 30 and share >= 0.005:
+                colour = "white" if share > 0.55 else "black"
+                draw.text((x + cell / 2, y + cell / 2), f"{100 * share:.0f}", colour, font, anchor="mm")
+    for column, name in enumerate(scored.names):
+        strip = Image.new("RGB", (top - 6, cell), "white")
+        ImageDraw.Draw(strip).text((0, cell / 2), name, "black", font, anchor="lm")
+        image.paste(strip.rotate(90, expand=True), (left + column * cell, 0))
+    return image
+
+
+def _shade(share: float, right: bool) -> tuple[int, int, int]:
+    """White for 0 to a full colour for 1; small shares stand out by the square root."""
+    full = np.array((20, 110, 60) if right else (170, 30, 30))
+    red, green, blue = np.rint(255 + (full - 255) * math.sqrt(share)).astype(int)
+    return int(red), int(green), int(blue)

@@ -1,0 +1,403 @@
+"""Segmenting images with a net: from image files to label maps, overlays and probabilities in a folder.
+
+`Segmenter` runs a net on images; `segment` does so for files and folders and writes the results, going on where one
+fails. Works with any net that gives maps of class scores; reading and preparing images is in `images.py`, drawing in
+`pictures/labels.py`, doing several things at once in `segment/pipeline.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from fcnproto.errors import DataError, Error, GraphError, LayerError, UsageError
+from fcnproto.graph import Blob
+from fcnproto.images import Preprocessing, find_images, limit_side, pixel_count, read_depth, read_image, resize, to_blob
+from fcnproto.inspect.running import image_inputs, images_stay_apart, run_with
+from fcnproto.net import Net
+from fcnproto.passes import optimize
+from fcnproto.precision import canonical, computing
+from fcnproto.preprocessing import class_names, preprocessing_of
+from fcnproto.segment.folder import Partners, check_folder, sources, write
+from fcnproto.segment.pipeline import Stages, overlap
+from fcnproto.zoo import ModelInfo
+
+Array = npt.NDArray[Any]
+PathLike = str | os.PathLike[str]
+
+_MOST_CLASSES = 256
+_BATCH_PIXELS, _MOST_IN_BATCH = 2**18, 16
+_AHEAD, _PIXELS_AHEAD = 16, 2**24
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What one score blob says of an image.
+
+    `labels` is (height, width) uint8, the class with the highest score (the lowest of equals); `probabilities`
+    (classes, height, width) float32, the softmax over the classes, or None where it wasn't asked for; both in the size
+    of the image. `names` are the classes' names if known. `agreement`, where it was asked for, is the share of pixels
+    (0..1) whose label is the one that computing in float32 gives.
+    """
+
+    blob: str
+    labels: Array
+    names: tuple[str, ...] | None
+    probabilities: Array | None = None
+    agreement: float | None = None
+
+    def name(self, label: int) -> str:
+        """The name of a class, or "class 7"."""
+        return self.names[label] if self.names is not None else f"class {label}"
+
+    def shares(self) -> dict[str, float]:
+        """The classes that occur with their shares of the image's pixels (0..1), the largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=_MOST_CLASSES)
+        order = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))
+        return {self.name(int(label)): float(counts[label] / self.labels.size) for label in order}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One image of `segment`: `files` written and the `segmentations`, or the `error` that prevented it.
+
+    It is image `index` (from 0) of `total`.
+    """
+
+    source: Path
+    index: int
+    total: int
+    files: tuple[Path, ...] = ()
+    segmentations: tuple[Segmentation, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene made ready for a net: its images by input, their `size` (height, width), and the inputs' values."""
+
+    images: Mapping[str, Image.Image]
+    size: tuple[int, int]
+    values: Mapping[str, Tensor]
+    compare: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Scenes whose values have one shape can go through a net together."""
+        return tuple(next(iter(self.values.values())).shape)
+
+
+@dataclass
+class Segmenter:
+    """A net made ready for images.
+
+    Attributes:
+        net: the net; it is put into no other state than it is in.
+        blobs: the score blobs; by default those that `score_blobs` finds.
+        preprocessing: for each input blob how images become it; what is missing is found out (`preprocessing.py`).
+        classes: names of the classes for every score blob with so many; by default found out.
+        record: what the zoo says of the net, for these defaults.
+        longest_side: larger images are shrunk for the net (None: never); results have the image's own size.
+        fixed_size: (height, width) to which every image is scaled for the net instead.
+        probabilities: compute the probabilities as well.
+        precision: "float32", "tf32" (CUDA), "bf16" or "fp16": what convolutions and matrix products are computed in; by
+            default that of an optimised net. The labels of scenes that say so are compared with float32's.
+        batch: the most images of one size that go through the net together; by default as many as have a quarter of
+            a megapixel (on a GPU four) in all, at most 16. Always one where the net's layers mix the images of a batch.
+    """
+
+    net: Net
+    blobs: Sequence[str] = ()
+    preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)
+    classes: Sequence[str] | None = None
+    record: ModelInfo | None = None
+    longest_side: int | None = None
+    fixed_size: tuple[int, int] | None = None
+    probabilities: bool = False
+    precision: str | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        self._given_blobs = bool(self.blobs)
+        self.blobs = list(self.blobs) or score_blobs(self.net)
+        self.inputs = image_inputs(self.net, self.blobs)
+        unknown = [name for name in self.preprocessing if name not in self.inputs]
+        if unknown:
+            raise UsageError(f"{unknown[0]!r} is no image input; these are {', '.join(map(repr, self.inputs))}")
+        self.preprocessing = {
+            name: self.preprocessing.get(name) or preprocessing_of(self.net, name, self.record) for name in self.inputs
+        }
+        own = getattr(self.net, "precision", "float32")
+        self.precision = canonical(self.precision or own)
+        if own != "float32":
+            self.net = optimize(self.net)  # of the same weights; so that float32 can be computed too
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"batch must be 1 or more, not {self.batch}")
+        self._may_batch = images_stay_apart(self.net, self.blobs)
+
+    def most_at_once(self, scene: Scene) -> int:
+        """How many scenes like this one may go through the net together."""
+        if not self._may_batch:
+            return 1
+        if self.batch is not None:
+            return self.batch
+        height, width = scene.shape[2:]
+        pixels = _BATCH_PIXELS * (16 if self.net.device.type == "cuda" else 1)
+        return max(1, min(_MOST_IN_BATCH, pixels // (height * width)))
+
+    def read(self, paths: Mapping[str, PathLike]) -> dict[str, Image.Image]:
+        """The image of each input blob from its file. Raises `DataError`."""
+        readers = {name: read_depth if how.kind == "depth" else read_image for name, how in self.preprocessing.items()}
+        return {name: readers[name](path) for name, path in paths.items()}
+
+    def prepare(self, images: Mapping[str, Image.Image], compare: bool = False) -> Scene:
+        """The values of all inputs for the images of one scene.
+
+        Raises `UsageError` where an input has no image, `DataError` where the images differ in size.
+        """
+        missing = [name for name in self.inputs if name not in images]
+        if missing:
+            raise UsageError(f"the net needs an image for its input {missing[0]!r} too")
+        sizes = {name: (image.height, image.width) for name, image in images.items()}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
+            raise DataError(f"the images of one scene differ in size: {listed}")
+        size = next(iter(sizes.values()))
+        height, width = self.fixed_size or limit_side(size, self.longest_side)
+        values = {
+            name: torch.from_numpy(to_blob(resize(images[name], height, width), self.preprocessing[name]))[None]
+            for name in self.inputs
+        }
+        return Scene(images, size, values, compare)
+
+    def __call__(self, images: Mapping[str, Image.Image] | Image.Image, compare: bool = False) -> list[Segmentation]:
+        """Segment one image (or the images of all inputs, of one size); one result for each score blob.
+
+        `compare` fills `Segmentation.agreement`, at the price of a second run in float32. Raises `DataError` where
+        this image can't be worked on and `UsageError` where the net gives no maps of scores.
+        """
+        if isinstance(images, Image.Image):
+            images = {self.inputs[0]: images}
+        (found,) = self.run([self.prepare(images, compare)])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def run(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
+        """Segment scenes whose values have one shape together; a `DataError` in the place of each that fails."""
+        try:
+            outputs = self._scores(scenes, self.precision or "float32")
+            exact = self._scores(scenes, "float32") if self._compares(scenes) else None
+        except DataError as error:
+            if len(scenes) == 1:
+                return [error]
+            return [found for scene in scenes for found in self.run([scene])]
+        return [self._segmentations(k, scene, outputs, exact) for k, scene in enumerate(scenes)]
+
+    def _compares(self, scenes: Sequence[Scene]) -> bool:
+        return self.precision != "float32" and any(scene.compare for scene in scenes)
+
+    def _segmentations(
+        self, k: int, scene: Scene, outputs: Mapping[str, Tensor], exact: Mapping[str, Tensor] | None
+    ) -> list[Segmentation] | Exception:
+        """The results of scene number `k` of those whose scores are given."""
+        try:
+            found = [self._segmentation(blob, scores[k : k + 1], scene.size) for blob, scores in outputs.items()]
+            if exact is None or not scene.compare:
+                return found
+            truth = [self._segmentation(blob, scores[k : k + 1], scene.size) for blob, scores in exact.items()]
+        except DataError as error:
+            return error
+        return [
+            replace(ours, agreement=float((ours.labels == theirs.labels).mean()))
+            for ours, theirs in zip(found, truth, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _scores(self, scenes: Sequence[Scene], precision: str) -> dict[str, Tensor]:
+        """The maps of class scores of all scenes, by blob."""
+        values = {
+            name: torch.cat([scene.values[name] for scene in scenes]).to(self.net.device, self.net.dtype)
+            for name in self.inputs
+        }
+        height, width = scenes[0].shape[2:]
+        try:
+            with computing(precision, self.net.device):
+                outputs = run_with(self.net, values, self.blobs)
+        except (LayerError, RuntimeError, MemoryError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if is_out_of_memory(error):
+                raise DataError(f"{width}x{height} pixels are too many for the memory ({reason})") from error
+            raise DataError(f"the net can't work on {width}x{height} pixels: {reason}") from error
+        maps = {blob: outputs[blob] for blob in self.blobs if self._is_map(blob, outputs[blob], len(scenes))}
+        if not maps:
+            shapes = ", ".join(f"{blob!r} {tuple(outputs[blob].shape)}" for blob in self.blobs)
+            raise UsageError(f"the net gives no map of class scores ({shapes}); `fcnproto run` shows what it gives")
+        return maps
+
+    def _is_map(self, blob: str, scores: Tensor, count: int) -> bool:
+        fits = scores.ndim == 4 and scores.shape[0] == count and 2 <= scores.shape[1] <= _MOST_CLASSES
+        if not fits and self._given_blobs:
+            raise UsageError(
+                f"blob {blob!r} has shape {tuple(scores.shape)}; a map of class scores has shape (1, 2..256, h, w)"
+            )
+        return fits
+
+    def _segmentation(self, blob: str, scores: Tensor, size: tuple[int, int]) -> Segmentation:
+        if not torch.isfinite(scores).all():
+            raise DataError(f"blob {blob!r} holds values that are no numbers; are the weights those of this net?")
+        count = scores.shape[1]
+        if tuple(scores.shape[2:]) != size:
+            scores = functional.interpolate(scores.float(), size=size, mode="bilinear", align_corners=False)
+        labels = scores.argmax(1)[0].to("cpu", torch.uint8).numpy()
+        probabilities = functional.softmax(scores.float(), 1)[0].cpu().numpy() if self.probabilities else None
+        return Segmentation(blob, labels, self.names(blob, count), probabilities)
+
+    def names(self, blob: str, count: int) -> tuple[str, ...] | None:
+        """The names of the classes of a score blob. UsageError where those given are too few or too many for all."""
+        if self.classes is None:
+            return class_names(blob, count, self.record)
+        if len(self.classes) == count:
+            return tuple(self.classes)
+        if len(self.blobs) > 1:
+            return class_names(blob, count, self.record)
+        raise UsageError(f"{len(self.classes)} class names are given, but blob {blob!r} has {count} classes")
+
+
+def score_blobs(net: Net) -> list[str]:
+    """The blobs that may hold class scores: what losses and accuracies are taken of, and the net's other outputs.
+
+    Of a Softmax or ArgMax over the channels, what it reads. `GraphError` if there is none.
+    """
+    found: dict[str, None] = {}
+    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
+        if (layer.is_loss or node.type == "Accuracy") and node.bottoms:
+            found[_scores_of(node.bottoms[0]).name] = None
+    for name in net.outputs:
+        producer = net.graph.blobs[name].producer
+        judged = producer.type == "Accuracy" or net.layer(producer.name).is_loss
+        if not judged and not producer.is_data:
+            found[_scores_of(net.graph.blobs[name]).name] = None
+    candidates = [name for name in found if not net.graph.blobs[name].producer.is_data]
+    if not candidates:
+        raise GraphError(f"net {net.graph.name!r}: no blob of class scores found; name it with blobs= or --blob")
+    return candidates
+
+
+def _scores_of(blob: Blob) -> Blob:
+    """The blob before splits and before the layers that only rank or normalise scores."""
+    while blob.producer.bottoms:
+        node = blob.producer
+        over_channels = (node.type == "Softmax" and node.param.softmax_param.axis in (1, -3)) or (
+            node.type == "ArgMax" and node.param.argmax_param.axis in (1, -3)
+        )
+        if node.type != "Split" and not over_channels:
+            break
+        blob = node.bottoms[0]
+    return blob
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that memory did not suffice."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)
+
+
+def segment(
+    net: Net | Segmenter,
+    images: PathLike | Sequence[PathLike],
+    out_dir: PathLike,
+    *,
+    inputs: Mapping[str, PathLike] | None = None,
+    with_legend: bool = True,
+    recursive: bool = False,
+    workers: int = 2,
+    compared: int = 5,
+) -> Iterator[Result]:
+    """Segment image files and folders, write the results to `out_dir`, and give a `Result` for each image.
+
+    For an image "cat.jpg" and each score blob: `cat_labels.png` (a palette image whose pixels are the labels, in VOC's
+    colours), `cat_overlay.png` (the labels' colours over the image, with a legend beside it), and `cat_probs.npz` if
+    the segmenter computes probabilities ("probs": float32, 4 bytes for each pixel and class; "classes": their names).
+    Where the net has several score blobs their names are in between: `cat_score_geo_labels.png`. Files that exist are
+    replaced, but never an image that is read. An image that fails gives a Result with `error`; the rest go on.
+
+    While the net works on some images the next are read and the last are written, by threads; of the next 16 images
+    (of 16 megapixels at most) those of one size go through the net together. Results come in the order of the images.
+
+    Args:
+        net: a net, or a `Segmenter` for other than its defaults.
+        images: files and folders; see `images.find_images`. They feed the first of the net's image inputs that is
+            not in `inputs`.
+        inputs: for every further input a file, or a folder with an image of the same stem for each one.
+        with_legend: draw the legend beside the overlay.
+        recursive: look into subfolders; results go to subfolders of the same names.
+        workers: threads that read, and as many that write.
+        compared: in another precision than float32, the number of images (spread evenly over all) whose labels are
+            compared with those that float32 gives; see `Segmentation.agreement`.
+
+    Raises:
+        UsageError: the options don't fit the net, or there are no images. Raised before anything is done, or
+            with the first image where only running the net can tell.
+    """
+    segmenter = net if isinstance(net, Segmenter) else Segmenter(net)
+    main, further = sources(segmenter, inputs or {})
+    given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    files = find_images(given, recursive)
+    folder = Path(out_dir)
+    check_folder(folder, given)
+    if not files:
+        raise UsageError(f"no images in {', '.join(map(str, given)) or 'an empty list'}")
+    if workers < 1:
+        raise UsageError(f"workers must be 1 or more, not {workers}")
+    partners = {blob: Partners(place) for blob, place in further.items()}
+    count = min(compared, len(files)) if segmenter.precision != "float32" else 0
+    chosen = {(2 * k + 1) * len(files) // (2 * count) for k in range(count)}
+    jobs = [_Job(index, path, name, index in chosen) for index, (path, name) in enumerate(files)]
+    kept = {os.path.realpath(path) for path, _ in files}
+
+    def read(job: _Job) -> Scene:
+        paths = {main: job.path} | {blob: found.of(job.path) for blob, found in partners.items()}
+        return replace(segmenter.prepare(segmenter.read(paths)), compare=job.compare)
+
+    def write_files(job: _Job, scene: Scene, found: list[Segmentation]) -> Result:
+        written = write(scene.images[main], found, folder / job.name, with_legend, kept)
+        return Result(job.path, job.index, len(files), tuple(written), tuple(found))
+
+    def failed(job: _Job, error: Exception) -> Result:
+        if isinstance(error, UsageError) or not isinstance(error, (Error, OSError)):
+            raise error
+        message = str(error)
+        if os.fspath(job.path) not in message:
+            message = f"{job.path}: {message}"
+        return Result(job.path, job.index, len(files), error=message)
+
+    stages: Stages[_Job, Scene, list[Segmentation], Result] = Stages(
+        read,
+        segmenter.run,
+        write_files,
+        failed,
+        kind=lambda scene: scene.shape,
+        most=segmenter.most_at_once,
+        size=lambda job: pixel_count(job.path),
+    )
+    return overlap(jobs, stages, ahead=_AHEAD, limit=_PIXELS_AHEAD, workers=workers)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An image to be segmented."""
+
+    index: int
+    path: Path
+    name: str
+    compare: bool

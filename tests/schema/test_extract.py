@@ -1,0 +1,97 @@
+"""Definitions taken out of caffemodels load again, with what the original Caffe had added gone."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from golden_cases import group_folder
+
+import fcnproto
+from fcnproto.errors import UsageError
+from fcnproto.net.weights import definition
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.definition import net_definition
+from fcnproto.schema.extract import loadable
+from fcnproto.schema.text import parse
+
+
+def net_of(text: str) -> caffe_pb2.NetParameter:
+    return parse(text, caffe_pb2.NetParameter)
+
+
+STORED = """
+name: "n"
+layer { name: "data" type: "Data" top: "data" top: "label" phase: TRAIN include { phase: TRAIN } }
+layer { name: "data_data_0_split" type: "Split" bottom: "data" top: "data_data_0_split_0" top: "data_data_0_split_1"
+  phase: TRAIN }
+layer { name: "ip" type: "InnerProduct" bottom: "data_data_0_split_0" top: "ip" phase: TRAIN
+  blobs { shape { dim: 2 } data: 1 data: 2 } inner_product_param { num_output: 2 } }
+layer { name: "drop" type: "Dropout" bottom: "ip" top: "ip" phase: TEST }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" phase: TRAIN }
+layer { name: "loss_loss_0_split" type: "Split" bottom: "loss" top: "loss_loss_0_split_0" top: "loss_loss_0_split_1"
+  loss_weight: 0.5 loss_weight: 0 phase: TRAIN }
+layer { name: "log" type: "Power" bottom: "loss_loss_0_split_1" top: "log" phase: TRAIN }
+layer { name: "out" type: "Power" bottom: "data_data_0_split_1" top: "out" phase: TRAIN }
+"""
+
+
+def test_what_the_built_net_added_is_gone() -> None:
+    net, unknown = loadable(net_of(STORED))
+    expected = net_of("""
+    name: "n"
+    layer { name: "data" type: "Data" top: "data" top: "label" }
+    layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }
+    layer { name: "drop" type: "Dropout" bottom: "ip" top: "ip" phase: TEST }
+    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" loss_weight: 0.5 }
+    layer { name: "log" type: "Power" bottom: "loss" top: "log" }
+    layer { name: "out" type: "Power" bottom: "data" top: "out" }
+    """)
+    assert net == expected
+    assert unknown == []
+
+
+def test_splits_of_ones_own_stay() -> None:
+    text = 'layer { name: "s" type: "Split" bottom: "x" top: "a" top: "b" }'
+    net, _ = loadable(net_of(f'layer {{ name: "x" type: "Input" top: "x" }} {text}'))
+    assert [layer.type for layer in net.layer] == ["Input", "Split"]
+
+
+def test_data_layers_become_inputs() -> None:
+    net, unknown = loadable(net_of(STORED), {"data": (1, 3, 4, 4)})
+    assert [(layer.type, list(layer.top)) for layer in net.layer[:2]] == [("Input", ["data"]), ("Input", ["label"])]
+    assert list(net.layer[0].input_param.shape[0].dim) == [1, 3, 4, 4]
+    assert unknown == ["label"]
+    net, unknown = loadable(net_of(STORED), {"data": (1, 3, 4, 4), "label": (1,)})
+    assert unknown == []
+    assert fcnproto.load(net).inputs == ["data", "label"]
+
+
+def test_inputs_that_old_files_do_not_keep() -> None:
+    text = 'layer { name: "p" type: "Power" bottom: "x" top: "y" }'
+    net, unknown = loadable(net_of(text))
+    assert unknown == ["x"]
+    net, unknown = loadable(net_of(text), {"x": (1, 2)})
+    assert unknown == []
+    assert fcnproto.load(net).source_shapes == {"x": (1, 2)}
+    with pytest.raises(UsageError, match="'z' is no input"):
+        loadable(net_of(text), {"z": (1, 2)})
+
+
+def test_files_of_the_original_caffe() -> None:
+    """Every snapshot it wrote loads from its own definition, and building it adds the same layers again."""
+    files = sorted(path for group in ("snapshots", "formats") for path in group_folder(group).rglob("*.caffemodel"))
+    loaded = 0
+    for file in files:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fcnproto.FcnprotoWarning)
+            stored = net_definition(file)
+            if not all(layer.HasField("phase") for layer in stored.layer):
+                continue  # written by hand, not by Caffe
+            net = fcnproto.load(loadable(stored)[0], file, phase=stored.layer[0].phase)
+        again = definition(net)
+        assert [(layer.name, list(layer.bottom), list(layer.top)) for layer in again.layer] == [
+            (layer.name, list(layer.bottom), list(layer.top)) for layer in stored.layer
+        ], file
+        loaded += 1
+    assert loaded >= 5
