@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from data_layers import assert_resumes, batches, make_source
 
-from fcnproto.data import drawn_layer
 from fcnproto.data.hha import geometry
 from fcnproto.errors import LayerError
+from fcnproto.scenes import layer as drawn_layer
 from fcnproto.scenes.layer import vary
 from fcnproto.scenes.rooms import SURFACES, camera, draw_room
 from fcnproto.scenes.scenes import CLASSES, Scene, draw_object, draw_scene
