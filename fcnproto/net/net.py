@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import fcnproto.data
+import fcnproto.layers  # noqa: F401  registers the layer types
 from fcnproto import precision
 from fcnproto.errors import DataError, GraphError, LayerError
 from fcnproto.graph import Graph, build_graph
