@@ -199,7 +199,9 @@ def test_threads_and_batches(tmp_path: Path, net: list[str], monkeypatch: pytest
     truth = stripes(tmp_path / "a.png")
     before, seen = torch.get_num_threads(), []
     run = fcnproto.segment.segmenter.run_with
-    monkeypatch.setattr(fcnproto.segment.segmenter, "run_with", lambda *a: seen.append(torch.get_num_threads()) or run(*a))
+    monkeypatch.setattr(
+        fcnproto.segment.segmenter, "run_with", lambda *a: seen.append(torch.get_num_threads()) or run(*a)
+    )
     arguments = [*net, str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--mean", "none", "--no-optimize"]
     assert main(["segment", *arguments, "--threads", str(before + 1), "--batch", "3"]) == 0
     assert seen == [before + 1]
