@@ -130,11 +130,20 @@ def _report(error: BaseException, help_command: str) -> int:
     elif isinstance(error, MemoryError) or _is_out_of_memory(error):
         message = f"out of memory: {str(error) or type(error).__name__}"
     elif isinstance(error, Exception):
-        message = f"unexpected {type(error).__name__}: {error} (a fault of the program; --debug shows where)"
+        message = _unexpected(error)
     else:
         raise error
     _output.error(message)
     return status
+
+
+def _unexpected(error: Exception) -> str:
+    """What to say of an error that nobody foresaw: whose code it is from."""
+    from fcnproto.data.python_faults import fault_line, is_users
+
+    if is_users(error):
+        return f"{fault_line(error)} (in code that isn't fcnproto's; --debug shows more)"
+    return f"unexpected {type(error).__name__}: {error} (a fault of the program; --debug shows where)"
 
 
 def _usage_message(error: click.UsageError | fcnproto.UsageError) -> str:

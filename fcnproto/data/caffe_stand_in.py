@@ -1,4 +1,4 @@
-"""A small module `caffe`, put in place while layers written for pycaffe are imported and run.
+"""A small module `caffe` for layers written for pycaffe.
 
 It has what such layers use: `caffe.Layer`, TRAIN and TEST, `caffe.io`, `caffe.proto.caffe_pb2`, and the calls that
 choose a device, which do nothing. Not a replacement of pycaffe: no nets, no solvers. Where a real `caffe` can be
@@ -7,16 +7,18 @@ imported, that one is used and this one stays away.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.abc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from fcnproto.data.python_layer import PythonBlob, PythonLayer
 
 _NAME = "caffe"
+_LOCK = threading.Lock()
 
 
 def _ignore(*args: Any) -> None:
@@ -38,36 +40,48 @@ def _make() -> dict[str, ModuleType]:
         "TEST": caffe_pb2.TEST,
         "io": io,
         "proto": proto,
-        "__path__": [],
     }
     ignored = ("set_mode_cpu", "set_mode_gpu", "set_device", "set_random_seed")
     caffe.__dict__.update(members, **dict.fromkeys(ignored, _ignore))
     return {_NAME: caffe, "caffe.proto": proto, "caffe.proto.caffe_pb2": caffe_pb2, "caffe.io": io}
 
 
-def real_caffe() -> bool:
-    """Whether a real `caffe` is imported or could be (a mere folder of that name does not count)."""
-    if _NAME in sys.modules:
-        return True
-    spec = importlib.util.find_spec(_NAME)
-    return spec is not None and spec.origin is not None
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the stand-in where nothing else finds a `caffe`.
+
+    It is asked first and asks the others, because a mere folder of that name (a checkout of Caffe that is not built)
+    counts as a module for Python's own finder, but not here.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of the real `caffe`, or else of the stand-in; None for other names."""
+        if fullname != _NAME:
+            return None
+        for finder in sys.meta_path:
+            spec = None if isinstance(finder, _Finder) else finder.find_spec(fullname, path, target)
+            if spec is not None and spec.origin is not None:
+                return spec
+        return ModuleSpec(_NAME, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The stand-in; its submodules become importable with it (Python holds the lock of the name meanwhile)."""
+        modules = _make()
+        caffe = modules.pop(_NAME)
+        sys.modules.update(modules)
+        return caffe
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is left to do."""
 
 
-_modules: dict[str, ModuleType] = {}
+def provide_caffe() -> None:
+    """Make `import caffe` work from now on: the real one where there is one, else the stand-in.
 
-
-@contextmanager
-def caffe_importable() -> Iterator[None]:
-    """Within the block `import caffe` works: the real one, or else this stand-in, which is gone afterwards."""
-    if real_caffe():
-        yield
-        return
-    if not _modules:
-        _modules.update(_make())
-    sys.modules.update(_modules)
-    try:
-        yield
-    finally:
-        for name, module in _modules.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
+    Called when the first layer written for pycaffe is set up or its module imported, from whatever thread; nothing is
+    taken away again, so that a layer may import `caffe` at any time, in any thread.
+    """
+    with _LOCK:
+        if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Finder())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fcnproto.data.caffe_stand_in import caffe_importable
+from fcnproto.data.caffe_stand_in import provide_caffe
+from fcnproto.data.python_faults import fault_line
 from fcnproto.data.python_layer import (
     PythonBlob,
     PythonBlobs,
@@ -20,19 +21,10 @@ from fcnproto.data.python_layer import (
     registered_python_layer,
 )
 from fcnproto.data.python_modules import import_python_module
-from fcnproto.errors import FcnprotoWarning
+from fcnproto.errors import Error, FcnprotoWarning, LayerError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
-
-
-@contextmanager
-def _user_code() -> Any:
-    """What the user's methods run under: `import caffe` works, and tensors are made on the CPU."""
-    with ExitStack() as stack:
-        stack.enter_context(caffe_importable())
-        stack.enter_context(torch.device("cpu"))
-        yield
 
 
 @register("Python")
@@ -63,7 +55,7 @@ class Python(Layer):
 
     def _become(self, cls: type[Layer]) -> None:
         """Turn into a layer of class `cls`, keeping what the net has set."""
-        kept = {"base_dir": self.base_dir, "allow_python": self.allow_python, "training": self.training}
+        kept = {name: getattr(self, name) for name in ("base_dir", "prototxt", "allow_python", "training")}
         cls.type = cls.type or "Python"
         self.__class__ = cls  # type: ignore[assignment]
         cls.__init__(self, self.param, self.num_tops)
@@ -71,6 +63,22 @@ class Python(Layer):
             self.also_reads = (*cls.also_reads, "python_param")  # type: ignore[misc]
         for name, value in kept.items():
             setattr(self, name, value)
+
+    @contextmanager
+    def _user_code(self, method: str, loading: bool = False) -> Iterator[None]:
+        """What a method of the user's runs under: tensors are made on the CPU; what it raises becomes a `LayerError`
+        that names the layer and the place in the user's code (and the prototxt, which loading adds itself)."""
+        try:
+            with torch.device("cpu"):
+                yield
+        except Error:
+            raise
+        except Exception as error:
+            file = f"{self.prototxt}: " if self.prototxt and not loading else ""
+            called = f"{self.config.module}.{self.config.layer}.{method}"
+            raise LayerError(
+                f"{file}layer {self.name!r} ({self.type}): its {called} failed at {fault_line(error)}"
+            ) from error
 
     # Loading.
 
@@ -83,14 +91,17 @@ class Python(Layer):
             self._become(cls)
             self.setup(shapes)
             return
-        self.instance = self._make_instance(cls)
+        provide_caffe()
+        with self._user_code("__init__", loading=True):
+            self.instance = self._make_instance(cls)
         for method in ("setup", "reshape", "forward"):
             if self._lacks(method):
                 self.fail(f"{cls.__module__}.{cls.__name__} has no method {method}")
         self.bottom_blobs = [PythonBlob(shape) for shape in shapes]
         self.top_blobs = [self._top_blob(j) for j in range(self.num_tops)]
-        with _user_code():
+        with self._user_code("setup", loading=True):
             self.instance.setup(self.bottom_blobs, self.top_blobs)
+        with self._user_code("reshape", loading=True):
             self.instance.reshape(self.bottom_blobs, self.top_blobs)
         self._take_blobs()
 
@@ -106,8 +117,13 @@ class Python(Layer):
             )
         try:
             found = getattr(import_python_module(module, self.base_dir), name, None)
-        except ImportError as error:
-            self.fail(f"module {module!r} can't be imported: {error}")
+        except Exception as error:
+            # The module is missing (nothing of it ran), or its own code failed.
+            if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
+                self.fail(f"module {module!r} can't be imported: {error}")
+            raise LayerError(
+                f"layer {self.name!r} ({self.type}): module {module!r} can't be imported: {fault_line(error)}"
+            ) from error
         if not isinstance(found, type):
             self.fail(f"module {module!r} has no class {name!r}")
         return found
@@ -153,7 +169,7 @@ class Python(Layer):
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         for blob, shape in zip(self.bottom_blobs, shapes, strict=True):
             blob.reshape(*shape)
-        with _user_code():
+        with self._user_code("reshape", loading=True):
             self.instance.reshape(self.bottom_blobs, self.top_blobs)
         return [blob.shape for blob in self.top_blobs]
 
@@ -175,8 +191,9 @@ class Python(Layer):
         for blob, value in zip(self.instance.blobs, blobs, strict=True):
             blob.tensor = value
         self.instance.phase = self._phase()
-        with _user_code():
+        with self._user_code("reshape"):
             self.instance.reshape(self.bottom_blobs, self.top_blobs)
+        with self._user_code("forward"):
             self.instance.forward(self.bottom_blobs, self.top_blobs)
         return [blob.tensor.clone() for blob in self.top_blobs]
 
@@ -195,7 +212,7 @@ class Python(Layer):
             blob.gradient.copy_(gradient)
         if self._lacks("backward"):
             self.fail("has no method backward, but a gradient is asked for; set propagate_down to false or write one")
-        with _user_code():
+        with self._user_code("backward"):
             self.instance.backward(self.top_blobs, list(wanted), self.bottom_blobs)
         return [blob.gradient.clone() for blob in (*self.bottom_blobs, *self.instance.blobs)]
 
@@ -204,13 +221,15 @@ class Python(Layer):
     def get_position(self) -> dict[str, Any]:
         """What says where a source of data stands; see `PythonLayer.get_position`."""
         own = getattr(self.instance, "get_position", None)
-        return dict(own() if own is not None else plain_attributes(self.instance))
+        with self._user_code("get_position"):
+            return dict(own() if own is not None else plain_attributes(self.instance))
 
     def set_position(self, position: dict[str, Any]) -> None:
         """Go to a position that `get_position` gave."""
         own = getattr(self.instance, "set_position", None)
         if own is not None:
-            own(position)
+            with self._user_code("set_position"):
+                own(position)
         else:
             self.instance.__dict__.update(position)
 

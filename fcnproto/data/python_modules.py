@@ -6,25 +6,30 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 from types import ModuleType
 
-from fcnproto.data.caffe_stand_in import caffe_importable
+from fcnproto.data.caffe_stand_in import provide_caffe
 
 _loaded: dict[str, ModuleType] = {}
 """By file: the modules that could not go by their own name, which another file's module has."""
+
+_LOCK = threading.RLock()
+"""Held while `sys.path` and `sys.modules` are changed for an import."""
 
 
 def import_python_module(name: str, base_dir: str | None) -> ModuleType:
     """The module `name`, from the working directory, the prototxt's folder or the usual path, in this order.
 
     Two prototxts in different folders may each have a module of the same name beside them. While it is imported, its
-    folder is on `sys.path`, so that it finds its neighbours. Raises what the import raises.
+    folder is on `sys.path`, so that it finds its neighbours; `import caffe` works in it. Raises what the import raises.
     """
-    for folder in dict.fromkeys([os.getcwd(), os.path.abspath(base_dir or ".")]):
-        path = _module_file(folder, name)
-        if path is not None:
-            return _load(name, path, folder)
-    with caffe_importable():
+    provide_caffe()
+    with _LOCK:
+        for folder in dict.fromkeys([os.getcwd(), os.path.abspath(base_dir or ".")]):
+            path = _module_file(folder, name)
+            if path is not None:
+                return _load(name, path, folder)
         return importlib.import_module(name)
 
 
@@ -45,9 +50,8 @@ def _load(name: str, path: str, folder: str) -> ModuleType:
         del sys.modules[name]
     sys.path.insert(0, folder)
     try:
-        with caffe_importable():
-            importlib.invalidate_caches()
-            module = importlib.import_module(name)
+        importlib.invalidate_caches()
+        module = importlib.import_module(name)
     finally:
         sys.path.remove(folder)
         if taken and known is not None:

@@ -34,8 +34,8 @@ class Layer(nn.Module):
     found by running it on tensors of the meta device.
 
     Attributes set for every layer: `name`, `param` (the `LayerParameter`), `num_tops`, `base_dir` (the folder of the
-    prototxt, from which file names are looked up too), `allow_python`, and after `setup` `blob_names`,
-    `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
+    prototxt, from which file names are looked up too), `prototxt` (its path, for messages), `allow_python`, and after
+    `setup` `blob_names`, `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
     """
 
     type: ClassVar[str] = ""  # type: ignore[assignment]
@@ -67,6 +67,7 @@ class Layer(nn.Module):
         self.name = param.name
         self.num_tops = len(param.top) if num_tops is None else num_tops
         self.base_dir: str | None = None
+        self.prototxt: str | None = None
         self.allow_python = False
         self.blob_names: list[str] = []
         self.blob_shapes: list[Shape] = []

@@ -48,6 +48,7 @@ class Net(nn.Module):
         phase: "train" or "test" (or Caffe's 0 and 1); with `level` and `stages` selects the layers (Caffe: NetState).
         allow_python: permit the import of modules that Python layers name.
         base_dir: folder from which relative file names are looked up after the working directory.
+        file: what it was read from, for messages.
         shapes: shapes of data tops that nothing else tells, by name.
         fill: give the parameters their fillers' values at once; else they stay uninitialised until `fill_params`.
 
@@ -64,6 +65,7 @@ class Net(nn.Module):
         stages: Sequence[str] = (),
         allow_python: bool = False,
         base_dir: PathLike | None = None,
+        file: PathLike | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
         fill: bool = True,
     ) -> None:
@@ -73,7 +75,8 @@ class Net(nn.Module):
             param.CopyFrom(original)
             upgrade_net(param)
         self.graph: Graph = build_graph(param, lookup, phase, level, stages)
-        layers = sizing.make_layers(self.graph, None if base_dir is None else Path(base_dir), allow_python)
+        folder, origin = None if base_dir is None else Path(base_dir), None if file is None else os.fspath(file)
+        layers = sizing.make_layers(self.graph, folder, allow_python, origin)
         sources = sizing.set_up(self.graph, layers, shapes or {})
         self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
         self._looked = False
@@ -397,9 +400,10 @@ def load(
     """
     target = None if device is None else calling.usable_device(device)
     if isinstance(net, caffe_pb2.NetParameter):
-        name, definition, base_dir = "", net, None
+        name, definition, base_dir, file = "", net, None, None
     else:
-        name, base_dir = f"{os.fspath(net)}: ", Path(net).resolve().parent
+        file, base_dir = net, Path(net).resolve().parent
+        name = f"{os.fspath(net)}: "
         definition = read_net(net)
     try:
         result = Net(
@@ -409,6 +413,7 @@ def load(
             stages=stages,
             allow_python=allow_python,
             base_dir=base_dir,
+            file=file,
             shapes=shapes,
             fill=False,
         )

@@ -44,12 +44,12 @@ _REPLACED = {
 _MOST_ADDRESSED = 1 << 56
 
 
-def make_layers(graph: Graph, base_dir: Path | None, allow_python: bool) -> list[Layer]:
+def make_layers(graph: Graph, base_dir: Path | None, allow_python: bool, file: str | None = None) -> list[Layer]:
     """One layer object for each node, not yet set up."""
-    layers = [
-        _make_layer(graph, node, None if base_dir is None else str(base_dir), allow_python) for node in graph.nodes
-    ]
+    folder = None if base_dir is None else str(base_dir)
+    layers = [_make_layer(graph, node, folder, allow_python) for node in graph.nodes]
     for layer in layers:
+        layer.prototxt = file
         warn_unread_settings(layer)
     _warn_engines(layers)
     _warn_deprecated(layers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fcnproto.data.paths import resolve
-from fcnproto.errors import SolverError
+from fcnproto.errors import DataError, GraphError, SolverError
 from fcnproto.net import Net
 from fcnproto.net import params as net_params
 from fcnproto.schema import caffe_pb2
@@ -21,25 +21,33 @@ _TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 
 @dataclass(frozen=True)
 class NetSource:
-    """One net to build: the definition, its state, and the folder from which its file names are looked up."""
+    """One net to build: the definition, its state, the folder from which its file names are looked up, and its file
+    (None where it stands in the solver itself)."""
 
     param: caffe_pb2.NetParameter
     phase: int
     level: int
     stages: tuple[str, ...]
     base_dir: Path | None
+    file: str | None = None
 
     def build(self, weights: list[str], allow_python: bool) -> Net:
         """The net with the values of `weights` (later files overwrite), and fillers' values where they have none."""
-        net = Net(
-            self.param,
-            self.phase,
-            level=self.level,
-            stages=self.stages,
-            allow_python=allow_python,
-            base_dir=self.base_dir,
-            fill=False,
-        )
+        try:
+            net = Net(
+                self.param,
+                self.phase,
+                level=self.level,
+                stages=self.stages,
+                allow_python=allow_python,
+                base_dir=self.base_dir,
+                file=self.file,
+                fill=False,
+            )
+        except (GraphError, DataError) as error:
+            if self.file is not None:
+                error.args = (f"{self.file}: {error}",)
+            raise
         for path in weights:
             net.copy_from(path)
         net.fill_params()
@@ -59,7 +67,7 @@ def net_sources(param: caffe_pb2.SolverParameter, base_dir: Path | None) -> tupl
     states: list[caffe_pb2.NetState | None] = list(param.test_state) or [None] * len(tests)
     if len(states) != len(tests):
         raise SolverError(f"{len(states)} test_state entries for {len(tests)} test nets; give none or one for each")
-    sources = [_source(net, folder, caffe_pb2.TEST, state) for (net, folder), state in zip(tests, states, strict=True)]
+    sources = [_source(*found, caffe_pb2.TEST, state) for found, state in zip(tests, states, strict=True)]
     return train, sources
 
 
@@ -70,34 +78,39 @@ def _train_source(param: caffe_pb2.SolverParameter, base_dir: Path | None) -> Ne
         raise SolverError(f"the solver {found}; give exactly one of {', '.join(_TRAIN_FIELDS)}")
     state = param.train_state if param.HasField("train_state") else None
     if given[0].endswith("param"):
-        return _source(getattr(param, given[0]), base_dir, caffe_pb2.TRAIN, state)
-    net, folder = _read(getattr(param, given[0]), base_dir)
-    return _source(net, folder, caffe_pb2.TRAIN, state)
+        return _source(getattr(param, given[0]), base_dir, None, caffe_pb2.TRAIN, state)
+    return _source(*_read(getattr(param, given[0]), base_dir), caffe_pb2.TRAIN, state)
 
 
-def _test_definitions(
-    param: caffe_pb2.SolverParameter, base_dir: Path | None
-) -> list[tuple[caffe_pb2.NetParameter, Path | None]]:
+_Definition = tuple[caffe_pb2.NetParameter, Path | None, str | None]
+"""A net's definition, the folder of its file names, and its file."""
+
+
+def _test_definitions(param: caffe_pb2.SolverParameter, base_dir: Path | None) -> list[_Definition]:
     named = len(param.test_net_param) + len(param.test_net)
     generic = param.HasField("net") or param.HasField("net_param")
     count = len(param.test_iter)
     if count < named or (count > named and not generic):
         raise SolverError(f"{count} test_iter entries for {named} test nets; give one for each")
-    tests: list[tuple[caffe_pb2.NetParameter, Path | None]] = [(net, base_dir) for net in param.test_net_param]
+    tests: list[_Definition] = [(net, base_dir, None) for net in param.test_net_param]
     tests += [_read(name, base_dir) for name in param.test_net]
     if count > named:
-        rest = _read(param.net, base_dir) if param.HasField("net") else (param.net_param, base_dir)
+        rest = _read(param.net, base_dir) if param.HasField("net") else (param.net_param, base_dir, None)
         tests += [rest] * (count - named)
     return tests
 
 
-def _read(name: str, base_dir: Path | None) -> tuple[caffe_pb2.NetParameter, Path]:
+def _read(name: str, base_dir: Path | None) -> _Definition:
     path = Path(resolve(name, None if base_dir is None else str(base_dir), "net of the solver"))
-    return read_net(path), path.resolve().parent
+    return read_net(path), path.resolve().parent, str(path)
 
 
 def _source(
-    net: caffe_pb2.NetParameter, folder: Path | None, phase: int, state: caffe_pb2.NetState | None
+    net: caffe_pb2.NetParameter,
+    folder: Path | None,
+    file: str | None,
+    phase: int,
+    state: caffe_pb2.NetState | None,
 ) -> NetSource:
     """Caffe's merge of states: the phase by default, then the net's own, then the solver's; stages add up."""
     merged = caffe_pb2.NetState(phase=phase)
@@ -106,7 +119,7 @@ def _source(
     if state is not None:
         merged.MergeFrom(state)
         stages = tuple(state.stage)  # the net appends these to its file's own
-    return NetSource(net, merged.phase, merged.level, stages, folder)
+    return NetSource(net, merged.phase, merged.level, stages, folder, file)
 
 
 def weight_files(param: caffe_pb2.SolverParameter, base_dir: Path | None) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import re
+import subprocess
 import sys
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ from data_layers import batches, make_source
 from torch import Tensor
 
 import fcnproto
+from fcnproto.cli._main import main
 from fcnproto.data import PythonBlob, PythonLayer, register_python_layer
-from fcnproto.data.caffe_stand_in import caffe_importable
 from fcnproto.errors import DataError, LayerError
 
 NET = """
@@ -244,12 +247,78 @@ def test_refusals_at_load(folder: Path, layer: str, module: str, message: str) -
         load(folder, layer, module=module)
 
 
-def test_errors_of_the_user_s_code_come_through(folder: Path) -> None:
-    with pytest.raises(KeyError, match="from the user's code"):
-        load(folder, "Raises")(x=torch.zeros(2, 3))
+def test_errors_of_the_user_s_code_name_the_layer_and_the_line(folder: Path) -> None:
+    line = PYCAFFE.splitlines().index('        raise KeyError("from the user\'s code")') + 1
+    expected = rf"net\.prototxt: layer 'py' \(Python\): its user_layers\.Raises\.forward failed at .*user_layers\.py, line {line}: "
+    net = load(folder, "Raises")
+    with pytest.raises(LayerError, match=expected + 'KeyError: "from the user\'s code"') as caught:
+        net(x=torch.zeros(2, 3))
+    assert isinstance(caught.value.__cause__, KeyError) and "\n" not in str(caught.value)
     y = load(folder, "NoBackward")(x=torch.zeros(2, 3, requires_grad=True))["y"]
     with pytest.raises(LayerError, match="has no method backward"):
         y.sum().backward()
+
+
+OLD = """
+import caffe, itertools, string
+import numpy as np
+class Old(caffe.Layer):
+    def setup(self, bottom, top):
+        {setup}
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].shape)
+    def forward(self, bottom, top):
+        {forward}
+        top[0].data[...] = bottom[0].data
+    def backward(self, top, propagate_down, bottom):
+        {backward}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "said"),
+    [
+        ("setup", "print 'hello'", "SyntaxError: .*Python 2"),
+        ("setup", "exec 'a = 1'", "SyntaxError: .*Python 2"),
+        ("setup", "raise ValueError, 'no'", "SyntaxError: .*Python 2"),
+        ("setup", "a = 0777", "SyntaxError: .*Python 2"),
+        ("setup", "import cPickle", "No module named 'cPickle'; .*Python 2"),
+        ("setup", "from itertools import izip", "cannot import name 'izip'.*Python 2"),
+        ("forward", "[i for i in xrange(3)]", "xrange.*Python 2.*xrange is range now"),
+        ("forward", "{}.iteritems()", "iteritems.*Python 2.*iteritems is items now"),
+        ("forward", "{}.has_key(1)", "has_key.*Python 2"),
+        ("forward", "{1: 2}.keys()[0]", r"not subscriptable; .*Python 2.*list\(\.\.\.\)"),
+        ("forward", "range(5 / 2)", "interpreted as an integer; Python 3's / gives fractions"),
+        ("forward", "np.float(1)", "NumPy had np.float once, the installed .* doesn't: say float"),
+        ("forward", "np.zeros(3, dtype=np.int)", "NumPy had np.int once"),
+        ("backward", "np.asscalar(np.ones(1))", r"NumPy had np.asscalar once.*a\.item\(\)"),
+        ("forward", "np.zeros(3)[1 / 2]", "IndexError: .*use //"),
+        ("forward", "nothing_of_age", "NameError: name 'nothing_of_age' is not defined$"),
+    ],
+)
+def test_code_of_old_age_is_said_to_be_that(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, code: str, said: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "old_layers", raising=False)
+    parts = {"setup": "pass", "forward": "pass", "backward": "pass", method: code}
+    (folder / "old_layers.py").write_text(OLD.format(**parts))
+    with pytest.raises(LayerError, match=rf"net\.prototxt: layer 'py'.*old_layers\.py, line \d+: .*{said}") as caught:
+        load(folder, "Old", module="old_layers")(x=torch.zeros(2, 3, requires_grad=True))["y"].sum().backward()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_blames_nobody_wrongly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a pycaffe layer's fault nor that of a `fcnproto.Layer` in a user's module is the program's."""
+    (folder / "own_layer.py").write_text(
+        "import fcnproto\nclass Own(fcnproto.Layer):\n    def forward(self, x):\n        return x.no_such_thing\n"
+    )
+    np.savez(folder / "x.npz", x=np.ones((2, 3), np.float32))
+    for module, layer, line in (("user_layers", "Raises", "KeyError"), ("own_layer", "Own", "line 4: AttributeError")):
+        (folder / "net.prototxt").write_text(NET.format(module=module, layer=layer, param="", top="y", more=""))
+        arguments = [str(folder / "net.prototxt"), "--allow-python", "--input", str(folder / "x.npz")]
+        assert main(["run", *arguments]) == 1
+        error = capsys.readouterr().err
+        assert f"{module}.py, line" in error and line in error and "fault of the program" not in error
 
 
 def test_modules_of_one_name_in_two_folders(folder: Path) -> None:
@@ -269,19 +338,51 @@ def test_working_directory_comes_before_the_prototxt_s_folder(folder: Path, monk
     assert load(folder, "InPlaceDouble", top="x")(x=torch.ones(2, 3))["x"][0, 0] == 9
 
 
-def test_the_stand_in_leaves_nothing_behind(folder: Path) -> None:
-    before = set(sys.modules)
+def test_the_stand_in_has_what_layers_use(folder: Path) -> None:
     path = list(sys.path)
     load(folder, "Affine", "1")(x=torch.zeros(2, 3))
-    assert not {name for name in set(sys.modules) - before if name.split(".")[0] == "caffe"}
     assert sys.path == path
-    with caffe_importable():
-        import caffe
-        import caffe.io
-        from caffe.proto import caffe_pb2
+    import caffe
+    import caffe.io
+    from caffe.proto import caffe_pb2
 
-        assert (caffe.TRAIN, caffe.TEST) == (0, 1) and caffe.io.Transformer and caffe_pb2.Datum
-        assert caffe.set_mode_cpu() is None
+    assert (caffe.TRAIN, caffe.TEST) == (0, 1) and caffe.io.Transformer and caffe_pb2.Datum
+    assert caffe.set_mode_cpu() is None
+    with pytest.raises(ModuleNotFoundError):
+        import caffe.draw
+
+
+def test_a_folder_called_caffe_is_no_caffe(folder: Path) -> None:
+    """As a checkout of Caffe in the working directory, which has no module."""
+    (folder / "caffe" / "build").mkdir(parents=True)
+    program = "import fcnproto; print(fcnproto.load('net.prototxt', allow_python=True).layers[1].instance.__class__)"
+    (folder / "net.prototxt").write_text(NET.format(module="user_layers", layer="Affine", param="1", top="y", more=""))
+    root = str(Path(fcnproto.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert "user_layers.Affine" in done.stdout, done.stderr
+
+
+def test_layers_import_caffe_in_threads(folder: Path) -> None:
+    (folder / "lazy_layers.py").write_text(
+        PYCAFFE.split("class Affine")[0] + "class Lazy(caffe.Layer):\n"
+        "    def reshape(self, bottom, top):\n        top[0].reshape(*bottom[0].shape)\n"
+        "    def forward(self, bottom, top):\n        import caffe.io\n        top[0].data[...] = 2 * bottom[0].data\n"
+    )
+    nets = [load(folder, "Lazy", module="lazy_layers") for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(nets)) as pool:
+            work = [pool.submit(lambda net=net: [net(x=torch.ones(2, 3)) for _ in range(150)]) for net in nets]
+        assert all((one["y"] == 2).all() for future in work for one in future.result())
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_real_caffe_is_used_where_there_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
