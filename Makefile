@@ -55,8 +55,8 @@ format: $(DEV_STAMP)  ## put the code into the house's style
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-proto: $(DEV_STAMP)  ## make fcnproto/schema/caffe_pb2.py from protos/caffe.proto
-	$(RUN) -m grpc_tools.protoc -Ifcnproto/schema/caffe.proto=protos/caffe.proto --python_out=. fcnproto/schema/caffe.proto
+proto: $(DEV_STAMP)  ## make fcnproto/schema/caffe_pb2.py from protos/
+	$(RUN) protos/make.py
 
 models: $(USER_STAMP)  ## write the prototxt files of the published nets from their definitions
 	$(RUN) -m models.write
