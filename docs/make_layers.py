@@ -8,11 +8,12 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-import fcnproto.net  # noqa: F401  registers every type
+import fcnproto.net.net  # noqa: F401  registers every type
 from fcnproto.atomic import atomic_write
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup, types
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import FIRST_ADDED
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "tests" / "golden"
@@ -45,7 +46,11 @@ def settings(cls: type[Layer]) -> str:
         if field is None:
             continue
         message = caffe_pb2.LayerParameter.DESCRIPTOR.fields_by_name[field].message_type
-        names = [f"`{f.name}`" for f in message.fields if f.name != "engine"]
+        names = [
+            f"`{f.name}`"
+            for f in message.fields
+            if f.name != "engine" and (f.number < FIRST_ADDED or f"{field}.{f.name}" in cls.fork_fields)
+        ]
         parts.append(f"{field}: {', '.join(names)}" if names else field)
     return "; ".join(parts)
 

@@ -48,6 +48,8 @@ class Layer(nn.Module):
     """The field of `LayerParameter` with this type's settings, such as "convolution_param"."""
     also_reads: ClassVar[tuple[str, ...]] = ()
     """Further settings fields that the type reads, such as "loss_param"; others draw a warning."""
+    fork_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields that Caffe's forks add to these messages and the type acts on, such as "pooling_param.ceil_mode"."""
     is_loss: ClassVar[bool] = False
     """A loss layer: its first top has loss weight 1 unless the prototxt says otherwise."""
     is_data: ClassVar[bool] = False

@@ -24,6 +24,7 @@ from fcnproto.layers.source import SourceLayer
 from fcnproto.net.calling import first_line, is_own
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import MOST_AXES
+from fcnproto.schema.fields import FIRST_ADDED
 
 PartialShape = tuple[int | None, ...]
 """A shape whose None entries are known only once data is read."""
@@ -106,11 +107,19 @@ def _some(names: Sequence[str]) -> str:
 
 
 def warn_unread_settings(layer: Layer) -> None:
-    """Warn of type-specific settings in the prototxt that belong to another layer type."""
-    for field, _ in layer.param.ListFields():
-        if field.name.endswith("_param") and field.name != layer.config_field and field.name not in layer.also_reads:
+    """Warn of type-specific settings in the prototxt that belong to another layer type, or only to one of a fork."""
+    for field, value in layer.param.ListFields():
+        if not field.name.endswith("_param"):
+            continue
+        unread: list[str] = []
+        if field.name != layer.config_field and field.name not in layer.also_reads:
+            unread = [field.name]
+        elif field.number < FIRST_ADDED:
+            added = [inner.name for inner, _ in value.ListFields() if inner.number >= FIRST_ADDED]
+            unread = [f"{field.name}.{name}" for name in added if f"{field.name}.{name}" not in layer.fork_fields]
+        for name in unread:
             warnings.warn(
-                f"layer {layer.name!r} ({layer.type}): {field.name} has no effect on this layer type",
+                f"layer {layer.name!r} ({layer.type}): {name} has no effect on this layer type",
                 FcnprotoWarning,
                 stacklevel=2,
             )

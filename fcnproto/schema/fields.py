@@ -14,6 +14,9 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+FIRST_ADDED = 20001
+"""From this number on a field of one of Caffe's messages is an addition of Caffe's forks (`protos/forks.proto`)."""
+
 INTEGER_RANGES: dict[str, tuple[int, int]] = {
     "int32": (-(1 << 31), (1 << 31) - 1),
     "int64": (-(1 << 63), (1 << 63) - 1),

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import PrototxtError
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.fields import INTEGER_RANGES, Field, MessageFields, fields_of, suggestion
+from fcnproto.schema.fields import FIRST_ADDED, INTEGER_RANGES, Field, MessageFields, fields_of, suggestion
 from fcnproto.schema.kinds import HEAD_BYTES, foreign_kind, is_hdf5, looks_binary
 from fcnproto.schema.tokens import Token, Tokens, place
 from fcnproto.schema.upgrade import upgrade_net, upgrade_solver
@@ -145,7 +145,7 @@ class _Parser:
         inner = [
             field.name
             for field in table.by_name.values()
-            if field.message is not None and name in fields_of(field.message).by_name
+            if field.message is not None and field.number < FIRST_ADDED and name in fields_of(field.message).by_name
         ]
         near = suggestion(name, table.by_name)
         if len(self.open) == 1:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-import fcnproto.net  # noqa: F401  registers the layer types
+import fcnproto.net.net  # noqa: F401  registers the layer types
 from fcnproto import GraphError, zoo
 from fcnproto.graph import build_graph
 from fcnproto.graph.coord_map import CoordMap, coord_map_from_to, crop, layer_map, link

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import fcnproto.net  # noqa: F401  registers every layer type
+import fcnproto.net.net  # noqa: F401  registers every layer type
 from fcnproto.errors import GraphError, UnsupportedLayerError
 from fcnproto.graph import Graph, build_graph, net_state
 from fcnproto.layers.registry import lookup

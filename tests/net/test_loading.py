@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import fcnproto
-from fcnproto.errors import GraphError, LayerError, UnsupportedLayerError, WeightsError
+from fcnproto.errors import FcnprotoWarning, GraphError, LayerError, UnsupportedLayerError, WeightsError
+from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import fields_of
 from fcnproto.schema.text import parse
 
 INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }\n'
@@ -302,3 +304,22 @@ def test_blobs_beyond_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(fcnproto.DataError, match="no memory for a top of shape"):
         dummy()
+
+
+def test_a_field_of_a_fork_that_nothing_acts_on_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    layer = 'layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: 1 } } }'
+    loss = 'layer { name: "l" type: "EuclideanLoss" bottom: "d" bottom: "d" top: "l" loss_param { normalize: true } }'
+    path.write_text(layer + loss.replace("normalize: true", "pre_fixed_normalizer: 3"))
+    with pytest.warns(
+        FcnprotoWarning, match=r"'l' \(EuclideanLoss\): loss_param(.pre_fixed_normalizer)? has no effect"
+    ):
+        fcnproto.load(path)
+    pooling = 'layer { name: "p" type: "Pooling" bottom: "d" top: "p" pooling_param { kernel_size: 1 %s: 1 } }'
+    data = 'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 1 dim: 2 dim: 2 } } }'
+    unread = [f.name for f in fields_of(caffe_pb2.PoolingParameter.DESCRIPTOR).by_number.values() if f.number > 20000]
+    unread = [name for name in unread if f"pooling_param.{name}" not in lookup("Pooling").fork_fields]
+    for name in unread:
+        path.write_text(data + pooling % name)
+        with pytest.warns(FcnprotoWarning, match=rf"'p' \(Pooling\): pooling_param.{name} has no effect"):
+            fcnproto.load(path)

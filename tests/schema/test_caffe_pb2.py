@@ -11,7 +11,9 @@ import pytest
 from google.protobuf.message import Message
 
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.fields import fields_of, suggestion
+from fcnproto.schema.fields import FIRST_ADDED, fields_of, suggestion
+from fcnproto.schema.text import format_message, parse
+from fcnproto.schema.upgrade import upgrade_net
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = [value for value in vars(caffe_pb2).values() if isinstance(value, type) and issubclass(value, Message)]
@@ -112,3 +114,26 @@ def test_suggestions() -> None:
     assert suggestion("test", names) == '; did you mean "TEST"?'
     assert suggestion("pooling", names) == '; did you mean "pooling_param"?'
     assert suggestion("xyz", names) == "" and suggestion("", names) == ""
+
+
+def test_additions_of_forks_have_private_numbers() -> None:
+    """So that no binary file of Caffe's own, nor of a fork, is misread for one of them."""
+    for name in ("LayerParameter", "V1LayerParameter", "PoolingParameter", "ConvolutionParameter", "LossParameter"):
+        numbers = sorted(fields_of(getattr(caffe_pb2, name).DESCRIPTOR).by_number)
+        assert not [number for number in numbers if 1002 < number < FIRST_ADDED] and numbers[-1] >= FIRST_ADDED
+
+
+def test_additions_read_and_write_like_caffes_own_fields() -> None:
+    text = 'layer { name: "p" type: "PriorBox" prior_box_param { min_size: 3 flip: false } }'
+    net = parse(text, caffe_pb2.NetParameter)
+    assert list(net.layer[0].prior_box_param.min_size) == [3] and not net.layer[0].prior_box_param.flip
+    assert parse(format_message(net), caffe_pb2.NetParameter) == net
+    assert caffe_pb2.NetParameter.FromString(net.SerializeToString()) == net
+    pooling = parse("pool: AVE_EXC_PAD ceil_mode: false", caffe_pb2.PoolingParameter)
+    assert format_message(pooling) == "pool: AVE_EXC_PAD\nceil_mode: false\n"
+
+
+def test_a_crop_of_the_old_format_is_a_crop() -> None:
+    net = parse('layers { name: "c" type: CROP bottom: "a" bottom: "b" top: "c" }', caffe_pb2.NetParameter)
+    upgrade_net(net)
+    assert net.layer[0].type == "Crop"
