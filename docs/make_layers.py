@@ -1,4 +1,8 @@
-"""Writes docs/layers.md from the registry of layer types and the recorded cases: `python docs/make_layers.py`."""
+"""Writes what is made from the registry of layer types: `python docs/make_layers.py`.
+
+docs/layers.md, with the numbers of recorded cases, and fcnproto/graph/maps.json, the coordinate rules for what needs no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from pathlib import Path
 
 import fcnproto.net.net  # noqa: F401  registers every type
 from fcnproto.atomic import atomic_write
+from fcnproto.graph import facts
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup, types
 from fcnproto.schema import caffe_pb2
@@ -85,7 +90,15 @@ def document() -> str:
     return HEAD + "\n".join(rows) + "\n" + tail + "\n".join(notes) + "\n"
 
 
+def rules() -> str:
+    """The coordinate rules, a line a type."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(rule)}" for name, rule in facts.rules().items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 if __name__ == "__main__":
     with atomic_write(HERE / "layers.md", "w") as file:
         file.write(document())
+    with atomic_write(facts.RULES_FILE, "w") as file:
+        file.write(rules())
     sys.exit(0)

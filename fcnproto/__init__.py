@@ -22,7 +22,7 @@ from fcnproto.errors import (
 from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
-    from fcnproto.layers.base import Layer
+    from fcnproto.layers.base import Layer, Pointwise
     from fcnproto.layers.registry import register as register_layer
     from fcnproto.net import Net, load
     from fcnproto.passes import optimize
@@ -55,6 +55,7 @@ __all__ = [
     "Layer",
     "LayerError",
     "Net",
+    "Pointwise",
     "PrototxtError",
     "Solver",
     "SolverError",
@@ -72,6 +73,7 @@ __getattr__, __dir__ = lazily(
     {
         "Layer": "fcnproto.layers.base",
         "Net": "fcnproto.net",
+        "Pointwise": "fcnproto.layers.base",
         "Solver": "fcnproto.solver",
         "load": "fcnproto.net",
         "optimize": "fcnproto.passes",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from fcnproto.graph import facts
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -15,3 +17,4 @@ def test_the_table_of_layers_is_current() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (DOCS / "layers.md").read_text() == module.document(), "docs/layers.md is out of date: run `make docs`"
+    assert facts.RULES_FILE.read_text() == module.rules(), "fcnproto/graph/maps.json is out of date: run `make docs`"

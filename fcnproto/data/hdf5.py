@@ -193,6 +193,7 @@ class HDF5Output(Layer):
     differences = "further forward passes append rows (Caffe aborts on the second)."
 
     config_field = "hdf5_output_param"
+    kind = "loss"
     bottoms = (2, 2)
     tops = (0, 0)
     position_fields = ("rows",)

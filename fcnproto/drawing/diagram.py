@@ -11,30 +11,13 @@ from dataclasses import dataclass, field, replace
 
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.inspect.summary import LayerSummary, NetSummary
+from fcnproto.layers.registry import find
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.fields import fields_of
 
 Shape = tuple[int, ...]
 Edge = tuple[int, int, str, Shape]
 """(number of the part that writes, of the one that reads, blob, its shape)"""
 
-_KINDS = {
-    "convolution": ("Convolution", "Im2col"),
-    "deconvolution": ("Deconvolution",),
-    "linear": ("InnerProduct", "Embed", "LSTM", "RNN", "LSTMUnit"),
-    "pooling": ("Pooling", "SPP"),
-    "activation": (
-        *("ReLU", "PReLU", "ELU", "Sigmoid", "TanH", "AbsVal", "BNLL", "Power", "Exp", "Log", "Clip", "Swish"),
-        *("Threshold", "Dropout"),
-    ),
-    "normalisation": ("LRN", "BatchNorm", "MVN", "Softmax", "Scale", "Bias"),
-    "arithmetic": ("Eltwise", "Reduction", "ArgMax"),
-    "shaping": (
-        *("Concat", "Slice", "Split", "Crop", "Flatten", "Reshape", "Tile", "Silence", "Filter", "BatchReindex"),
-    ),
-    "data": ("Input", "DummyData", "Parameter", "Data", "HDF5Data", "ImageData", "WindowData", "MemoryData"),
-    "loss": ("Accuracy", "HDF5Output"),
-}
 _LONGEST_GROUP = 24
 
 
@@ -216,10 +199,8 @@ def _box(part: _Part) -> Box:
 
 def kind_of(type_name: str) -> str:
     """The family of a layer type, which its colour stands for."""
-    for kind, types in _KINDS.items():
-        if type_name in types:
-            return kind
-    return "loss" if type_name.endswith("Loss") else "other"
+    known = find(type_name)
+    return "other" if known is None else known.kind
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -230,62 +211,5 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def settings_text(param: caffe_pb2.LayerParameter) -> str:
     """A layer's settings in a few words: "64 of 3×3, pad 1"."""
-    if param.type in ("Convolution", "Deconvolution"):
-        return _convolution_text(param.convolution_param)
-    if param.type == "Pooling":
-        return _pooling_text(param.pooling_param)
-    if param.type == "InnerProduct":
-        return str(param.inner_product_param.num_output)
-    if param.type == "Eltwise":
-        return str(caffe_pb2.EltwiseParameter.EltwiseOp.Name(param.eltwise_param.operation)).lower()
-    for descriptor, value in param.ListFields():
-        if descriptor.name.endswith("_param") and descriptor.name not in ("loss_param", "transform_param"):
-            return _plain_text(value)
-    return ""
-
-
-def _convolution_text(config: caffe_pb2.ConvolutionParameter) -> str:
-    kernel = list(config.kernel_size) or [config.kernel_h, config.kernel_w]
-    kernel = kernel * 2 if len(kernel) == 1 else kernel
-    words = [f"{config.num_output} of {'×'.join(map(str, kernel))}"]
-    for name in ("stride", "pad", "dilation"):
-        values = list(getattr(config, name))
-        if name != "dilation" and (config.HasField(f"{name}_h") or config.HasField(f"{name}_w")):
-            values = [getattr(config, f"{name}_h"), getattr(config, f"{name}_w")]
-        if values and any(value != (0 if name == "pad" else 1) for value in values):
-            words.append(f"{name} {'×'.join(map(str, values))}")
-    if config.group > 1:
-        words.append(f"group {config.group}")
-    return ", ".join(words)
-
-
-def _pooling_text(config: caffe_pb2.PoolingParameter) -> str:
-    method = str(caffe_pb2.PoolingParameter.PoolMethod.Name(config.pool)).lower()
-    if config.global_pooling:
-        return f"{method}, global"
-    height = config.kernel_size or config.kernel_h
-    width = config.kernel_size or config.kernel_w
-    words = [f"{method} {height}×{width}"]
-    if config.stride_h or config.stride != 1:
-        words.append(f"stride {f'{config.stride_h}×{config.stride_w}' if config.stride_h else config.stride}")
-    if config.pad or config.pad_h or config.pad_w:
-        words.append(f"pad {config.pad or f'{config.pad_h}×{config.pad_w}'}")
-    return ", ".join(words)
-
-
-def _plain_text(message: object) -> str:
-    """The scalar fields that are set, as far as they fit."""
-    known = fields_of(message.DESCRIPTOR).by_name  # type: ignore[attr-defined]
-    words = []
-    for descriptor, value in message.ListFields():  # type: ignore[attr-defined]
-        entry = known[descriptor.name]
-        if entry.kind in ("message", "string", "bytes"):
-            continue
-        values = list(value) if entry.repeated else [value]
-        texts = [entry.enum_names.get(item, str(item)) if entry.kind == "enum" else _number(item) for item in values]
-        words.append(f"{descriptor.name} {'×'.join(texts)}")
-    return ", ".join(words[:3])
-
-
-def _number(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    known = find(param.type)
+    return "" if known is None else known.settings_text(param)

@@ -2,7 +2,8 @@
 
 A map says `position in to = scale * position in from + shift` per spatial axis, for positions at the centres of
 receptive fields. The rules and the refusals are those of pycaffe's coordinate maps, computed exactly in fractions;
-beyond it, maps pass through a Concat of channels, so that nets of inception modules have one.
+beyond it, maps pass through a Concat of channels, so that nets of inception modules have one, and through every
+pointwise layer. Each layer type says its own rule (`maps.py`, `facts.py`).
 Works on everything that knows its producing layer: the builder's tops, the blobs of a `Graph`, and, through
 `link`, the plain layer list of an upgraded NetParameter. Says nothing about sizes: whether a crop fits depends on the
 image.
@@ -14,19 +15,12 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from fcnproto.errors import GraphError
+from fcnproto.graph import facts
+from fcnproto.graph.maps import CoordMap
 from fcnproto.schema import caffe_pb2
-
-_WINDOWS = {"Convolution", "Deconvolution", "Im2col", "Pooling"}
-# Each position of the top depends on the same position of the bottom.
-# fmt: off
-_POINTWISE = {
-    "AbsVal", "BNLL", "BatchNorm", "Bias", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log", "MVN", "PReLU", "Power",
-    "ReLU", "Scale", "Sigmoid", "Split", "TanH", "Threshold",
-}
-# fmt: on
 
 
 class Producer(Protocol):
@@ -46,71 +40,12 @@ class Located(Hashable, Protocol):
     def producer(self) -> Producer: ...
 
 
-@dataclass(frozen=True)
-class CoordMap:
-    """`scale` and `shift` per spatial axis (one value stands for all), counted from axis `axis` + 1 of the blob.
-
-    `axis` is Caffe's channel axis (1 for images), None where no layer in between has one. `windowed` tells
-    whether any convolution or pooling took part; without one there is nothing to derive a crop from.
-    """
-
-    axis: int | None = None
-    scale: tuple[Fraction, ...] = (Fraction(1),)
-    shift: tuple[Fraction, ...] = (Fraction(0),)
-    windowed: bool = False
-
-    def compose(self, inner: CoordMap) -> CoordMap:
-        """The map that applies `inner` first. `GraphError` where both name an axis and the two differ."""
-        if self.axis is not None and inner.axis is not None and self.axis != inner.axis:
-            raise GraphError(
-                f"coordinate maps count from different axes ({self.axis} and {inner.axis}); "
-                "give the layers in between the same `axis`"
-            )
-        axis = inner.axis if self.axis is None else self.axis
-        scale = tuple(a * c for a, c in _together(self.scale, inner.scale))
-        moved = tuple(a * d for a, d in _together(self.scale, inner.shift))
-        shift = tuple(m + b for m, b in _together(moved, self.shift))
-        return CoordMap(axis, scale, shift, self.windowed or inner.windowed)
-
-    def inverse(self) -> CoordMap:
-        """The map back."""
-        shift = tuple(-b / a for a, b in _together(self.scale, self.shift))
-        return CoordMap(self.axis, tuple(1 / a for a in self.scale), shift, self.windowed)
-
-
 def layer_map(param: caffe_pb2.LayerParameter) -> CoordMap | None:
     """The map of one layer, from its (first) bottom to its top; None for a type that has no such map.
 
     Raises `GraphError` for a window given by `*_h`/`*_w` fields, or without `kernel_size`.
     """
-    if param.type in _POINTWISE or (param.type == "Concat" and param.concat_param.axis == 1):
-        return CoordMap()
-    if param.type == "Crop":
-        offset = tuple(Fraction(-value) for value in param.crop_param.offset) or (Fraction(0),)
-        return CoordMap(param.crop_param.axis - 1, shift=offset)
-    if param.type in _WINDOWS:
-        return _window_map(param)
-    return None
-
-
-def _window_map(param: caffe_pb2.LayerParameter) -> CoordMap:
-    message = param.pooling_param if param.type == "Pooling" else param.convolution_param
-    where = f"{param.type} layer {param.name!r}" if param.name else f"a {param.type} layer"
-    for name in ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w"):
-        if message.HasField(name):
-            raise GraphError(f"{where} uses {name}; coordinate maps need kernel_size, stride and pad")
-    dilation = [] if param.type == "Pooling" else message.dilation
-    kernel, stride = _values(message.kernel_size, 0), _values(message.stride, 1)
-    pad, dilation = _values(message.pad, 0), _values(dilation, 1)
-    if 0 in kernel or 0 in stride:
-        raise GraphError(f"{where} has no kernel_size or a stride of 0, so no coordinate map; give kernel_size")
-    extent = tuple((k - 1) * d + 1 for k, d in _together(kernel, dilation))
-    shift = tuple(p - (k - 1) / 2 for p, k in _together(pad, extent))
-    axis = 1 if param.type == "Pooling" else message.axis
-    if param.type == "Deconvolution":
-        return CoordMap(axis, stride, tuple(-b for b in shift), windowed=True)
-    inverse = tuple(1 / s for s in stride)
-    return CoordMap(axis, inverse, tuple(b / s for b, s in _together(shift, stride)), windowed=True)
+    return facts.coordinates(param)
 
 
 def coord_map_from_to(start: Located, end: Located) -> CoordMap:
@@ -192,8 +127,8 @@ def _ancestors(start: Located) -> Iterator[tuple[Located, CoordMap]]:
         blob = frontier.popleft()
         yield blob, maps[blob]
         producer = blob.producer
-        # The reference of a Crop lends its size, not its values.
-        bottoms = producer.bottoms[:1] if producer.param.type == "Crop" else producer.bottoms
+        lent = facts.size_bottoms(producer.param.type)
+        bottoms = [bottom for i, bottom in enumerate(producer.bottoms) if i not in lent]
         step = layer_map(producer.param) if bottoms else None
         if step is None:
             continue
@@ -201,27 +136,6 @@ def _ancestors(start: Located) -> Iterator[tuple[Located, CoordMap]]:
             if bottom not in maps:
                 maps[bottom] = maps[blob].compose(step)
                 frontier.append(bottom)
-
-
-_Value = TypeVar("_Value")
-
-
-def _together(left: Sequence[Fraction], right: Sequence[Fraction]) -> Iterator[tuple[Fraction, Fraction]]:
-    """Pairs of two per-axis lists, of which either may hold one value for all axes."""
-    count = max(len(left), len(right))
-    if {len(left), len(right)} - {1, count}:
-        raise GraphError(f"layers with {len(left)} and {len(right)} spatial axes can't be mapped on each other")
-    yield from zip(_spread(left, count), _spread(right, count), strict=True)
-
-
-def _spread(values: Sequence[_Value], count: int) -> Sequence[_Value]:
-    return list(values) * count if len(values) == 1 else values
-
-
-def _values(field_value: int | Sequence[int], default: int) -> tuple[Fraction, ...]:
-    """A window setting as fractions: Pooling's fields hold one number, the convolutions' fields are repeated."""
-    values = [field_value] if isinstance(field_value, int) else list(field_value)
-    return tuple(Fraction(value) for value in values or [default])
 
 
 def _listed(values: Sequence[Fraction] | Iterator[Fraction]) -> str:

@@ -9,25 +9,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from fcnproto.errors import FcnprotoWarning, GraphError
+from fcnproto.graph.facts import TypeFacts
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import suggestion
 
 AUTOMATIC = "(automatic)"
 """Caffe's name for the top that a loss layer makes for itself where the prototxt gives it none."""
-
-
-class TypeFacts(Protocol):
-    """What the graph asks of a layer type; the layer classes have these as class attributes."""
-
-    bottoms: tuple[int, int | None]
-    tops: tuple[int, int | None]
-    is_loss: bool
-    is_data: bool
-    in_place: bool
 
 
 @dataclass(eq=False)
@@ -45,11 +36,12 @@ class Blob:
 
 @dataclass(eq=False)
 class Node:
-    """One layer of the graph. `param` is the node's own copy of the layer's message."""
+    """One layer of the graph. `param` is its own copy of the layer's message, `facts` what its type says of itself."""
 
     name: str
     type: str
     param: caffe_pb2.LayerParameter
+    facts: TypeFacts
     is_data: bool = False
     bottoms: list[Blob] = field(default_factory=list)
     tops: list[Blob] = field(default_factory=list)
@@ -209,7 +201,7 @@ def _connect(
         known = facts(param.type, param.name)
         # What a Python layer without bottoms gives comes from outside, as in any data layer.
         is_data = known.is_data or (param.type == "Python" and not param.bottom)
-        node = Node(param.name, param.type, param, is_data)
+        node = Node(param.name, param.type, param, known, is_data)
         _connect_bottoms(node, blobs)
         _connect_tops(node, known, blobs)
         node.loss_weights = _loss_weights(node, known)

@@ -20,7 +20,6 @@ from torch import Tensor
 from fcnproto.atomic import ARRAY_FAULTS, atomic_write
 from fcnproto.errors import DataError, GraphError, UsageError
 from fcnproto.images import Preprocessing, read_depth, read_image, resize, to_blob
-from fcnproto.layers.base import Layer
 from fcnproto.net import Net
 from fcnproto.net.plan import missing_inputs, runnable
 
@@ -63,8 +62,8 @@ def image_inputs(net: Net, blobs: Sequence[str]) -> list[str]:
 def images_stay_apart(net: Net, blobs: Sequence[str]) -> bool:
     """Whether the layers behind `blobs` are known to compute each image of a batch by itself.
 
-    Said of the layers of segmentation nets; layers that may mix images, such as a BatchNorm by the batch's own
-    statistics, a Reshape or a Python layer, count as mixing.
+    Layers say it of themselves (`Layer.keeps_images_apart`); those that may mix images, such as a BatchNorm by the
+    batch's own statistics, a Reshape or a Python layer, count as mixing.
     """
     layers = dict(zip(net.graph.nodes, net.layers, strict=True))
     stack, seen = [net.graph.blob(name).producer for name in blobs], set()
@@ -73,37 +72,10 @@ def images_stay_apart(net: Net, blobs: Sequence[str]) -> bool:
         if node in seen:
             continue
         seen.add(node)
-        if not node.is_data and not _keeps_images_apart(layers[node]):
+        if not node.is_data and not layers[node].keeps_images_apart():
             return False
         stack += [blob.producer for blob in node.bottoms]
     return not any(node.type == "DummyData" for node in seen)
-
-
-_APART = frozenset(
-    [
-        *("AbsVal", "BNLL", "Clip", "Dropout", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "Sigmoid", "Swish"),
-        *("TanH", "Threshold", "LRN", "MVN", "Pooling", "Split", "Eltwise", "BatchNorm"),
-    ]
-)
-_APART_BY_AXIS = frozenset(
-    [
-        *("Convolution", "Deconvolution", "Crop", "Concat", "Slice", "Softmax", "Scale", "Bias", "Flatten"),
-        *("InnerProduct", "ArgMax"),
-    ]
-)
-
-
-def _keeps_images_apart(layer: Layer) -> bool:
-    if layer.type == "BatchNorm" and layer.config.HasField("use_global_stats") and not layer.config.use_global_stats:
-        return False
-    if layer.training and layer.type in ("BatchNorm", "Dropout"):
-        return False
-    if layer.type in ("Scale", "Bias") and len(layer.param.bottom) > 1:
-        return False
-    if layer.type in ("Concat", "Slice"):
-        older = "concat_dim" if layer.type == "Concat" else "slice_dim"  # Caffe's former name of the axis
-        return bool(getattr(layer.config, older if layer.config.HasField(older) else "axis") > 0)
-    return layer.type in _APART or (layer.type in _APART_BY_AXIS and layer.config.axis > 0)
 
 
 def computable_outputs(net: Net, inputs: Sequence[str]) -> list[str]:

@@ -23,7 +23,6 @@ from fcnproto.schema import caffe_pb2
 
 _BYTES = 4  # of a float32 value
 _USUAL_SIZE = (500, 500)
-_RECURRENT = ("LSTM", "RNN", "LSTMUnit")
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def summarise(
                 tops={blob.name: known[blob] for blob in node.tops},
                 parameters=sum(count for count, _ in owned.get(id(layer), [])),
                 learnable=sum(count for count, learns in owned.get(id(layer), []) if learns),
-                multiply_adds=_multiply_adds(layer, bottoms, tops),
+                multiply_adds=layer.multiply_adds(bottoms, tops),
             )
         )
     parameters = sum(layer.parameters for layer in layers)
@@ -182,24 +181,6 @@ def _is_automatic_split(node: Node) -> bool:
 def _root(blob: Blob) -> Blob:
     """The blob of the prototxt that a blob from an automatic Split stands for."""
     return _root(blob.producer.bottoms[0]) if _is_automatic_split(blob.producer) else blob
-
-
-def _multiply_adds(layer: Layer, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
-    blobs = [tuple(shape) for shape in layer.blob_shapes]
-    if not blobs:
-        return 0
-    per_output = math.prod(blobs[0][1:])
-    if layer.type == "Convolution":
-        return per_output * sum(math.prod(top) for top in tops)
-    if layer.type == "Deconvolution":
-        return per_output * sum(math.prod(bottom) for bottom in bottoms)
-    if layer.type == "InnerProduct":
-        rows = math.prod(tops[0]) // layer.config.num_output
-        return rows * math.prod(blobs[0])
-    if layer.type in _RECURRENT:
-        steps = math.prod(bottoms[0][:2])
-        return steps * sum(math.prod(shape) for shape in blobs if len(shape) == 2)
-    return 0
 
 
 def _blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[int, int]:

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcnproto.layers.base import Elementwise, Shape
+from fcnproto.layers.base import Pointwise, Shape
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
 
 @register("AbsVal")
-class AbsVal(Elementwise):
+class AbsVal(Pointwise):
     """Caffe's AbsVal: |x|, with gradient 0 at 0. Caffe refuses it in place."""
 
     in_place = False
@@ -30,7 +30,7 @@ class AbsVal(Elementwise):
 
 
 @register("BNLL")
-class BNLL(Elementwise):
+class BNLL(Pointwise):
     """Caffe's BNLL (binomial normal log likelihood): log(1 + e^x), computed without overflow."""
 
     differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
@@ -43,7 +43,7 @@ class BNLL(Elementwise):
 
 
 @register("Clip")
-class Clip(Elementwise):
+class Clip(Pointwise):
     """Caffe's Clip: min(max(x, `min`), `max`). The gradient passes where `min` <= x <= `max`, both included."""
 
     differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
@@ -60,7 +60,7 @@ class Clip(Elementwise):
 
 
 @register("ELU")
-class ELU(Elementwise):
+class ELU(Pointwise):
     """Caffe's ELU: x above 0, else alpha * (e^x - 1)."""
 
     config_field = "elu_param"
@@ -70,7 +70,7 @@ class ELU(Elementwise):
 
 
 @register("Exp")
-class Exp(Elementwise):
+class Exp(Pointwise):
     """Caffe's Exp: base ^ (shift + scale * x); base -1 stands for e."""
 
     config_field = "exp_param"
@@ -91,7 +91,7 @@ class Exp(Elementwise):
 
 
 @register("Log")
-class Log(Elementwise):
+class Log(Pointwise):
     """Caffe's Log: log_base(shift + scale * x); base -1 stands for e."""
 
     differences = "in place, the gradient is the true one (Caffe reads the overwritten input)."
@@ -110,7 +110,7 @@ class Log(Elementwise):
 
 
 @register("Power")
-class Power(Elementwise):
+class Power(Pointwise):
     """Caffe's Power: (shift + scale * x) ^ power.
 
     Where power * scale is 0 the result is a constant (1 for power 0, else shift ^ power) with gradient 0. At
@@ -139,7 +139,7 @@ class Power(Elementwise):
 
 
 @register("PReLU")
-class PReLU(Elementwise):
+class PReLU(Pointwise):
     """Caffe's PReLU: x above 0, else a * x, with one learned slope a per channel (axis 1).
 
     Blob "weight": (C,), or without axes where `channel_shared`; 0.25 unless a filler is given. At x = 0 the gradient
@@ -164,7 +164,7 @@ class PReLU(Elementwise):
 
 
 @register("ReLU")
-class ReLU(Elementwise):
+class ReLU(Pointwise):
     """Caffe's ReLU: max(x, 0) + negative_slope * min(x, 0). At x = 0 the gradient is the negative slope."""
 
     differences = (
@@ -173,6 +173,7 @@ class ReLU(Elementwise):
     )
 
     config_field = "relu_param"
+    may_overwrite = True
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """The top; `overwrite` permits to write it over `x`, which nobody reads again."""
@@ -181,7 +182,7 @@ class ReLU(Elementwise):
 
 
 @register("Sigmoid")
-class Sigmoid(Elementwise):
+class Sigmoid(Pointwise):
     """Caffe's Sigmoid: 1 / (1 + e^-x)."""
 
     config_field = "sigmoid_param"
@@ -191,7 +192,7 @@ class Sigmoid(Elementwise):
 
 
 @register("Swish")
-class Swish(Elementwise):
+class Swish(Pointwise):
     """Caffe's Swish: x * sigmoid(beta * x)."""
 
     config_field = "swish_param"
@@ -202,7 +203,7 @@ class Swish(Elementwise):
 
 
 @register("TanH")
-class TanH(Elementwise):
+class TanH(Pointwise):
     """Caffe's TanH: tanh(x)."""
 
     config_field = "tanh_param"
@@ -212,7 +213,7 @@ class TanH(Elementwise):
 
 
 @register("Threshold")
-class Threshold(Elementwise):
+class Threshold(Pointwise):
     """Caffe's Threshold: 1 where x > threshold, else 0. It has no gradient."""
 
     config_field = "threshold_param"
@@ -222,7 +223,7 @@ class Threshold(Elementwise):
 
 
 @register("Dropout")
-class Dropout(Elementwise):
+class Dropout(Pointwise):
     """Caffe's Dropout: in TRAIN each element is 0 with probability `dropout_ratio`, else x / (1 - dropout_ratio).
 
     In TEST it hands its input on. The random numbers are torch's.
@@ -231,6 +232,10 @@ class Dropout(Elementwise):
     differences = "`dropout_ratio` outside of [0, 1) is an error (Caffe checks it in debug builds only)."
 
     config_field = "dropout_param"
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return not training
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         ratio = self.config.dropout_ratio

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcnproto.graph import maps
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
@@ -51,6 +52,8 @@ class Eltwise(Layer):
     )
 
     config_field = "eltwise_param"
+    kind = "arithmetic"
+    coordinates = staticmethod(maps.same)
     bottoms = (2, None)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -64,6 +67,14 @@ class Eltwise(Layer):
         if config.operation != caffe_pb2.EltwiseParameter.PROD:
             self.warn_unread(("stable_prod_grad",), "it is for PROD")
         self.coefficients = list(config.coeff) or [1.0] * len(shapes)
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return True
+
+    @classmethod
+    def settings_text(cls, param: caffe_pb2.LayerParameter) -> str:
+        return str(caffe_pb2.EltwiseParameter.EltwiseOp.Name(param.eltwise_param.operation)).lower()
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         if any(tuple(shape) != tuple(shapes[0]) for shape in shapes):
@@ -111,6 +122,10 @@ class Reduction(Layer):
     """
 
     config_field = "reduction_param"
+    kind = "arithmetic"
+
+    def keeps_images_apart(self) -> bool:
+        return bool(self.config.axis > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         axis = self.axis(self.config.axis, x.shape) if x.dim() else 0
@@ -131,9 +146,13 @@ class ArgMax(Layer):
     """
 
     config_field = "argmax_param"
+    kind = "arithmetic"
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.given_axis: int | None = self.config.axis if self.config.HasField("axis") else None
+
+    def keeps_images_apart(self) -> bool:
+        return self.given_axis is None or self.given_axis > 0
 
     def forward(self, x: Tensor) -> Tensor:
         config, x = self.config, x.detach()
@@ -166,6 +185,11 @@ class _Broadcast(Layer):
     """What Scale and Bias share: a factor or term over some of the bottom's axes, learnt or given as bottom 1."""
 
     bottoms = (1, 2)
+    kind = "normalisation"
+    coordinates = staticmethod(maps.same)
+
+    def keeps_images_apart(self) -> bool:
+        return len(self.param.bottom) == 1 and bool(self.config.axis > 0)
 
     def covered(self, shape: Shape) -> Shape:
         """The shape of the layer's own blob: the bottom's extents at [axis, axis + num_axes)."""
@@ -191,6 +215,13 @@ class _Broadcast(Layer):
         return operand.reshape(*operand.shape, *[1] * (x.dim() - axis - operand.dim()))
 
 
+def _is_per_channel(
+    param: caffe_pb2.LayerParameter, config: caffe_pb2.ScaleParameter | caffe_pb2.BiasParameter
+) -> bool:
+    """Whether a Scale or Bias has one value of its own for each channel of an image."""
+    return len(param.bottom) == 1 and config.axis in (1, -3) and config.num_axes == 1
+
+
 @register("Scale")
 class Scale(_Broadcast):
     """Caffe's Scale: y = x * scale, plus a bias of the same shape with `bias_term`.
@@ -199,6 +230,10 @@ class Scale(_Broadcast):
     """
 
     config_field = "scale_param"
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return _is_per_channel(param, param.scale_param)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
@@ -224,6 +259,10 @@ class Bias(_Broadcast):
     """Caffe's Bias: y = x + bias; the bias is a blob over `num_axes` axes from `axis` on, or bottom 1."""
 
     config_field = "bias_param"
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return _is_per_channel(param, param.bias_param)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         if len(shapes) == 1:

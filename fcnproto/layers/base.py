@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fcnproto.errors import FcnprotoWarning, LayerError
+from fcnproto.graph import maps
+from fcnproto.layers.examples import Draw, integers
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.brief import brief_settings
 
 Shape = tuple[int, ...]
 
@@ -63,6 +66,26 @@ class Layer(nn.Module):
     index_bottoms: ClassVar[tuple[int, ...]] = ()
     """The bottoms that hold class numbers or indices: given as inputs, they stay float32 in nets of half precision."""
 
+    # What others ask of a type instead of keeping lists of type names. Further down, methods with the same purpose.
+
+    kind: ClassVar[str] = "other"
+    """The family, which a drawing shows as a colour: "convolution", "deconvolution", "linear", "pooling", "activation",
+    "normalisation", "arithmetic", "shaping", "data", "loss" or "other"."""
+    coordinates: ClassVar[staticmethod[[caffe_pb2.LayerParameter], maps.CoordMap | None]] = staticmethod(maps.nowhere)
+    """From the settings to the coordinate map from bottom to top, None where there is none: a static method, such as
+    the rules in `fcnproto.graph.maps`. Crops, receptive fields and shift-and-stitch are derived from it."""
+    size_bottoms: ClassVar[tuple[int, ...]] = ()
+    """The bottoms that lend their size and not their values, such as the reference of a Crop."""
+    idle: ClassVar[bool] = False
+    """There is nothing to run (Silence): plans leave the layer out."""
+    moves_values: ClassVar[bool] = False
+    """The tops hold values of the first bottom, unchanged: what is an index in one is one in the other."""
+    may_overwrite: ClassVar[bool] = False
+    """`forward` takes `overwrite=True`, by which the layer may write over its bottom's memory."""
+    gradient_reads_top: ClassVar[bool] = True
+    """The gradient may need what the layer gave; False where it surely needs the bottoms and blobs alone, so that a
+    layer behind may overwrite the top."""
+
     def __init__(self, param: caffe_pb2.LayerParameter, num_tops: int | None = None) -> None:
         super().__init__()
         self.param = param
@@ -95,6 +118,40 @@ class Layer(nn.Module):
         A source of data may leave what only the data say open, with None for an extent or for a whole shape.
         """
         return None
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        """Whether, with these settings and in this phase, each position of the tops depends on the same position of the
+        bottoms alone, in the same way everywhere, so that what is constant over all positions stays so.
+
+        Channels may mix; the statistics of a batch, random numbers or neighbours may not take part. Such layers are
+        folded into chains with padded convolutions, run in strips, and taken along by `surgery.rarefy`.
+        """
+        return False
+
+    def keeps_images_apart(self) -> bool:
+        """Whether each item of a batch is computed by itself, in its settings and phase; where not, images are not
+        taken together. The default says so of pointwise layers."""
+        return self.is_pointwise(self.param, self.training)
+
+    @classmethod
+    def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether in Caffe the tops are the first bottom's memory, so that in-place layers change both."""
+        return False
+
+    def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+        """The multiply-adds of one forward pass for blobs of these shapes; 0 where they don't count beside others."""
+        return 0
+
+    @classmethod
+    def settings_text(cls, param: caffe_pb2.LayerParameter) -> str:
+        """The settings in a few words, as a drawing shows them: "64 of 3×3, pad 1"."""
+        return "" if cls.config_field is None else brief_settings(getattr(param, cls.config_field))
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        """How random values for a bottom are drawn where any number won't do (classes, indices, switches, boxes); None
+        where any will. `first` is the shape of what comes into bottom 0."""
+        return integers(2) if bottom in self.index_bottoms else None
 
     # What subclasses call.
 
@@ -175,7 +232,7 @@ class Layer(nn.Module):
         return f"{self.name!r}, {self.type}" + (f", {shapes}" if shapes else "")
 
 
-class Elementwise(Layer):
+class SameShape(Layer):
     """A layer with one bottom, whose top has the same shape.
 
     Saying so spares loading the shape run on the meta device, for which torch imports its whole compiler (a second
@@ -184,3 +241,29 @@ class Elementwise(Layer):
 
     def top_shapes(self, shapes: Sequence[Shape]) -> Sequence[Any] | None:
         return [tuple(shapes[0])]
+
+
+class Pointwise(SameShape):
+    """A layer each of whose values depends on the bottoms' values at the same place alone; only `forward` is needed.
+
+    The top has the shape of the bottom (of all bottoms, where a subclass takes several). Everything else follows:
+    coordinate maps pass through it, images of a batch stay apart, constants stay constants (pad folding, strips),
+    `surgery.rarefy` takes it along, a drawing shows it as an activation. A subclass that reads further values, of
+    other positions, a whole batch or a random generator, says so in `is_pointwise`.
+    """
+
+    kind = "activation"
+    coordinates = staticmethod(maps.same)
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return True
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> Sequence[Any] | None:
+        if any(tuple(shape) != tuple(shapes[0]) for shape in shapes):
+            self.fail(f"bottoms must have one shape, got {', '.join(str(tuple(shape)) for shape in shapes)}")
+        return [tuple(shapes[0])] * self.num_tops
+
+
+Elementwise = Pointwise
+"""The name that `Pointwise` had in modules written before it was public."""

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcnproto.graph import maps
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.registry import register
+from fcnproto.schema import caffe_pb2
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _DECONVOLVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -136,6 +138,27 @@ class _Convolutional(Layer):
     """What the family shares: the channel axis, the axes before it (all batch) and after it (all spatial)."""
 
     config_field = "convolution_param"
+    kind = "convolution"
+    coordinates = staticmethod(maps.convolution)
+
+    def keeps_images_apart(self) -> bool:
+        return self.channel_axis > 0
+
+    @classmethod
+    def settings_text(cls, param: caffe_pb2.LayerParameter) -> str:
+        config = param.convolution_param
+        kernel = list(config.kernel_size) or [config.kernel_h, config.kernel_w]
+        kernel = kernel * 2 if len(kernel) == 1 else kernel
+        words = [f"{config.num_output} of {'×'.join(map(str, kernel))}"]
+        for name in ("stride", "pad", "dilation"):
+            values = list(getattr(config, name))
+            if name != "dilation" and (config.HasField(f"{name}_h") or config.HasField(f"{name}_w")):
+                values = [getattr(config, f"{name}_h"), getattr(config, f"{name}_w")]
+            if values and any(value != (0 if name == "pad" else 1) for value in values):
+                words.append(f"{name} {'×'.join(map(str, values))}")
+        if config.group > 1:
+            words.append(f"group {config.group}")
+        return ", ".join(words)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.channel_axis = self.axis(self.config.axis, shapes[0])
@@ -167,6 +190,7 @@ class _Weighted(_Convolutional):
 
     bottoms = (1, None)
     tops = (1, None)
+    gradient_reads_top = False
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)
@@ -235,6 +259,9 @@ class Convolution(_Weighted):
     `engine` and `force_nd_im2col` choose an implementation in Caffe and change nothing here.
     """
 
+    def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+        return math.prod(self.blob_shapes[0][1:]) * sum(map(math.prod, tops))
+
     def weight_shape(self) -> Shape:
         return (self.outputs, self.channels // self.groups, *self.window.kernel)
 
@@ -248,6 +275,12 @@ class Convolution(_Weighted):
 @register("Deconvolution")
 class Deconvolution(_Weighted):
     """Caffe's Deconvolution: transposed convolution, no output padding; weight (C, outputs / group, *kernel)."""
+
+    kind = "deconvolution"
+    coordinates = staticmethod(maps.deconvolution)
+
+    def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+        return math.prod(self.blob_shapes[0][1:]) * sum(map(math.prod, bottoms))
 
     def weight_shape(self) -> Shape:
         return (self.channels, self.outputs // self.groups, *self.window.kernel)

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
+from fcnproto.layers.examples import Draw, integers
 from fcnproto.layers.registry import register
+from fcnproto.schema import caffe_pb2
 
 
 @register("InnerProduct")
@@ -21,6 +23,17 @@ class InnerProduct(Layer):
     """
 
     config_field = "inner_product_param"
+    kind = "linear"
+
+    def keeps_images_apart(self) -> bool:
+        return bool(self.config.axis > 0)
+
+    def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+        return math.prod(tops[0]) * self.inputs
+
+    @classmethod
+    def settings_text(cls, param: caffe_pb2.LayerParameter) -> str:
+        return str(param.inner_product_param.num_output)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
@@ -57,6 +70,13 @@ class Embed(Layer):
 
     config_field = "embed_param"
     index_bottoms = (0,)
+    kind = "linear"
+
+    def keeps_images_apart(self) -> bool:
+        return True
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return integers(self.config.input_dim)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config

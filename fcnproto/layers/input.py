@@ -105,6 +105,7 @@ class Parameter(Layer):
     )
 
     config_field = "parameter_param"
+    kind = "data"
     bottoms = (0, 0)
 
     def setup(self, shapes: Sequence[Shape]) -> None:

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from fcnproto.errors import WeightsError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
+from fcnproto.layers.examples import Draw, integers, positive
 from fcnproto.layers.labels import check_items, read_labels
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
@@ -34,6 +35,7 @@ class LossLayer(Layer):
     """What the losses have in common: two bottoms, the second one labels, one top with loss weight 1."""
 
     bottoms = (2, 2)
+    kind = "loss"
     is_loss = True
     force_backward_refuses: ClassVar[tuple[int, ...]] = (1,)
     index_bottoms: ClassVar[tuple[int, ...]] = (1,)
@@ -131,6 +133,9 @@ class MultinomialLogisticLoss(LossLayer):
 
     differences = "labels out of range are an error on the CPU and NaN on CUDA; Caffe reads past the blob."
 
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return positive if bottom == 0 else super().suitable_values(bottom, first)
+
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         check_items(self, probabilities, labels)
         probabilities = _per_item(at_least_float32(probabilities))
@@ -150,6 +155,9 @@ class SigmoidCrossEntropyLoss(LossLayer):
     config_field = "loss_param"
     index_bottoms = ()
     default_mode = _Mode.BATCH_SIZE
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return integers(2) if bottom == 1 else None
 
     def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
         check_items(self, scores, targets)
@@ -275,6 +283,9 @@ class InfogainLoss(LossLayer):
     bottoms = (2, 3)
     tops = (1, 2)
     force_backward_refuses = (1, 2)
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return positive if bottom == 2 else super().suitable_values(bottom, first)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)

@@ -26,6 +26,7 @@ class Accuracy(Layer):
     differences = "labels out of range are an error on the CPU; Caffe reads past the blob."
 
     config_field = "accuracy_param"
+    kind = "loss"
     bottoms = (2, 2)
     tops = (1, 2)
     force_backward_refuses = (0, 1)

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fcnproto.layers.base import Elementwise, Layer, Shape
+from fcnproto.graph import maps
+from fcnproto.layers.base import Layer, SameShape, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
 
 @register("LRN")
-class LRN(Elementwise):
+class LRN(SameShape):
     """Caffe's local response normalisation of a 4-axis bottom (N, C, H, W), with n = `local_size` (odd).
 
     ACROSS_CHANNELS: x * (k + alpha / n * s)^-beta with s the sum of squares over the n channels around. WITHIN_CHANNEL:
@@ -26,6 +27,15 @@ class LRN(Elementwise):
     """
 
     config_field = "lrn_param"
+    kind = "normalisation"
+    coordinates = staticmethod(maps.same)
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return bool(param.lrn_param.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS)
+
+    def keeps_images_apart(self) -> bool:
+        return True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         (shape,), config = shapes, self.config
@@ -100,7 +110,7 @@ def _inverse_power(x: Tensor, beta: float) -> Tensor:
 
 
 @register("BatchNorm")
-class BatchNorm(Elementwise):
+class BatchNorm(SameShape):
     """Caffe's BatchNorm: (x - mean) / sqrt(variance + eps) per channel (axis 1); a Scale layer usually follows.
 
     Blobs, all buffers: "mean" (C,) and "variance" (C,), which are sums, and "scale_factor" (1,), by which both are
@@ -110,6 +120,13 @@ class BatchNorm(Elementwise):
     """
 
     config_field = "batch_norm_param"
+    kind = "normalisation"
+    coordinates = staticmethod(maps.same)
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        config = param.batch_norm_param
+        return bool(config.use_global_stats) if config.HasField("use_global_stats") else not training
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         (shape,) = shapes
@@ -173,6 +190,11 @@ class MVN(Layer):
     """
 
     config_field = "mvn_param"
+    kind = "normalisation"
+    coordinates = staticmethod(maps.same)
+
+    def keeps_images_apart(self) -> bool:
+        return True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.check_axes(shapes[0])
@@ -219,10 +241,19 @@ class _NormaliseMeanVariance(torch.autograd.Function):
 
 
 @register("Softmax")
-class Softmax(Elementwise):
+class Softmax(SameShape):
     """Caffe's Softmax over `axis` (1 unless given)."""
 
     config_field = "softmax_param"
+    kind = "normalisation"
+    coordinates = staticmethod(maps.softmax)
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return bool(param.softmax_param.axis == 1)
+
+    def keeps_images_apart(self) -> bool:
+        return bool(self.config.axis > 0)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.axis(self.config.axis, shapes[0])

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcnproto.graph import maps
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
@@ -146,6 +147,11 @@ def stochastic_pool(x: Tensor, windows: Windows, sample: bool) -> Tensor:
 class _Pool(Layer):
     """What Pooling and SPP share: 4-D bottoms, and pooling by method."""
 
+    kind = "pooling"
+
+    def keeps_images_apart(self) -> bool:
+        return not (self.training and self.config.pool == _STOCHASTIC)
+
     def check_bottom(self, shape: Sequence[int]) -> None:
         """Refuse a bottom that isn't (N, C, H, W)."""
         if len(shape) != 4:
@@ -191,6 +197,22 @@ class Pooling(_Pool):
 
     config_field = "pooling_param"
     tops = (1, 2)
+    coordinates = staticmethod(maps.pooling)
+
+    @classmethod
+    def settings_text(cls, param: caffe_pb2.LayerParameter) -> str:
+        config = param.pooling_param
+        method = str(caffe_pb2.PoolingParameter.PoolMethod.Name(config.pool)).lower()
+        if config.global_pooling:
+            return f"{method}, global"
+        height = config.kernel_size or config.kernel_h
+        width = config.kernel_size or config.kernel_w
+        words = [f"{method} {height}×{width}"]
+        if config.stride_h or config.stride != 1:
+            words.append(f"stride {f'{config.stride_h}×{config.stride_w}' if config.stride_h else config.stride}")
+        if config.pad or config.pad_h or config.pad_w:
+            words.append(f"pad {config.pad or f'{config.pad_h}×{config.pad_w}'}")
+        return ", ".join(words)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.check_bottom(shapes[0])

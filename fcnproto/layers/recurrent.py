@@ -6,6 +6,7 @@ it goes on. With other values in `cont` the gradient is the true derivative; Caf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.examples import Draw, integers
 from fcnproto.layers.registry import register
 
 States = tuple[Tensor, ...]
@@ -28,9 +30,16 @@ class RecurrentLayer(Layer):
     """
 
     config_field = "recurrent_param"
+    kind = "linear"
     force_backward_refuses = (1,)
     states: ClassVar[tuple[str, ...]]
     """Names of the states: the hidden one first."""
+
+    def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+        return math.prod(bottoms[0][:2]) * sum(math.prod(shape) for shape in self.blob_shapes if len(shape) == 2)
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return integers(2) if bottom == 1 else None
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         exposed = len(self.states) if self.config.expose_hidden else 0
@@ -195,7 +204,11 @@ class LSTMUnit(Layer):
 
     bottoms = (3, 3)
     tops = (2, 2)
+    kind = "linear"
     force_backward_refuses = (2,)
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return integers(2) if bottom == 2 else None
 
     def forward(self, cell: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
         good = cell.dim() == 3 and cell.shape[0] == 1 and tuple(cont.shape) == tuple(cell.shape[:2])

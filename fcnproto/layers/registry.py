@@ -1,12 +1,16 @@
-"""The table from Caffe's layer type names to layer classes, open to types of the user's own."""
+"""The table from Caffe's layer type names to layer classes, open to types of the user's own.
+
+Registering fills the table of `graph/facts.py` too, for what needs no torch.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from fcnproto.errors import UnsupportedLayerError
+from fcnproto.graph import facts
 
 if TYPE_CHECKING:
     from fcnproto.layers.base import Layer
@@ -24,9 +28,15 @@ def register(type_name: str) -> Callable[[_Class], _Class]:
     def decorate(cls: _Class) -> _Class:
         cls.type = type_name
         _LAYERS[type_name] = cls
+        facts.put(type_name, cast("facts.TypeFacts", cls))
         return cls
 
     return decorate
+
+
+def find(type_name: str) -> type[Layer] | None:
+    """The class registered for a layer type, None where there is none."""
+    return _LAYERS.get(type_name)
 
 
 def lookup(type_name: str, layer_name: str = "") -> type[Layer]:
@@ -36,16 +46,17 @@ def lookup(type_name: str, layer_name: str = "") -> type[Layer]:
     """
     if not type_name:
         raise UnsupportedLayerError(f'layer {layer_name!r}: has no type; say what it is with type: "..."')
-    try:
-        return _LAYERS[type_name]
-    except KeyError:
-        likely = difflib.get_close_matches(type_name, _LAYERS, n=1, cutoff=0.7)
-        nearest = likely or difflib.get_close_matches(type_name, _LAYERS, n=1, cutoff=0)
-        hint = f"did you mean {nearest[0]!r}?" if likely else f"the nearest known type is {nearest[0]!r};"
-        raise UnsupportedLayerError(
-            f"layer {layer_name!r}: unknown layer type {type_name!r}; {hint} "
-            f"add a type of your own with fcnproto.register_layer({type_name!r}), see docs/custom-layers.md"
-        ) from None
+    found = find(type_name)
+    if found is not None:
+        return found
+    known = types()
+    likely = difflib.get_close_matches(type_name, known, n=1, cutoff=0.7)
+    nearest = likely or difflib.get_close_matches(type_name, known, n=1, cutoff=0)
+    hint = f"did you mean {nearest[0]!r}?" if likely else f"the nearest known type is {nearest[0]!r};"
+    raise UnsupportedLayerError(
+        f"layer {layer_name!r}: unknown layer type {type_name!r}; {hint} "
+        f"add a type of your own with fcnproto.register_layer({type_name!r}), see docs/custom-layers.md"
+    )
 
 
 def types() -> list[str]:

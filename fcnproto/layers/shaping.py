@@ -10,8 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fcnproto.graph import maps
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.examples import Draw, integers, selector
 from fcnproto.layers.registry import register
+from fcnproto.schema import caffe_pb2
 
 
 class _AlongAxis(Layer):
@@ -22,6 +25,11 @@ class _AlongAxis(Layer):
 
     old_name: ClassVar[str]
     """The alias: "concat_dim" or "slice_dim"."""
+    kind = "shaping"
+    moves_values = True
+
+    def keeps_images_apart(self) -> bool:
+        return self.given_axis > 0
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
@@ -42,6 +50,15 @@ class Concat(_AlongAxis):
     config_field = "concat_param"
     old_name = "concat_dim"
     bottoms = (1, None)
+    coordinates = staticmethod(maps.concat)
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return maps.concat(param) is not None
+
+    @classmethod
+    def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return len(param.bottom) == 1
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         first = bottoms[0].shape
@@ -61,6 +78,10 @@ class Slice(_AlongAxis):
     config_field = "slice_param"
     old_name = "slice_dim"
     tops = (1, None)
+
+    @classmethod
+    def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return len(param.top) == 1
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)
@@ -93,6 +114,17 @@ class Split(Layer):
 
     tops = (1, None)
     in_place = False
+    kind = "shaping"
+    coordinates = staticmethod(maps.same)
+    moves_values = True
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return True
+
+    @classmethod
+    def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return True
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return x if self.num_tops == 1 else (x,) * self.num_tops
@@ -108,6 +140,13 @@ class Crop(Layer):
 
     config_field = "crop_param"
     bottoms = (2, 2)
+    kind = "shaping"
+    coordinates = staticmethod(maps.crop)
+    size_bottoms = (1,)
+    moves_values = True
+
+    def keeps_images_apart(self) -> bool:
+        return bool(self.config.axis > 0)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.given_axis, self.given_offsets = self.config.axis, list(self.config.offset)
@@ -145,6 +184,15 @@ class Flatten(Layer):
 
     config_field = "flatten_param"
     in_place = False
+    kind = "shaping"
+    moves_values = True
+
+    @classmethod
+    def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return True
+
+    def keeps_images_apart(self) -> bool:
+        return bool(self.config.axis > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         start, end = self.axis(self.config.axis, x.shape), self.axis(self.config.end_axis, x.shape, "end_axis")
@@ -164,6 +212,12 @@ class Reshape(Layer):
 
     config_field = "reshape_param"
     in_place = False
+    kind = "shaping"
+    moves_values = True
+
+    @classmethod
+    def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.dims = list(self.config.shape.dim)
@@ -214,6 +268,11 @@ class Tile(Layer):
     """Caffe's Tile: the bottom repeated `tiles` times along `axis` (default 1)."""
 
     config_field = "tile_param"
+    kind = "shaping"
+    moves_values = True
+
+    def keeps_images_apart(self) -> bool:
+        return bool(self.config.axis > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         axis, tiles = self.axis(self.config.axis, x.shape), self.config.tiles
@@ -228,6 +287,11 @@ class Silence(Layer):
 
     bottoms = (1, None)
     tops = (0, 0)
+    kind = "shaping"
+    idle = True
+
+    def keeps_images_apart(self) -> bool:
+        return True
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return ()
@@ -243,6 +307,10 @@ class Filter(Layer):
 
     bottoms = (2, None)
     tops = (1, None)
+    kind = "shaping"
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return selector if bottom == len(self.param.bottom) - 1 else None
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         if self.num_tops != len(shapes) - 1:
@@ -273,6 +341,10 @@ class BatchReindex(Layer):
 
     bottoms = (2, 2)
     index_bottoms = (1,)
+    kind = "shaping"
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return integers(first[0] if first else 1) if bottom == 1 else None
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         if index.dim() != 1 or x.dim() == 0:

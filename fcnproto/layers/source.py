@@ -47,6 +47,7 @@ class SourceLayer(Layer):
     """
 
     is_data = True
+    kind = "data"
     bottoms = (0, 0)
     tops: ClassVar[tuple[int, int | None]] = (1, None)
     position_fields: ClassVar[tuple[str, ...]] = ()

@@ -5,22 +5,16 @@ For comparing a net with itself in another form; the values stand for images les
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from fcnproto.layers.base import Layer
+from fcnproto.layers.examples import SMALLEST, Array, Draw
 from fcnproto.net.net import Net
 from fcnproto.net.params import moved_from
 
-Array = npt.NDArray[Any]
-Draw = Callable[[np.random.Generator, Sequence[int]], Array]
-
 _REACH = 100.0
 """Values lie within -100..100, as images less their mean do."""
-_SMALLEST = 0.05
 
 
 def draw_inputs(
@@ -38,7 +32,7 @@ def draw_inputs(
         if make is not None:
             drawn = make(draw, shape)
         else:
-            drawn = draw.uniform(_SMALLEST, 1, shape) if positive else draw.uniform(-_REACH, _REACH, shape)
+            drawn = draw.uniform(SMALLEST, 1, shape) if positive else draw.uniform(-_REACH, _REACH, shape)
         values[name] = drawn.astype(np.float32)
     return values
 
@@ -51,33 +45,7 @@ def _roles(net: Net, shapes: Mapping[str, Sequence[int]]) -> dict[str, Draw]:
             source = moved_from(bottom)
             if source.producer.is_data and source.name in shapes:
                 first = shapes.get(moved_from(node.bottoms[0]).name, (1,))
-                role = _role(layer, index, len(node.bottoms), first)
+                role = layer.suitable_values(index, tuple(first))
                 if role is not None:
                     roles[source.name] = role
     return roles
-
-
-def _role(layer: Layer, index: int, bottoms: int, first: Sequence[int]) -> Draw | None:
-    """How a layer's bottom is drawn; `first` is the shape of the input behind its bottom 0."""
-    kind = layer.type
-    if kind == "Embed":
-        return _integers(layer.config.input_dim)
-    if kind == "BatchReindex" and index == 1:
-        return _integers(first[0])
-    if (kind, index) in (("MultinomialLogisticLoss", 0), ("InfogainLoss", 2)):
-        return lambda draw, shape: draw.uniform(_SMALLEST, 1, shape)
-    if kind == "Filter" and index == bottoms - 1:
-        return _selector
-    switches = (("LSTM", 1), ("RNN", 1), ("LSTMUnit", 2), ("SigmoidCrossEntropyLoss", 1))
-    return _integers(2) if (kind, index) in switches or index in layer.index_bottoms else None
-
-
-def _integers(count: int) -> Draw:
-    return lambda draw, shape: draw.integers(0, max(count, 1), shape)
-
-
-def _selector(draw: np.random.Generator, shape: Sequence[int]) -> Array:
-    """0 and 1, of which at least one is 1."""
-    chosen = draw.integers(0, 2, shape)
-    chosen.reshape(-1)[:1] = 1
-    return chosen

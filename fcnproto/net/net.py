@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ import fcnproto.layers  # noqa: F401  registers the layer types
 from fcnproto import precision
 from fcnproto.errors import DataError, GraphError, LayerError
 from fcnproto.graph import Graph, build_graph
+from fcnproto.graph.facts import TypeFacts
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
 from fcnproto.layers.source import SourceLayer
@@ -74,7 +75,7 @@ class Net(nn.Module):
             original, param = param, caffe_pb2.NetParameter()
             param.CopyFrom(original)
             upgrade_net(param)
-        self.graph: Graph = build_graph(param, lookup, phase, level, stages)
+        self.graph: Graph = build_graph(param, _facts, phase, level, stages)
         folder, origin = None if base_dir is None else Path(base_dir), None if file is None else os.fspath(file)
         layers = sizing.make_layers(self.graph, folder, allow_python, origin)
         sources = sizing.set_up(self.graph, layers, shapes or {})
@@ -365,6 +366,10 @@ class Net(nn.Module):
         memo[id(self)] = twin
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
+
+
+def _facts(type_name: str, layer_name: str) -> TypeFacts:
+    return cast("TypeFacts", lookup(type_name, layer_name))
 
 
 def load(

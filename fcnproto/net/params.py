@@ -24,9 +24,6 @@ from fcnproto.layers.fillers import fill
 from fcnproto.net.memory import uninitialised
 from fcnproto.schema import caffe_pb2
 
-# Layers whose tops hold the values of their first bottom.
-_MOVING = ("Split", "Slice", "Flatten", "Reshape", "Crop", "Tile", "Concat")
-
 
 @dataclass(frozen=True)
 class ParamRef:
@@ -180,6 +177,6 @@ def index_inputs(graph: Graph, layers: Sequence[Layer]) -> set[str]:
 
 def moved_from(blob: Blob) -> Blob:
     """The blob whose values this one has, behind layers that only cut, copy and reshape."""
-    while blob.producer.type in _MOVING:
+    while blob.producer.facts.moves_values:
         blob = blob.producer.bottoms[0]
     return blob

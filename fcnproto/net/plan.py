@@ -22,9 +22,6 @@ from torch import Tensor, fx, nn
 from fcnproto.errors import GraphError
 from fcnproto.graph import Blob, Graph, Node
 
-_SILENT = ("Silence",)
-_SHARING = ("Flatten", "Reshape", "Split")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -97,7 +94,7 @@ def make_plan(
         memory.put(source_blob(graph, name), _placeholder(trace, name))
     weighted: list[tuple[fx.Node, float, bool]] = []
     for node in graph.nodes:
-        if not node.is_data and all(known[blob] for blob in node.bottoms) and node.type not in _SILENT:
+        if not node.is_data and all(known[blob] for blob in node.bottoms) and not node.facts.idle:
             _add_node(trace, node, targets[node], memory, graph.force_backward)
         # Taken here: Caffe adds up the loss as the layers run.
         for blob, weight in zip(node.tops, node.loss_weights, strict=True):
@@ -191,8 +188,7 @@ def _bottom_in_memory(blob: Blob) -> Blob | None:
     node = blob.producer
     if blob.top < len(node.bottoms) and node.bottoms[blob.top].name == blob.name:
         return node.bottoms[blob.top]
-    alone = (node.type == "Slice" and len(node.tops) == 1) or (node.type == "Concat" and len(node.bottoms) == 1)
-    return node.bottoms[0] if node.type in _SHARING or alone else None
+    return node.bottoms[0] if node.facts.shares_memory(node.param) else None
 
 
 class _Overwritten(torch.autograd.Function):
@@ -244,11 +240,11 @@ def _add_node(trace: fx.Graph, node: Node, target: str, memory: _Memory, force_b
 
 def _may_overwrite(node: Node) -> bool:
     """Whether a layer may write over its bottom's memory: in place in the prototxt, so that nobody can ask for what was
-    there before, and after a convolution, whose gradient does not need its output."""
+    there before, and after a layer such as a convolution, whose gradient does not need its output."""
     return (
-        node.type == "ReLU"
+        node.facts.may_overwrite
         and node.bottoms[0].name == node.tops[0].name
-        and node.bottoms[0].producer.type in ("Convolution", "Deconvolution")
+        and not node.bottoms[0].producer.facts.gradient_reads_top
     )
 
 

@@ -27,13 +27,6 @@ from fcnproto.passes.intervals import Span, Sweep, canvas, expansion, reads, spa
 from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import FastConvolution, blobs_of, fast_pool, needs_gradient, pool_rows, suits_rows
 
-# Layers that act on every position of a blob by itself, so that a constant stays one.
-POINTWISE = frozenset(
-    [
-        *("AbsVal", "BNLL", "Clip", "Dropout", "ELU", "Exp", "Log", "Power", "PReLU", "ReLU", "Sigmoid", "Swish"),
-        *("TanH", "Threshold", "BatchNorm", "Bias", "LRN", "Scale"),
-    ]
-)
 _SIZES_KEPT, _BYTES_KEPT = 8, 96 * 2**20
 # Blobs of more bytes than the first are computed in strips of the second, but of no fewer rows than the third.
 _LARGE, _STRIP, _LEAST_ROWS = 16 * 2**20, 4 * 2**20, 32

@@ -20,7 +20,7 @@ from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net, Outputs
 from fcnproto.net.plan import Plan
-from fcnproto.passes.folding import POINTWISE, FoldedChain, Step
+from fcnproto.passes.folding import FoldedChain, Step
 from fcnproto.passes.graphs import GraphedPlan
 from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import FastConvolution, FastPooling, blobs_of
@@ -317,19 +317,11 @@ def _has_window(layer: Layer | None) -> bool:
 
 
 def _continues(layer: Layer | None) -> bool:
-    if layer is None or layer.type not in POINTWISE:
-        return _has_window(layer) or (isinstance(layer, Convolution) and _is_plain(layer))
-    return _is_pointwise(layer)
+    return _is_pointwise(layer) or _has_window(layer) or (isinstance(layer, Convolution) and _is_plain(layer))
 
 
-def _is_pointwise(layer: Layer) -> bool:
-    """Whether a layer of a pointwise type acts on each position alone with its settings and in its phase."""
-    if layer.type == "Dropout":
-        return not layer.training
-    if layer.type == "BatchNorm":
-        return bool(layer.config.use_global_stats) if layer.config.HasField("use_global_stats") else not layer.training
-    if layer.type == "LRN":
-        return bool(layer.config.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS)
-    if layer.type in ("Scale", "Bias"):
-        return len(layer.param.bottom) == 1 and layer.config.axis in (1, -3) and layer.config.num_axes == 1
-    return True
+def _is_pointwise(layer: Layer | None) -> bool:
+    """Whether a layer makes of one blob another one of its size, each position for itself."""
+    if layer is None or len(layer.param.bottom) != 1 or layer.num_tops != 1:
+        return False
+    return layer.is_pointwise(layer.param, layer.training)

@@ -17,17 +17,11 @@ from torch import Tensor
 
 from fcnproto.errors import GraphError, UsageError
 from fcnproto.graph import coord_map
+from fcnproto.layers.registry import lookup
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
 from fcnproto.surgery.report import Report
 
-# Layers whose values at a position depend on that position alone, whatever lies between it and the next.
-# fmt: off
-_POINTWISE = {
-    "AbsVal", "BNLL", "BatchNorm", "Bias", "Clip", "Concat", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log", "PReLU",
-    "Power", "ReLU", "Scale", "Sigmoid", "Softmax", "Split", "Swish", "TanH", "Threshold",
-}
-# fmt: on
 _MAX, _AVERAGE = caffe_pb2.PoolingParameter.MAX, caffe_pb2.PoolingParameter.AVE
 
 
@@ -145,9 +139,8 @@ class _Rarefaction:
         elif layer.type == "Pooling":
             stride = self._pooling(layer, spread)
         else:
-            within = caffe_pb2.LRNParameter.WITHIN_CHANNEL
-            spatial = layer.type == "LRN" and layer.lrn_param.norm_region == within
-            if layer.bottom and (layer.type not in _POINTWISE or spatial):
+            # Values that depend on their own position alone stay the same, whatever lies between it and the next.
+            if layer.bottom and not lookup(layer.type, layer.name).is_pointwise(layer):
                 raise GraphError(f"layer {layer.name!r} ({layer.type}) can't be made dense; name a blob before it")
             self.net.layer.add().CopyFrom(layer)
         self.spread.update(dict.fromkeys(layer.top, spread * stride))

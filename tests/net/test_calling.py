@@ -8,7 +8,7 @@ import torch
 
 import fcnproto
 from fcnproto.errors import Error, GraphError, LayerError, UsageError
-from fcnproto.layers.base import Elementwise
+from fcnproto.layers.base import Pointwise
 from fcnproto.net.calling import in_dtype, usable_device
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse
@@ -154,7 +154,7 @@ def test_errors_of_users_own_layers_are_left_as_they_are(monkeypatch: pytest.Mon
     monkeypatch.setattr(registry, "_LAYERS", dict(registry._LAYERS))
 
     @registry.register("Mine")
-    class Mine(Elementwise):
+    class Mine(Pointwise):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise ValueError("my own words")
 

@@ -1,0 +1,46 @@
+"""How random values are drawn for bottoms that don't take any number: the words in which layers say what suits them.
+
+No torch here: arrays from numpy's generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Draw = Callable[[np.random.Generator, Sequence[int]], Array]
+"""From a generator and a shape to values of that shape."""
+
+SMALLEST = 0.05
+"""Of values that must be positive."""
+
+
+def integers(count: int) -> Draw:
+    """Whole numbers from 0 to `count` - 1: classes and indices; with 2 switches and continuation marks."""
+    return lambda draw, shape: draw.integers(0, max(count, 1), shape)
+
+
+def positive(draw: np.random.Generator, shape: Sequence[int]) -> Array:
+    """Values within 0.05..1, such as probabilities."""
+    return draw.uniform(SMALLEST, 1, shape)
+
+
+def selector(draw: np.random.Generator, shape: Sequence[int]) -> Array:
+    """0 and 1, of which at least one is 1."""
+    chosen = draw.integers(0, 2, shape)
+    chosen.reshape(-1)[:1] = 1
+    return chosen
+
+
+def boxes(draw: np.random.Generator, shape: Sequence[int]) -> Array:
+    """Rows of corners (..., x1, y1, x2, y2) as the last four values, within 0..1 and not empty; what stands before
+    them in a row (the image's number, the label) is 0."""
+    values = np.zeros(shape)
+    corners = draw.uniform(0, 1 - SMALLEST, (*shape[:-1], 2))
+    sizes = draw.uniform(SMALLEST, 1, corners.shape)
+    values[..., -4:] = np.concatenate([corners, np.minimum(corners + sizes, 1)], -1)
+    return values
