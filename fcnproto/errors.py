@@ -1,13 +1,23 @@
 """The errors that the package raises on purpose; everything else that escapes is a bug.
 
-Each message is one line: where (file, line and column, layer, blob), what was expected, what to do.
+Each message is one line: where (file, line and column, layer, blob), what was expected, what to do. Whatever the names
+in it hold, it is printable (`escaping.one_line`).
 """
 
 from __future__ import annotations
 
+from fcnproto.escaping import one_line
+
+
+def _plain(arguments: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(one_line(argument) if isinstance(argument, str) else argument for argument in arguments)
+
 
 class Error(Exception):
     """Base of all errors of the package; the command line prints it as one line and exits 1."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*_plain(arguments))
 
 
 class PrototxtError(Error):
@@ -54,3 +64,6 @@ class UsageError(Error):
 
 class FcnprotoWarning(UserWarning):
     """Something in a file that is understood but not acted on, or is deprecated."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*_plain(arguments))

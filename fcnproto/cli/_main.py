@@ -18,6 +18,7 @@ import click
 
 import fcnproto
 from fcnproto.cli import _output
+from fcnproto.escaping import printable
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -89,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return result if isinstance(result, int) else 0
         except BaseException as error:
             if debug and not isinstance(error, click.ClickException):
-                traceback.print_exc()
+                for line in traceback.format_exc().splitlines():
+                    click.echo(printable(line), err=True)
             return _report(error, _help_command(arguments))
 
 

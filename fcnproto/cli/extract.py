@@ -42,6 +42,6 @@ def command(weights: Path, output: Path | None, shapes: Sequence[str], raw: bool
                 f"{weights}: does not say the shape of input {names}; give it with --shape {unknown[0]}=N,C,H,W"
             )
     if output is None:
-        _output.print_line(format_message(net).rstrip("\n"))
+        _output.print_text(format_message(net).rstrip("\n"))
     else:
         write_message(output, net)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from fcnproto.cli import _options, _output, _preprocessing
 from fcnproto.errors import UsageError
+from fcnproto.escaping import json_text, printable
 
 if TYPE_CHECKING:
     from fcnproto.net import Net
@@ -23,7 +23,7 @@ def _print_dump_script(context: click.Context, parameter: click.Parameter, wante
     if wanted:
         from fcnproto.parity import DUMP_SCRIPT
 
-        _output.print_line(DUMP_SCRIPT.read_text(encoding="utf-8").rstrip("\n"))
+        _output.print_text(DUMP_SCRIPT.read_text(encoding="utf-8").rstrip("\n"))
         context.exit()
 
 
@@ -113,7 +113,7 @@ def command(
         from fcnproto.atomic import atomic_write
 
         with atomic_write(json_file, "w") as file:
-            file.write(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+            file.write(json_text(report.to_dict(), indent=2) + "\n")
     if html is not None:
         _write_page(html, report, net, recording)
     return 0 if report.agrees else 1
@@ -177,20 +177,30 @@ def _print(report: Report) -> None:
                 argmax,
             ]
         what = entry.name if entry.kind == "blob" else f"{entry.kind} {entry.name}"
-        rows.append([entry.layer, what, "x".join(map(str, entry.shape)), *numbers, "" if entry.agrees else "departs"])
+        rows.append(
+            [
+                printable(entry.layer, 100),
+                printable(what, 100),
+                "x".join(map(str, entry.shape)),
+                *numbers,
+                "" if entry.agrees else "departs",
+            ]
+        )
     columns = ["layer", "blob", "shape", "max rel", "max abs", "mean rel", "cosine", "argmax", ""]
-    _output.print_table(columns, rows, numeric=columns[3:8])
+    _output.print_table(
+        columns, rows, numeric=columns[3:8], optional=["shape", "cosine", "mean rel", "argmax", "max abs"]
+    )
     for names, where in ((report.not_compared, "not in the reference"), (report.unknown, "in the reference alone")):
         if names:
-            _output.note(f"{where}: {', '.join(names)}")
+            _output.note(f"{where}: {', '.join(printable(name, 100) for name in names)}")
     departure = report.departure
     if departure is None:
         _output.print_line(f"agrees with {report.reference}: {len(rows)} arrays, largest deviation {report.worst:.3g}")
         return
     entry = departure.entry
     _output.print_line(
-        f"departs from {report.reference}, first in {entry.kind} {entry.name!r} of layer {entry.layer!r} "
-        f"({entry.type}): {departure.looks_like}"
+        f"departs from {report.reference}, first in {entry.kind} {printable(entry.name, 100)!r} of layer "
+        f"{printable(entry.layer, 100)!r} ({entry.type}): {departure.looks_like}"
     )
     if departure.cause:
         _output.print_line(departure.cause)

@@ -10,6 +10,7 @@ import click
 
 from fcnproto.cli import _options, _output, _preprocessing
 from fcnproto.errors import UsageError
+from fcnproto.escaping import file_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +73,11 @@ def command(
     elif images:
         inputs = image_values(net, model, weights, images, {**settings, "crop": None})
     output.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
     for name, picture in _pictures(net, filters, activations, gradients, inputs):
-        file = output / f"{name.replace('/', '_')}.png"
+        stem = file_name(name, taken)
+        taken.add(stem.lower())
+        file = output / f"{stem}.png"
         with atomic_path(file) as temporary:
             picture.save(temporary, format="PNG")
         _output.note(f"{file}: {picture.width}x{picture.height}")

@@ -10,6 +10,7 @@ import click
 
 from fcnproto.cli import _options, _output, _preprocessing
 from fcnproto.errors import UsageError
+from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,10 +87,12 @@ def command(
     results = {name: value.float().cpu().numpy() for name, value in outputs.items()}
     if top_k is None:
         rows = [
-            (name, "x".join(map(str, array.shape)), *(f"{value:.6g}" for value in _statistics(array)))
+            (printable(name, 100), "x".join(map(str, array.shape)), *(f"{value:.6g}" for value in _statistics(array)))
             for name, array in results.items()
         ]
-        _output.print_table(["blob", "shape", "min", "mean", "max"], rows, numeric=["min", "mean", "max"])
+        _output.print_table(
+            ["blob", "shape", "min", "mean", "max"], rows, numeric=["min", "mean", "max"], optional=["shape"]
+        )
     else:
         _print_best(results, top_k, labels)
     if output is not None:

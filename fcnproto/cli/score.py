@@ -12,6 +12,7 @@ import click
 
 from fcnproto.cli import _options, _output, _preprocessing
 from fcnproto.errors import UsageError
+from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -309,7 +310,12 @@ def _print_tables(scored: Scored, several: bool) -> None:
         figures = [f"{100 * value:.1f}" for value in (found.class_iu[index], found.class_accuracy[index])]
         note = "left out" if index in scored.leave_out else ""
         rows.append(
-            [name, *("" if text == "nan" else text for text in figures), f"{scored.confusion[index].sum()}", note]
+            [
+                printable(name, 60),
+                *("" if text == "nan" else text for text in figures),
+                f"{scored.confusion[index].sum()}",
+                note,
+            ]
         )
     columns = ["class", "IU", "accuracy", "pixels", ""]
     _output.print_table(columns, rows, numeric=columns[1:4])

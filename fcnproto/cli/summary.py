@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fcnproto.cli import _options, _output
+from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
     from fcnproto.inspect.summary import NetSummary
@@ -63,10 +64,17 @@ def command(
 def _print(summary: NetSummary) -> None:
     rows = []
     for layer in summary.layers:
-        tops = "  ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in layer.tops.items())
-        rows.append((layer.name, layer.type, tops, _number(layer.parameters), _number(layer.multiply_adds)))
+        tops = "  ".join(
+            f"{printable(name, 100)} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in layer.tops.items()
+        )
+        rows.append(
+            (printable(layer.name, 100), layer.type, tops, _number(layer.parameters), _number(layer.multiply_adds))
+        )
     _output.print_table(
-        ["layer", "type", "tops", "parameters", "multiply-adds"], rows, numeric=["parameters", "multiply-adds"]
+        ["layer", "type", "tops", "parameters", "multiply-adds"],
+        rows,
+        numeric=["parameters", "multiply-adds"],
+        optional=["type", "multiply-adds"],
     )
     _output.print_line()
     fixed = summary.parameters - summary.learnable

@@ -12,6 +12,7 @@ import click
 
 from fcnproto.cli import _options, _output
 from fcnproto.cli._caffe_flags import CaffeCommand, one_gpu
+from fcnproto.escaping import printable
 
 
 @click.command("test", cls=CaffeCommand, short_help="Score a trained net on its own data.")
@@ -55,7 +56,7 @@ def command(
                 means.add(outputs)
                 for name, value in outputs.items():
                     for element in value.flatten().tolist():
-                        LOGGER.info(f"Batch {batch}, {name} = {figure(element)}")
+                        LOGGER.info("%s", f"Batch {batch}, {printable(name, 200)} = {figure(element)}")
     finally:
         LOGGER.removeHandler(handler)
     weighted = loss_weights(net)
@@ -64,4 +65,4 @@ def command(
         for value in values:
             weight = weighted.get(name, 0.0)
             share = f" (* {figure(weight)} = {figure(weight * value)} loss)" if weight else ""
-            _output.print_line(f"{name} = {figure(value)}{share}")
+            _output.print_line(f"{printable(name, 200)} = {figure(value)}{share}")

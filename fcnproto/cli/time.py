@@ -12,6 +12,7 @@ import click
 
 from fcnproto.cli import _options, _output
 from fcnproto.cli._caffe_flags import CaffeCommand, one_gpu, phase_option
+from fcnproto.escaping import printable
 
 
 def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, list[int]]:
@@ -63,8 +64,8 @@ def command(
     times = time_layers(net, iterations, shapes)
     _output.print_line("Average time per layer:")
     for entry in times:
-        _output.print_line(f"{entry.name:>10s}\tforward: {entry.forward:g} ms.")
-        _output.print_line(f"{entry.name:>10s}\tbackward: {entry.backward:g} ms.")
+        _output.print_line(f"{printable(entry.name, 100):>10s}", f"forward: {entry.forward:g} ms.")
+        _output.print_line(f"{printable(entry.name, 100):>10s}", f"backward: {entry.backward:g} ms.")
     forward, backward = sum(entry.forward for entry in times), sum(entry.backward for entry in times)
     _output.print_line(f"Average Forward pass: {forward:g} ms.")
     _output.print_line(f"Average Backward pass: {backward:g} ms.")

@@ -28,7 +28,11 @@ def list_models() -> None:
         (info.name, info.dataset, ", ".join(entry.blob for entry in info.inputs), _classes(info), _best_score(info))
         for info in infos
     ]
-    _output.print_table(["name", "data set", "inputs", "classes", "mean IU in percent"], rows)
+    _output.print_table(
+        ["name", "data set", "inputs", "classes", "mean IU in percent"],
+        rows,
+        optional=["classes", "inputs", "data set"],
+    )
 
 
 @command.command("path")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fcnproto.escaping import printable
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.inspect.summary import LayerSummary, NetSummary
 from fcnproto.layers.registry import find
@@ -19,11 +20,12 @@ Edge = tuple[int, int, str, Shape]
 """(number of the part that writes, of the one that reads, blob, its shape)"""
 
 _LONGEST_GROUP = 24
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
 class Box:
-    """One box: `lines` of text (the first one the title), `layers` the Caffe layers in it, `count` the repeats."""
+    """One box: `lines` of printable text, the title first, `layers` the Caffe layers in it, `count` the repeats."""
 
     lines: tuple[str, ...]
     kind: str
@@ -177,7 +179,7 @@ def _assemble(
         if len(boxes) == 1:
             box = replace(boxes[0], layers=layers, count=len(group))
             if len(group) > 1:
-                last = parts[group[-1][0]].layers[0].name
+                last = _shown(parts[group[-1][0]].layers[0].name)
                 box = replace(box, lines=(f"{box.lines[0]} … {last}", *box.lines[1:]))
         else:
             lines = tuple(" · ".join(part.lines) for part in boxes)
@@ -193,8 +195,15 @@ def _assemble(
 
 def _box(part: _Part) -> Box:
     first = part.layers[0]
-    texts = [f"{layer.type} {settings}".strip() for layer, settings in zip(part.layers, part.settings, strict=True)]
-    return Box((first.name, *texts), kind_of(first.type), tuple(layer.name for layer in part.layers))
+    texts = [
+        f"{_shown(layer.type)} {settings}".strip() for layer, settings in zip(part.layers, part.settings, strict=True)
+    ]
+    return Box((_shown(first.name), *texts), kind_of(first.type), tuple(layer.name for layer in part.layers))
+
+
+def _shown(name: str) -> str:
+    """A name as it stands in a box, which it must not stretch beyond measure."""
+    return printable(name, _LONGEST_NAME)
 
 
 def kind_of(type_name: str) -> str:

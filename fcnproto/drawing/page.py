@@ -5,9 +5,7 @@ One HTML file that needs nothing else. An address ending in `#<layer>` opens it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor
 from fcnproto.drawing.diagram import Diagram
 from fcnproto.drawing.layout import Layout
 from fcnproto.drawing.svg import COLOURS, to_svg
+from fcnproto.escaping import markup, script_json
 from fcnproto.inspect.summary import NetSummary
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import format_message
@@ -47,7 +46,7 @@ def to_page(
     kinds = dict.fromkeys(box.kind for box in diagram.boxes)
     return fill_template(
         _TEMPLATE,
-        TITLE=escape(diagram.name or "net"),
+        TITLE=markup(diagram.name or "net", 200),
         SVG=to_svg(diagram, layout),
         TOTALS=f"{len(summary.layers)} layers, {summary.parameters:,} parameters, {summary.multiply_adds:,} "
         "multiply-adds",
@@ -60,11 +59,6 @@ def fill_template(path: Path, **values: str) -> str:
     """A template's text with each `@@NAME@@` replaced, in the order of the names in the text."""
     parts = path.read_text(encoding="utf-8").split("@@")
     return "".join(values[part] if number % 2 else part for number, part in enumerate(parts))
-
-
-def script_json(value: Any) -> str:
-    """JSON that may stand inside a script element: no name in it can end the element."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def _settings(param: caffe_pb2.LayerParameter | None) -> str:

@@ -3,14 +3,13 @@ caller wants to show of each layer."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
 from fcnproto.drawing.diagram import Box, Diagram
 from fcnproto.drawing.layout import FONT_SIZE, LINE_HEIGHT, MARGIN, Layout, Point
+from fcnproto.escaping import attribute_json, markup
 
 COLOURS = {
     "convolution": "#cfe2f7",
@@ -25,6 +24,7 @@ COLOURS = {
     "loss": "#f6c9c3",
     "other": "#eeeeee",
 }
+_LONGEST_TITLE = 200
 _INK, _LINE, _LABEL = "#22303c", "#667788", "#556677"
 
 
@@ -45,20 +45,20 @@ def to_svg(diagram: Diagram, layout: Layout, colours: Mapping[str, str] | None =
     """The SVG text. Each box is a group of class "box" with its layers' names (JSON) in `data-layers`."""
     parts = [
         _start(layout),
-        f"<title>{escape(diagram.name)}</title>",
+        f"<title>{markup(diagram.name, _LONGEST_TITLE)}</title>",
         _TIP,
     ]
     for arrow, path, (x, y) in zip(diagram.arrows, layout.paths, layout.labels, strict=True):
         curve = " ".join(f"{px:.1f},{py:.1f}" for px, py in path[1:])
         parts.append(
-            f'<g class="arrow"><title>{escape(arrow.blob)}</title>'
+            f'<g class="arrow"><title>{markup(arrow.blob, _LONGEST_TITLE)}</title>'
             f'<path d="M{path[0][0]:.1f},{path[0][1]:.1f} C{curve}" '
             f'fill="none" stroke="{_LINE}" marker-end="url(#tip)"/>'
             f'<text x="{x + 4:.1f}" y="{y + 3:.1f}" font-size="10" fill="{_LABEL}" stroke="#ffffff" stroke-width="3" '
-            f'paint-order="stroke">{escape(arrow.label)}</text></g>'
+            f'paint-order="stroke">{markup(arrow.label)}</text></g>'
         )
     for box, (x, y, width, height) in zip(diagram.boxes, layout.boxes, strict=True):
-        parts.append(f'<g class="box" data-layers="{escape(json.dumps(box.layers))}">')
+        parts.append(f'<g class="box" data-layers="{attribute_json(box.layers)}">')
         if box.count > 1:
             parts.append(_rectangle(x + 4, y + 4, width, height, fill_of(box, colours)))
         parts.append(_rectangle(x, y, width, height, fill_of(box, colours)))
@@ -66,7 +66,7 @@ def to_svg(diagram: Diagram, layout: Layout, colours: Mapping[str, str] | None =
             weight = ' font-weight="bold"' if number == 0 else ""
             parts.append(
                 f'<text x="{x + width / 2:.1f}" y="{y + MARGIN / 2 + (number + 0.75) * LINE_HEIGHT:.1f}" '
-                f'text-anchor="middle" fill="{_INK}"{weight}>{escape(line)}</text>'
+                f'text-anchor="middle" fill="{_INK}"{weight}>{markup(line)}</text>'
             )
         if box.count > 1:
             parts.append(

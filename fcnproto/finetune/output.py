@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fcnproto.atomic import atomic_write
+from fcnproto.escaping import file_name
 from fcnproto.finetune.data import folders, layer_options
 from fcnproto.finetune.nets import make_loss
 from fcnproto.finetune.planned import Plan
@@ -62,7 +63,7 @@ def per_map(made: Plan, name: str) -> dict[str, str]:
     found = {}
     for index, one in enumerate(made.base.scores):
         own = one.label if len(labels[one.label]) == 1 else one.blob
-        found[name if index == 0 else f"{stem}_{own}{dot}{suffix}".replace("/", "_")] = one.blob
+        found[name if index == 0 else f"{file_name(f'{stem}_{own}')}{dot}{suffix}"] = one.blob
     return found
 
 

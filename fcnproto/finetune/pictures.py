@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fcnproto.data.datasets import VOID, ImageFolders
+from fcnproto.escaping import printable
 from fcnproto.finetune.nets import Base
 from fcnproto.images import to_blob
 from fcnproto.net import Net
@@ -37,7 +38,7 @@ def sample_picture(
     draw = ImageDraw.Draw(grid)
     font = ImageFont.load_default(14)
     for column, title in enumerate(titles):
-        draw.text((_GAP + column * size + _SIDE / 2, _TITLE / 2), title, "black", font, anchor="mm")
+        draw.text((_GAP + column * size + _SIDE / 2, _TITLE / 2), printable(title, 30), "black", font, anchor="mm")
     for row, id in enumerate(ids):
         for column, (panel, labels) in enumerate(_panels(net, base, data, classes, id)):
             small = _fitted(panel.convert("RGB"), labels)

@@ -15,6 +15,7 @@ import fcnproto.data
 import fcnproto.layers  # noqa: F401  registers the layer types
 from fcnproto import precision
 from fcnproto.errors import DataError, GraphError, LayerError
+from fcnproto.escaping import one_line
 from fcnproto.graph import Graph, build_graph
 from fcnproto.graph.facts import TypeFacts
 from fcnproto.layers.base import Layer
@@ -426,6 +427,6 @@ def load(
         copy_all(result, sources)
         result.fill_params()
     except (GraphError, DataError) as error:
-        error.args = (f"{name}{error}",)
+        error.args = (one_line(f"{name}{error}"),)
         raise
     return result if target is None else result.to(target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from fcnproto.drawing import Diagram, Layout, to_svg
 from fcnproto.drawing.page import fill_template
+from fcnproto.escaping import attribute_json, markup
 from fcnproto.parity.measures import ULP_LIMITS
 from fcnproto.parity.report import Entry, Report
 from fcnproto.pictures.labels import label_image
@@ -25,6 +26,7 @@ _LEVELS = (
     (math.inf, "#f2998c", "beyond"),
 )
 _SMALLEST = 1e-9
+_LONGEST_NAME = 200
 
 
 def to_html(report: Report, diagram: Diagram, layout: Layout) -> str:
@@ -32,11 +34,11 @@ def to_html(report: Report, diagram: Diagram, layout: Layout) -> str:
     first = report.departure.entry if report.departure else None
     return fill_template(
         _TEMPLATE,
-        TITLE=escape(report.net or diagram.name or "net"),
-        REFERENCE=escape(report.reference),
+        TITLE=_named(report.net or diagram.name or "net"),
+        REFERENCE=markup(report.reference),
         VERDICT=_verdict(report),
         MAPS=_maps(report),
-        BINS=escape(", ".join([*map(str, ULP_LIMITS), "more"])),
+        BINS=markup(", ".join([*map(str, ULP_LIMITS), "more"])),
         ROWS="\n".join(_row(entry, entry is first) for entry in report.entries),
         REST=_rest(report),
         LEGEND="".join(f'<span style="background:{colour}">{text}</span>' for _, colour, text in _LEVELS),
@@ -66,11 +68,11 @@ def _verdict(report: Report) -> str:
     off = sum(not entry.agrees for entry in report.entries)
     entry = departure.entry
     size = f"{entry.deviation:.3g}" if entry.measures else "of shape"
-    cause = f"<br>{escape(departure.cause)}." if departure.cause else ""
+    cause = f"<br>{markup(departure.cause)}." if departure.cause else ""
     return (
         f'<p class="verdict bad">{off} of {len(report.entries)} arrays depart. The first is {entry.kind} '
-        f"<b>{escape(entry.name)}</b> of layer <b>{escape(entry.layer)}</b> ({escape(entry.type)}), deviation "
-        f"{size}.<br>It looks like this: {escape(departure.looks_like)}.{cause}</p>"
+        f"<b>{_named(entry.name)}</b> of layer <b>{_named(entry.layer)}</b> ({_named(entry.type)}), deviation "
+        f"{size}.<br>It looks like this: {markup(departure.looks_like)}.{cause}</p>"
     )
 
 
@@ -81,13 +83,14 @@ def _row(entry: Entry, first: bool) -> str:
         shape += f" ({'×'.join(map(str, entry.reference_shape)) or 'scalar'})"
     what = entry.name if entry.kind == "blob" else f"{entry.kind} {entry.name}"
     cells = [("text", entry.layer), ("text", entry.type), ("text", what), ("text", shape)]
-    start = "".join(f'<td class="{kind}">{escape(text)}</td>' for kind, text in cells)
+    start = f'<tr class="{classes}" data-layer="{attribute_json(entry.layer)}">'
+    start += "".join(f'<td class="{kind}">{_named(text)}</td>' for kind, text in cells)
     found = entry.measures
     if found is None:
-        return f'<tr class="{classes}" data-layer="{escape(entry.layer)}">{start}<td colspan="7">other shape</td></tr>'
+        return f'{start}<td colspan="7">other shape</td></tr>'
     argmax = "" if found.argmax is None else f"{100 * found.argmax:.4g}%"
     return (
-        f'<tr class="{classes}" data-layer="{escape(entry.layer)}">{start}<td class="value">{found.max_rel:.2e}</td>'
+        f'{start}<td class="value">{found.max_rel:.2e}</td>'
         f"<td>{_bar(entry)}</td><td>{found.max_abs:.2e}</td><td>{found.mean_rel:.2e}</td>"
         f"<td>{max(0.0, 1 - found.cosine):.1e}</td><td>{argmax}</td><td>{_steps(found.ulps)}</td></tr>"
     )
@@ -118,7 +121,7 @@ def _maps(report: Report) -> str:
         return ""
     parts = ['<h2>Score maps</h2><div class="maps">']
     for name, (ours, theirs) in report.maps.items():
-        differs = ours != theirs
+        differs, shown = ours != theirs, _named(name)
         pictures = (
             ("ours", label_image(ours.astype(np.uint8))),
             ("the reference", label_image(theirs.astype(np.uint8))),
@@ -126,8 +129,7 @@ def _maps(report: Report) -> str:
         )
         for text, picture in pictures:
             parts.append(
-                f'<figure><img alt="" src="{_data_address(picture)}"><figcaption>{escape(name)}: {text}</figcaption>'
-                "</figure>"
+                f'<figure><img alt="" src="{_data_address(picture)}"><figcaption>{shown}: {text}</figcaption></figure>'
             )
     return "".join([*parts, "</div>"])
 
@@ -143,7 +145,15 @@ def _rest(report: Report) -> str:
     if report.equal_parameters:
         lines.append(f"<p>{report.equal_parameters} parameter blobs of the reference are the net's own.</p>")
     if report.not_compared:
-        lines.append(f"<p>Not in the reference: {escape(', '.join(report.not_compared))}.</p>")
+        lines.append(f"<p>Not in the reference: {_listed(report.not_compared)}.</p>")
     if report.unknown:
-        lines.append(f"<p>In the reference alone: {escape(', '.join(report.unknown))}.</p>")
+        lines.append(f"<p>In the reference alone: {_listed(report.unknown)}.</p>")
     return "".join(lines)
+
+
+def _named(name: str) -> str:
+    return markup(name, _LONGEST_NAME)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(_named, names))

@@ -10,8 +10,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from fcnproto.atomic import atomic_path
+from fcnproto.escaping import plot_text, printable
 
 _SIZE, _MARGIN = (960, 540), (90, 20, 20, 50)  # left, top, right, bottom
+_LONGEST_TITLE, _LONGEST_NAME = 80, 60
 _GREY, _LINE, _INK = (190, 200, 215), (31, 90, 160), (40, 40, 40)
 _TEST_COLOURS = ((200, 60, 40), (40, 140, 70), (150, 80, 170), (210, 140, 30))
 
@@ -37,7 +39,10 @@ class Curves:
 
 
 def write_chart(path: Path, curves: Curves, title: str) -> None:
-    """Write the plot as a PNG, whole or not at all; nothing where there is no iteration to show."""
+    """Write the plot as a PNG, whole or not at all; nothing where there is no iteration to show.
+
+    The title and the tests' names may hold anything; they are shown as plain text.
+    """
     if not curves.iterations:
         return
     with atomic_path(path) as temporary:
@@ -47,7 +52,8 @@ def write_chart(path: Path, curves: Curves, title: str) -> None:
             draw_chart(curves, title).save(temporary, format="PNG")
             return
         matplotlib.use("Agg", force=False)
-        _plot_by_matplotlib(temporary, curves, title)
+        with matplotlib.rc_context({"text.usetex": False}):  # TeX would run what stands in a name
+            _plot_by_matplotlib(temporary, curves, title)
 
 
 def _plot_by_matplotlib(path: Path, curves: Curves, title: str) -> None:
@@ -56,7 +62,7 @@ def _plot_by_matplotlib(path: Path, curves: Curves, title: str) -> None:
 
     figure = Figure(figsize=(9.6, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="iteration", ylabel="loss", title=title)
+    axes = figure.add_subplot(xlabel="iteration", ylabel="loss", title=plot_text(title, _LONGEST_TITLE))
     axes.plot(curves.iterations, curves.losses, color="#bec8d7", linewidth=0.8, label="loss")
     axes.plot(curves.iterations, curves.smoothed, color="#1f5aa0", linewidth=1.5, label="smoothed loss")
     if curves.is_logarithmic():
@@ -66,7 +72,9 @@ def _plot_by_matplotlib(path: Path, curves: Curves, title: str) -> None:
         right.set_ylabel("test")
         for number, (name, points) in enumerate(curves.tests.items()):
             colour = "#{:02x}{:02x}{:02x}".format(*_TEST_COLOURS[number % len(_TEST_COLOURS)])
-            right.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=name)
+            right.plot(
+                *zip(*points, strict=True), "o-", color=colour, markersize=3, label=plot_text(name, _LONGEST_NAME)
+            )
         right.legend(loc="upper center")
     axes.legend(loc="upper right")
     figure.savefig(path, format="png", dpi=100)
@@ -99,7 +107,12 @@ def draw_chart(curves: Curves, title: str) -> Image.Image:
         points = _thin(curves.iterations, losses, box[2] - box[0])
         draw.line([place(x, _height(y, logarithmic)) for x, y in points], fill=colour, width=width, joint="curve")
     draw.rectangle(box, outline=_INK)
-    draw.text(((box[0] + box[2]) / 2, _SIZE[1] - 8), f"{title}: loss over iterations", fill=_INK, anchor="md")
+    draw.text(
+        ((box[0] + box[2]) / 2, _SIZE[1] - 8),
+        f"{printable(title, _LONGEST_TITLE)}: loss over iterations",
+        fill=_INK,
+        anchor="md",
+    )
     draw.text((box[2] - 8, box[1] + 8), "loss (grey), smoothed (blue)", fill=_INK, anchor="ra")
     _draw_tests(draw, curves, box, (first, last))
     return image
@@ -115,7 +128,7 @@ def _draw_tests(
         if not values:
             continue
         low, spread = min(values), max(values) - min(values)
-        label = f"{name}: {low:g} to {max(values):g}, last {points[-1][1]:g}"
+        label = f"{printable(name, _LONGEST_NAME)}: {low:g} to {max(values):g}, last {points[-1][1]:g}"
         draw.text((box[2] - 8, box[1] + 24 + 16 * number), label, fill=colour, anchor="ra")
         for iteration, value in points:
             if math.isfinite(value):

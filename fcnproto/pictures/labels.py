@@ -13,8 +13,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fcnproto import zoo
+from fcnproto.escaping import printable
 
 Array = npt.NDArray[Any]
+
+_LONGEST_NAME = 60
 
 
 def _colours(palette: Sequence[Sequence[int]] | None) -> Array:
@@ -59,7 +62,11 @@ def _with_edges(pixels: Array, labels: Array) -> Array:
 
 
 def legend(entries: Sequence[tuple[str, Sequence[int]]], height: int, text_size: int | None = None) -> Image.Image:
-    """A white strip at least `height` pixels high with a coloured square and a name for each entry, in columns."""
+    """A white strip at least `height` pixels high with a coloured square and a name for each entry, in columns.
+
+    Names are shown printable, long ones shortened.
+    """
+    entries = [(printable(name, _LONGEST_NAME), colour) for name, colour in entries]
     size = text_size or max(12, min(28, height // 24))
     font = ImageFont.load_default(size)
     step, margin = round(size * 1.6), size // 2

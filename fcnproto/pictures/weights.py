@@ -17,12 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fcnproto.errors import GraphError
+from fcnproto.escaping import printable
 from fcnproto.net import Net
 
 Array = npt.NDArray[Any]
 
 _GAP = 1
-_LARGEST_CELL, _PICTURE = 64, 1024
+_LARGEST_CELL, _PICTURE, _LONGEST_NAME = 64, 1024, 80
 _INK, _BAR, _PEAK, _GRID = (40, 40, 40), (91, 141, 196), (214, 120, 60), (228, 228, 228)
 
 
@@ -95,7 +96,8 @@ def gradient_flow(net: Net) -> list[Flow]:
 def flow_picture(flows: list[Flow], title: str = "gradients") -> Image.Image:
     """Bars of the mean absolute gradient on a logarithmic scale, with a mark at the largest; zero has no bar."""
     font = ImageFont.load_default(12)
-    names = max(font.getlength(flow.name) for flow in flows)
+    labels = [printable(flow.name, _LONGEST_NAME) for flow in flows]
+    names = max(map(font.getlength, labels))
     left, top, line, width = int(names) + 20, 40, 18, 520
     image = Image.new("RGB", (left + width + 30, top + line * len(flows) + 34), "white")
     draw = ImageDraw.Draw(image)
@@ -108,7 +110,12 @@ def flow_picture(flows: list[Flow], title: str = "gradients") -> Image.Image:
             return left if value == 0 else left + width
         return left + width * (math.log10(value) - low) / (high - low)
 
-    draw.text((left, 10), f"{title}: mean (bar) and largest (mark) absolute value", fill=_INK, font=font)
+    draw.text(
+        (left, 10),
+        f"{printable(title, _LONGEST_NAME)}: mean (bar) and largest (mark) absolute value",
+        fill=_INK,
+        font=font,
+    )
     every = max(1, math.ceil((high - low) / 8))
     for power in range(low, high + 1, every):
         x = place(10.0**power)
@@ -116,7 +123,7 @@ def flow_picture(flows: list[Flow], title: str = "gradients") -> Image.Image:
         draw.text((x, image.height - 14), f"1e{power}", fill=_INK, font=font, anchor="mm")
     for number, flow in enumerate(flows):
         y = top + line * number
-        draw.text((left - 8, y + line / 2), flow.name, fill=_INK, font=font, anchor="rm")
+        draw.text((left - 8, y + line / 2), labels[number], fill=_INK, font=font, anchor="rm")
         if flow.mean != 0:
             draw.rectangle([(left, y + 4), (place(flow.mean), y + line - 4)], fill=_BAR)
         if flow.largest != 0:

@@ -324,10 +324,17 @@ def _format_scalar(field: Field, value: Any) -> str:
         shortest = str(np.float32(value) if field.kind == "float" else float(value))
         return shortest.removesuffix(".0")
     if field.kind == "string":
-        return '"' + "".join(_ESCAPES.get(character, character) for character in value) + '"'
+        return '"' + "".join(map(_escaped, value)) + '"'
     if field.kind == "bytes":
         return '"' + "".join(_ESCAPES.get(chr(byte)) or _ascii(byte) for byte in value) + '"'
     return str(value)
+
+
+def _escaped(character: str) -> str:
+    """A character of a string; what is not printable as the octal codes of its bytes, which any reader takes."""
+    if character.isprintable():
+        return _ESCAPES.get(character, character)
+    return _ESCAPES.get(character) or "".join(f"\\{byte:03o}" for byte in character.encode())
 
 
 def _ascii(byte: int) -> str:

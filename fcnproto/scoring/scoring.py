@@ -22,11 +22,14 @@ from fcnproto.data.datasets import VOID
 from fcnproto.data.masks import Colour, read_mask
 from fcnproto.data.published import PublishedLayer
 from fcnproto.errors import DataError, GraphError, LayerError, UsageError
+from fcnproto.escaping import printable
 from fcnproto.images import find_images
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net import Net
 from fcnproto.scoring.metrics import Metrics, confusion_matrix, metrics
 from fcnproto.segment import score_blobs
+
+_LONGEST_NAME = 60  # characters of a class in the picture
 
 PathLike = str | os.PathLike[str]
 Told = Callable[[int, int], None]
@@ -274,7 +277,8 @@ def confusion_picture(scored: Scored) -> Image.Image:
     count = len(scored.names)
     cell = 34 if count <= 30 else 18
     font = ImageFont.load_default(12)
-    left = round(max(font.getlength(name) for name in scored.names)) + 16
+    names = [printable(name, _LONGEST_NAME) for name in scored.names]
+    left = round(max(map(font.getlength, names))) + 16
     top = left + 8
     image = Image.new("RGB", (left + count * cell + 12, top + count * cell + 12), "white")
     draw = ImageDraw.Draw(image)
@@ -282,7 +286,7 @@ def confusion_picture(scored: Scored) -> Image.Image:
     shares = scored.confusion / np.maximum(totals, 1)
     for row in range(count):
         y = top + row * cell
-        draw.text((left - 6, y + cell / 2), scored.names[row], "black", font, anchor="rm")
+        draw.text((left - 6, y + cell / 2), names[row], "black", font, anchor="rm")
         for column in range(count):
             x, share = left + column * cell, float(shares[row, column])
             box = (x, y, x + cell, y + cell)
@@ -290,7 +294,7 @@ def confusion_picture(scored: Scored) -> Image.Image:
             if cell >= 30 and share >= 0.005:
                 colour = "white" if share > 0.55 else "black"
                 draw.text((x + cell / 2, y + cell / 2), f"{100 * share:.0f}", colour, font, anchor="mm")
-    for column, name in enumerate(scored.names):
+    for column, name in enumerate(names):
         strip = Image.new("RGB", (top - 6, cell), "white")
         ImageDraw.Draw(strip).text((0, cell / 2), name, "black", font, anchor="lm")
         image.paste(strip.rotate(90, expand=True), (left + column * cell, 0))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fcnproto.atomic import atomic_write
 from fcnproto.errors import DataError, UsageError
+from fcnproto.escaping import file_name
 from fcnproto.images import find_images
 from fcnproto.pictures.labels import beside, label_image, legend, overlay
 from fcnproto.preprocessing import background_labels
@@ -77,8 +78,10 @@ def write(
 ) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
+    taken: set[str] = set()
     for found in segmentations:
-        part = "" if len(segmentations) == 1 else "_" + found.blob.replace("/", "_")
+        part = "" if len(segmentations) == 1 else "_" + file_name(found.blob, taken)
+        taken.add(part[1:].lower())
         pictures = {
             "labels": label_image(found.labels),
             "overlay": _overlay(image, found, with_legend),

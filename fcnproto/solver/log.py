@@ -14,16 +14,20 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from fcnproto.escaping import printable
+
+LONGEST_NAME = 200
+"""Characters of a blob's name in a line."""
 LOGGER = logging.getLogger("fcnproto.solver")
 
 
 class CaffeFormatter(logging.Formatter):
-    """glog's format: `I0731 14:05:09.123456  4711 solver.py:88] message`."""
+    """glog's format: `I0731 14:05:09.123456  4711 solver.py:88] message`; names are printable."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created)
         where = f"{record.process or 0:5d} {record.filename}:{record.lineno}"
-        return f"{record.levelname[0]}{moment:%m%d %H:%M:%S.%f} {where}] {record.getMessage()}"
+        return f"{record.levelname[0]}{moment:%m%d %H:%M:%S.%f} {where}] {printable(record.getMessage())}"
 
 
 def log_to(stream: TextIO | None = None) -> logging.Handler:
@@ -51,7 +55,7 @@ def output_lines(kind: str, outputs: Mapping[str, Any], weights: Mapping[str, fl
         elements = value.detach().double().flatten().tolist() if isinstance(value, Tensor) else list(value)
         for element in elements:
             loss = f" (* {figure(weight)} = {figure(weight * element)} loss)" if weight else ""
-            yield f"    {kind} net output #{number}: {name} = {figure(element)}{loss}"
+            yield f"    {kind} net output #{number}: {printable(name, LONGEST_NAME)} = {figure(element)}{loss}"
             number += 1
 
 

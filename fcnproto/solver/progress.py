@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fcnproto.escaping import csv_cell, printable
 from fcnproto.pictures.chart import Curves
 from fcnproto.solver import distributed
 from fcnproto.solver.listeners import Listener
-from fcnproto.solver.log import figure
+from fcnproto.solver.log import LONGEST_NAME, figure
 
 if TYPE_CHECKING:
     from fcnproto.solver.solver import Solver
@@ -60,12 +61,12 @@ class LiveLine(Listener):
             self._progress.update(self._task, completed=iteration + 1, description=text)
 
     def tested(self, solver: Solver, index: int, scores: Mapping[str, list[float]]) -> None:
-        shown = ", ".join(f"{name} = {' '.join(map(figure, values[:8]))}" for name, values in scores.items())
-        self._console.print(f"iteration {solver.iter}, test net {index}: {shown}", markup=False)
+        texts = (f"{printable(name, LONGEST_NAME)} = {' '.join(map(figure, v[:8]))}" for name, v in scores.items())
+        self._say(f"iteration {solver.iter}, test net {index}: {', '.join(texts)}")
         self._last = time.perf_counter()
 
     def snapshotted(self, solver: Solver, path: str) -> None:
-        self._console.print(f"iteration {solver.iter}: wrote {path}", markup=False)
+        self._say(f"iteration {solver.iter}: wrote {path}")
         self._last = time.perf_counter()
 
     def finished(self, solver: Solver, error: BaseException | None) -> None:
@@ -73,7 +74,10 @@ class LiveLine(Listener):
             self._progress.stop()
             self._progress = None
         if solver.losses:
-            self._console.print(f"iteration {solver.iter}: last loss {figure(solver.losses[-1])}", markup=False)
+            self._say(f"iteration {solver.iter}: last loss {figure(solver.losses[-1])}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(printable(text), markup=False, emoji=False)
 
 
 class Recorder(Listener):
@@ -134,9 +138,9 @@ class LogFolder(Listener):
     def tested(self, solver: Solver, index: int, scores: Mapping[str, list[float]]) -> None:
         for name, values in scores.items():
             for place, value in enumerate(values):
-                self._test.writerow([solver.iter, self._seconds(), index, name, place, repr(value)])
+                self._test.writerow([solver.iter, self._seconds(), index, csv_cell(name), place, repr(value)])
             if self._board is not None and len(values) == 1:
-                self._board.add_scalar(f"test{index}/{name}", values[0], solver.iter)
+                self._board.add_scalar(f"test{index}/{printable(name, LONGEST_NAME)}", values[0], solver.iter)
         self.flush()
 
     def snapshotted(self, solver: Solver, path: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.errors import DataError
+from fcnproto.escaping import printable
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.saving import check_hdf5_names
@@ -383,7 +384,7 @@ class Solver:
     def say(self, message: str) -> None:
         """Log a line, on rank 0."""
         if self._leads:
-            LOGGER.info(message, stacklevel=2)
+            LOGGER.info("%s", printable(message), stacklevel=2)
 
     def _tell(self, event: str, *values: Any) -> None:
         if self._leads:
