@@ -86,7 +86,7 @@ def print_table(
         table.add_column(Text(name), justify="right" if name in numeric else "left", no_wrap=True)
     for cells in shown:
         table.add_row(*map(Text, cells))
-    console.width = sum(_widths(names, shown)) + len(_GAP) * len(names) + 1
+    console.width = sum(_widths(names, shown)) + _GAP * len(names)
     with console.capture() as capture:
         console.print(table)
     for line in capture.get().splitlines():
@@ -94,7 +94,7 @@ def print_table(
 
 
 _LONGEST_CELL, _LEAST_CELL, _LONGEST_DESCRIPTION = 1000, 12, 60
-_GAP = "  "
+_GAP = 3  # places between two columns
 
 
 def _widths(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
@@ -110,7 +110,7 @@ def _fitted(
     """The columns and rows that a terminal of this width has room for, as far as that can be."""
 
     def excess() -> int:
-        return sum(_widths(names, rows)) + len(_GAP) * (len(names) - 1) - width
+        return sum(_widths(names, rows)) + _GAP * (len(names) - 1) - width
 
     for name in optional:
         if excess() <= 0:
