@@ -91,6 +91,11 @@ def attribute_json(value: Any) -> str:
     return html.escape(json.dumps(value))
 
 
+def attribute_text(text: str) -> str:
+    """A name for a quoted attribute, with JSON's escapes: a script gets the very name by parsing it between quotes."""
+    return attribute_json(text).removeprefix("&quot;").removesuffix("&quot;")
+
+
 def plot_text(text: object, longest: int | None = None) -> str:
     """Printable text for matplotlib, which would read what stands between dollar signs as formulas."""
     return printable(text, longest).replace("$", "\\$")

@@ -121,7 +121,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{os.fspath(path)}: can't read the class names: {error}") from error
-    names = tuple(re.sub(r"^\d+\s*:\s*", "", line.strip()) for line in text.splitlines() if line.strip())
+    names = tuple(re.sub(r"^\d+\s*:\s*", "", line.strip()) for line in re.split(r"\r\n|\r|\n", text) if line.strip())
     if not names:
         raise DataError(f"{os.fspath(path)}: no class names in it; expected one a line")
     return names

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fcnproto.atomic import atomic_path
 from fcnproto.errors import DataError, UsageError
+from fcnproto.escaping import printable
 from fcnproto.images import Preprocessing, open_image
 from fcnproto.inspect.running import image_inputs, image_value, run_with, write_arrays
 from fcnproto.net import Net
@@ -59,6 +60,9 @@ def extract_features(
     """
     if not images:
         raise UsageError("no images are given")
+    if NAMES in blobs:
+        raise UsageError(f"blob {NAMES!r} has the name under which the images are listed; it can't be written")
+    images = [(path, _encodable(name)) for path, name in images]
     inputs = image_inputs(net, blobs)
     if len(inputs) > 1:
         raise UsageError(
@@ -79,6 +83,11 @@ def extract_features(
             for _, name in part:
                 progress(name)
     return shapes
+
+
+def _encodable(name: str) -> str:
+    """A file's name as a key: bytes that are no UTF-8, which neither format can hold, become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _pooled(value: Tensor, pool: Pool | None) -> Tensor:
@@ -123,18 +132,26 @@ def _hdf5_adder(file: h5py.File, alike: bool, count: int, shapes: dict[str, tupl
         listed[start : start + len(images)] = list(images)
         if not alike:
             key = f"{blob}/{images[0]}"
-            file.create_dataset(key, data=rows[0])
+            _create(file, key, data=rows[0])
             shapes[key] = rows[0].shape
             return
         if blob not in file:
             shapes[blob] = (count, *rows.shape[1:])
-            file.create_dataset(blob, shapes[blob], dtype=rows.dtype)
+            _create(file, blob, shape=shapes[blob], dtype=rows.dtype)
         file[blob][start : start + len(images)] = rows
 
     return add
 
 
+def _create(file: h5py.File, key: str, **options: Any) -> None:
+    """A dataset of that name. UsageError where HDF5 has none such: slashes make groups in it, a NUL ends a name."""
+    try:
+        file.create_dataset(key, **options)
+    except ValueError as error:
+        raise UsageError(f"HDF5 can't hold an array called {key!r} ({error}); write .npz") from None
+
+
 def summary(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The arrays written, in a few words."""
-    listed = [f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()]
+    listed = [f"{printable(name, 60)} {'x'.join(map(str, shape))}" for name, shape in shapes.items()]
     return ", ".join(listed[:4]) + (f", and {len(listed) - 4} more" if len(listed) > 4 else "")

@@ -172,7 +172,13 @@ def _tensor(array: Array, file: Path, name: str) -> Tensor:
 
 
 def write_arrays(path: PathLike, arrays: Mapping[str, Array]) -> None:
-    """Write an .npz file of arrays under any names (`numpy.savez` has words of its own among them)."""
+    """Write an .npz file of arrays under any names (`numpy.savez` has words of its own among them).
+
+    `UsageError` for a name with a NUL, where the archive's directory would end it.
+    """
+    for name in arrays:
+        if "\0" in name:
+            raise UsageError(f"{os.fspath(path)}: an .npz file can't hold an array called {name!r}: it has a NUL")
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

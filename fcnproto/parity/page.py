@@ -13,7 +13,7 @@ from PIL import Image
 
 from fcnproto.drawing import Diagram, Layout, to_svg
 from fcnproto.drawing.page import fill_template
-from fcnproto.escaping import attribute_json, markup
+from fcnproto.escaping import attribute_text, markup
 from fcnproto.parity.measures import ULP_LIMITS
 from fcnproto.parity.report import Entry, Report
 from fcnproto.pictures.labels import label_image
@@ -83,7 +83,7 @@ def _row(entry: Entry, first: bool) -> str:
         shape += f" ({'×'.join(map(str, entry.reference_shape)) or 'scalar'})"
     what = entry.name if entry.kind == "blob" else f"{entry.kind} {entry.name}"
     cells = [("text", entry.layer), ("text", entry.type), ("text", what), ("text", shape)]
-    start = f'<tr class="{classes}" data-layer="{attribute_json(entry.layer)}">'
+    start = f'<tr class="{classes}" data-layer="{attribute_text(entry.layer)}">'
     start += "".join(f'<td class="{kind}">{_named(text)}</td>' for kind, text in cells)
     found = entry.measures
     if found is None:

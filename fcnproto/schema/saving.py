@@ -102,11 +102,11 @@ def _per_layer(net: caffe_pb2.NetParameter, blobs: NetBlobs, what: str) -> list[
 
 
 def check_hdf5_names(path: PathLike, names: Sequence[str]) -> None:
-    """WeightsError where Caffe can't put layers of these names into the HDF5 file: empty ones, those with a slash, the
-    same one twice."""
+    """WeightsError where Caffe can't put layers of these names into the HDF5 file: empty ones, those with a slash
+    or a NUL, the same one twice."""
     seen: set[str] = set()
     for name in names:
-        if name in seen or not name or "/" in name or name == ".":
+        if name in seen or not name or "/" in name or "\0" in name or name == ".":
             reason = "another has the same name" if name in seen else "HDF5 allows no such name"
             raise WeightsError(
                 f'{os.fspath(path)}: layer "{name}" can\'t be saved in HDF5: {reason}; save it as binary'
