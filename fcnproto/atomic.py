@@ -1,26 +1,15 @@
-"""Writing files so that a reader, or a crash, never sees half of one; for readers, what numpy may raise."""
+"""Writing files so that a reader, or a crash, never sees half of one."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 PathLike = str | os.PathLike[str]
-
-# fmt: off
-ARRAY_FAULTS = (
-    OSError, ValueError, EOFError, KeyError, SyntaxError, tokenize.TokenError, MemoryError, RuntimeError,
-    zipfile.BadZipFile, zlib.error,
-)
-# fmt: on
-"""What `numpy.load` and its archives raise for files that are damaged, claim too much, or hold Python objects."""
 
 
 @contextmanager

@@ -16,12 +16,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fcnproto import zoo
-from fcnproto.atomic import ARRAY_FAULTS, atomic_write
+from fcnproto.atomic import atomic_write
 from fcnproto.errors import DataError, Error
 from fcnproto.images import Preprocessing, to_blob
 from fcnproto.net import Net, load
 from fcnproto.pictures.labels import beside, label_image, legend, overlay
 from fcnproto.scenes.scenes import Scene, draw_scenes
+from fcnproto.schema.arrays import read_npz
 from fcnproto.scoring.metrics import Metrics, confusion_matrix, metrics
 
 MODEL = "fcn-mini"
@@ -52,9 +53,9 @@ class ScoreSample:
     def read(path: Path) -> ScoreSample:
         """Raises `DataError` for a missing or damaged file."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return ScoreSample(file["image"], file["score"], int(file["step"]))
-        except ARRAY_FAULTS as error:
+            file = dict(read_npz(path))
+            return ScoreSample(file["image"], file["score"], int(file["step"]))
+        except (DataError, KeyError) as error:
             raise DataError(f"{path}: not a readable score sample ({error}); reinstall the package") from error
 
     def deviation(self, score: np.ndarray) -> float:

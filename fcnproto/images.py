@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fcnproto.atomic import ARRAY_FAULTS
 from fcnproto.errors import DataError, FcnprotoWarning
+from fcnproto.schema.arrays import read_npy
 
 PathLike = str | os.PathLike[str]
 Array = npt.NDArray[Any]
@@ -225,10 +225,7 @@ def read_mean(path: PathLike) -> Array:
             f"{file}: no such mean file; expected numbers separated by commas, a .binaryproto or a .npy file"
         )
     if file.suffix == ".npy":
-        try:
-            mean = np.load(file, allow_pickle=False)
-        except ARRAY_FAULTS as error:
-            raise DataError(f"{file}: can't be read as .npy: {error}") from error
+        mean = read_npy(file)
     else:
         mean = read_blob(file)
     mean = np.asarray(mean)

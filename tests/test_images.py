@@ -233,7 +233,7 @@ class TestMeans:
         with pytest.raises(DataError, match="no such mean file"):
             parse_mean(str(tmp_path / "missing.npy"))
         (tmp_path / "a.npy").write_bytes(b"rubbish")
-        with pytest.raises(DataError, match="can't be read"):
+        with pytest.raises(DataError, match="not a readable .npy file"):
             read_mean(tmp_path / "a.npy")
         (tmp_path / "a.binaryproto").write_bytes(b"<html>")
         with pytest.raises(WeightsError):

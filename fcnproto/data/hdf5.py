@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +14,11 @@ from torch import Tensor
 
 from fcnproto.atomic import atomic_path
 from fcnproto.data.paths import resolve
-from fcnproto.errors import DataError, WeightsError
+from fcnproto.errors import DataError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 from fcnproto.layers.source import PartialShape, SourceLayer
-from fcnproto.schema.hdf5 import MOST_COMPRESSION, hdf5_errors
-
-# Up to this many bytes a dataset may consist of what was never written, and so reads as zero.
-_SMALL = 1 << 28
+from fcnproto.schema.hdf5 import dataset_problem, file_budget, find_member, hdf5_errors, member, read_dataset
 
 
 @register("HDF5Data")
@@ -147,7 +144,8 @@ class HDF5Data(SourceLayer):
             if len(counts) != 1 or not counts.pop():
                 sizes = ", ".join(f"{top} {len(data)}" for top, data in zip(self.param.top, datasets, strict=True))
                 raise DataError(f"{path}: the datasets need equally many rows, at least 1; there are {sizes}")
-            return [np.asarray(dataset[()], dtype=np.float32) for dataset in datasets]
+            budget = file_budget(path)
+            return [read_dataset(dataset, path, budget, DataError, np.float32) for dataset in datasets]
 
 
 @contextmanager
@@ -157,26 +155,22 @@ def _opened(path: str) -> Iterator[h5py.File]:
         file = h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path}: not a readable HDF5 file ({error})") from error
-    try:
-        with file, hdf5_errors(path):
-            yield file
-    except WeightsError as error:
-        raise DataError(str(error)) from error
+    with file, hdf5_errors(path, DataError):
+        yield file
 
 
 def _dataset(file: h5py.File, path: str, name: str) -> h5py.Dataset:
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset):
+    """The dataset of a top's name, its kind and size checked."""
+    if find_member(file, name) is None:
         raise DataError(f"{path}: has no dataset {name!r} (the top's name); it has {', '.join(file) or 'none'}")
+    dataset = member(file, name, h5py.Dataset, path, DataError)
     if dataset.dtype.kind not in "fiu" or dataset.ndim == 0:
         raise DataError(
             f"{path}: dataset {name!r} is {dataset.dtype} of shape {dataset.shape}, expected rows of numbers"
         )
-    if dataset.size and not dataset.id.get_storage_size():
-        raise DataError(f"{path}: dataset {name!r} says shape {dataset.shape}, but no values are stored")
-    size, held = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
-    if size > max(held * MOST_COMPRESSION, _SMALL):
-        raise DataError(f"{path}: dataset {name!r} says shape {dataset.shape}, but {held} bytes are stored")
+    problem = dataset_problem(dataset, os.path.getsize(path))
+    if problem is not None:
+        raise DataError(f"{path}: dataset {name!r} {problem}")
     return dataset
 
 

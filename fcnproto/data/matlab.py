@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from fcnproto.errors import DataError
+from fcnproto.schema.hdf5 import file_budget, find_member, hdf5_errors, member, open_hdf5, read_dataset
 
 
 def load_variable(path: str, name: str, field: str | None = None) -> np.ndarray:
@@ -33,8 +34,14 @@ def load_variable(path: str, name: str, field: str | None = None) -> np.ndarray:
 
 
 def _load_hdf5(path: str, what: str) -> np.ndarray:
-    with h5py.File(path, "r") as file:
-        return np.asarray(file[what.replace(".", "/")][()]).T
+    with open_hdf5(path, DataError) as file, hdf5_errors(path, DataError):
+        key = what.replace(".", "/")
+        if find_member(file, key) is None:
+            raise DataError(f"{path}: has no variable {what}")
+        dataset = member(file, key, h5py.Dataset, path, DataError)
+        if dataset.dtype.kind not in "fiub":
+            raise DataError(f"{path}: {what} holds no numbers (its type is {dataset.dtype})")
+        return read_dataset(dataset, path, file_budget(path), DataError).T
 
 
 def _load_classic(path: str, name: str, field: str | None) -> np.ndarray:

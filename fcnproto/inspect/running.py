@@ -17,16 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fcnproto.atomic import ARRAY_FAULTS, atomic_write
+from fcnproto.atomic import atomic_write
 from fcnproto.errors import DataError, GraphError, UsageError
 from fcnproto.images import Preprocessing, read_depth, read_image, resize, to_blob
 from fcnproto.net import Net
 from fcnproto.net.plan import missing_inputs, runnable
+from fcnproto.schema.arrays import is_archive, read_npy, read_npz
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 _GOLDEN_PREFIX = "in."
+_OTHER_GOLDEN = ("out.", "gout.", "gin.", "param.", "gparam.")
 
 
 def run_with(net: Net, values: Mapping[str, Tensor], blobs: Sequence[str]) -> Mapping[str, Tensor]:
@@ -134,27 +136,17 @@ def read_arrays(path: PathLike, net: Net) -> dict[str, Tensor]:
 
     Of a golden file (keys `in.<blob>`, `out.<blob>`, ...) the inputs are taken. Raises `DataError`.
     """
-    file = Path(path)
-    try:
-        content = np.load(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except ARRAY_FAULTS as error:
-        raise DataError(f"{file}: not a readable .npz or .npy file ({error})") from error
-    if isinstance(content, np.ndarray):
-        names = list(net.source_shapes)
-        if len(names) != 1:
+    file, inputs = Path(path), list(net.source_shapes)
+    if not is_archive(file):
+        content = read_npy(file)
+        if len(inputs) != 1:
             raise DataError(
-                f"{file}: one array, but the net has the inputs {', '.join(names)}; give them in an .npz file"
+                f"{file}: one array, but the net has the inputs {', '.join(inputs)}; give them in an .npz file"
             )
-        return {names[0]: _tensor(content, file, names[0])}
-    with content:
-        keys = content.files
-        prefix = "" if any(key in net.source_shapes for key in keys) else _GOLDEN_PREFIX
-        try:
-            arrays = {key[len(prefix) :]: content[key] for key in keys if key.startswith(prefix)}
-        except ARRAY_FAULTS as error:
-            raise DataError(f"{file}: not a readable .npz file ({error})") from error
+        return {inputs[0]: _tensor(content, file, inputs[0])}
+    found = dict(read_npz(file, lambda key: key in inputs or not key.startswith(_OTHER_GOLDEN)))
+    prefix = "" if any(key in net.source_shapes for key in found) else _GOLDEN_PREFIX
+    arrays = {key[len(prefix) :]: value for key, value in found.items() if key.startswith(prefix)}
     unknown = [name for name in arrays if name not in net.source_shapes]
     if unknown or not arrays:
         what = f"{unknown[0]!r} is no input of the net" if unknown else "no inputs in it"

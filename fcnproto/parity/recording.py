@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import numpy.typing as npt
 
-from fcnproto.atomic import ARRAY_FAULTS
 from fcnproto.errors import DataError
+from fcnproto.schema.arrays import is_archive, read_npy, read_npz
+from fcnproto.schema.hdf5 import all_datasets, file_budget, hdf5_errors, open_hdf5, read_dataset
 
 Array = npt.NDArray[Any]
 
@@ -88,39 +88,26 @@ def read_recording(path: str | Path) -> Recording:
 
 
 def _items(file: Path) -> Iterator[tuple[str, Array]]:
+    """The arrays under the keys of a golden file."""
     if not file.is_file():
         raise DataError(f"{file}: no such file")
-    try:
-        if h5py.is_hdf5(file):
-            with h5py.File(file, "r") as content:
-                yield from _hdf5_items(content)
-            return
-        with np.load(file, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise DataError(f"{file}: one array without a name; an .npz or HDF5 file is expected")
-            for key in archive.files:
-                yield key, archive[key]
-    except ARRAY_FAULTS as error:
-        raise DataError(f"{file}: not a readable .npz or HDF5 file ({error})") from error
+    if h5py.is_hdf5(file):
+        with open_hdf5(str(file), DataError) as content, hdf5_errors(str(file), DataError):
+            budget = file_budget(file)
+            for key, dataset in _golden_datasets(content):
+                yield key, read_dataset(dataset, str(file), budget, DataError)
+        return
+    if not is_archive(file):
+        read_npy(file)  # whatever is wrong with it, or that it is one array without a name
+        raise DataError(f"{file}: one array without a name; an .npz or HDF5 file is expected")
+    yield from read_npz(file, lambda key: key.partition(".")[0] in _PREFIXES.values())
 
 
-def _hdf5_items(content: h5py.File) -> Iterator[tuple[str, Array]]:
-    for key in content:
-        member = content[key]
-        if isinstance(member, h5py.Dataset):
-            yield key, np.asarray(member[()])
-        elif key in _PREFIXES.values():
-            yield from ((f"{key}.{name}", value) for name, value in _datasets(member, ""))
-        elif key.partition(".")[0] in _PREFIXES.values():  # a dataset whose blob has a slash in its name
-            yield from ((f"{key}/{name}", value) for name, value in _datasets(member, ""))
-
-
-def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, Array]]:
-    """Datasets below a group; a slash in a blob's name is a group of HDF5's."""
-    for key in group:
-        if isinstance(group.get(key, getlink=True), h5py.HardLink):
-            member = group[key]
-            if isinstance(member, h5py.Dataset):
-                yield prefix + key, np.asarray(member[()])
-            else:
-                yield from _datasets(member, f"{prefix}{key}/")
+def _golden_datasets(content: h5py.File) -> Iterator[tuple[str, Any]]:
+    """Golden keys: `out.y` at the top, or `y` in the group `out`. A slash in a blob's name is a group of HDF5's."""
+    for path, dataset in all_datasets(content):
+        group, _, name = path.partition("/")
+        if group in _PREFIXES.values() and name:
+            yield f"{group}.{name}", dataset
+        elif group.partition(".")[0] in _PREFIXES.values():
+            yield path, dataset
