@@ -16,6 +16,7 @@ from fcnproto.graph.facts import TypeFacts
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import suggestion
+from fcnproto.schema.splits import is_inserted, split_name
 
 AUTOMATIC = "(automatic)"
 """Caffe's name for the top that a loss layer makes for itself where the prototxt gives it none."""
@@ -36,7 +37,10 @@ class Blob:
 
 @dataclass(eq=False)
 class Node:
-    """One layer of the graph. `param` is its own copy of the layer's message, `facts` what its type says of itself."""
+    """One layer of the graph. `param` is its own copy of the layer's message, `facts` what its type says of itself.
+
+    `automatic`: a Split that stands in no prototxt, inserted here or by the Caffe that wrote the net.
+    """
 
     name: str
     type: str
@@ -46,6 +50,7 @@ class Node:
     bottoms: list[Blob] = field(default_factory=list)
     tops: list[Blob] = field(default_factory=list)
     loss_weights: list[float] = field(default_factory=list)
+    automatic: bool = False
 
     def __repr__(self) -> str:
         return f"<{self.type} {self.name}>"
@@ -177,7 +182,7 @@ def _insert_splits(params: list[caffe_pb2.LayerParameter]) -> list[caffe_pb2.Lay
             count = len(readers[i, j]) + (weight != 0)
             if count < 2:
                 continue
-            split = caffe_pb2.LayerParameter(name=f"{top}_{param.name}_{j}_split", type="Split", bottom=[top])
+            split = caffe_pb2.LayerParameter(name=split_name(top, param.name, j), type="Split", bottom=[top])
             split.top.extend(f"{split.name}_{k}" for k in range(count))
             if weight != 0:
                 split.loss_weight.extend([weight] + [0.0] * (count - 1))
@@ -205,6 +210,7 @@ def _connect(
         _connect_bottoms(node, blobs)
         _connect_tops(node, known, blobs)
         node.loss_weights = _loss_weights(node, known)
+        node.automatic = any(is_inserted(param, blob.producer.name, blob.top) for blob in node.bottoms)
         nodes.append(node)
     inputs = [top.name for node in nodes if node.type == "Input" for top in node.tops]
     unread = {blob.name for blob in blobs.values() if blob.consumer is None}

@@ -90,7 +90,7 @@ def summarise(
         bottoms = [known[blob] for blob in node.bottoms]
         tops = _source_shapes(net, node, input_size, shapes or {}) if node.is_data else _top_shapes(layer, bottoms)
         known.update(zip(node.tops, tops, strict=True))
-        if _is_automatic_split(node):
+        if node.automatic:
             continue
         layers.append(
             LayerSummary(
@@ -174,24 +174,20 @@ def _top_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     return [tuple(top.shape) for top in (result if isinstance(result, (tuple, list)) else (result,))]
 
 
-def _is_automatic_split(node: Node) -> bool:
-    return node.type == "Split" and node.name.endswith("_split") and node.tops[0].name == f"{node.name}_0"
-
-
 def _root(blob: Blob) -> Blob:
     """The blob of the prototxt that a blob from an automatic Split stands for."""
-    return _root(blob.producer.bottoms[0]) if _is_automatic_split(blob.producer) else blob
+    return _root(blob.producer.bottoms[0]) if blob.producer.automatic else blob
 
 
 def _blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[int, int]:
     """(bytes of all blobs, greatest sum alive at one time). Split's tops are the blob itself, not copies."""
     sizes = {
-        blob: 0 if _is_automatic_split(blob.producer) else _BYTES * math.prod(shape) for blob, shape in shapes.items()
+        blob: 0 if blob.producer.automatic else _BYTES * math.prod(shape) for blob, shape in shapes.items()
     }
     readers: dict[Blob, int] = {}
     for node in nodes:
         for blob in node.bottoms:
-            readers[_root(blob)] = readers.get(_root(blob), 0) + (not _is_automatic_split(node))
+            readers[_root(blob)] = readers.get(_root(blob), 0) + (not node.automatic)
     in_place = {
         top for node in nodes for top, bottom in zip(node.tops, node.bottoms, strict=False) if top.name == bottom.name
     }
@@ -199,7 +195,7 @@ def _blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[in
     for node in nodes:
         alive += sum(sizes[blob] for blob in node.tops)
         peak = max(peak, alive)
-        if _is_automatic_split(node):
+        if node.automatic:
             continue
         for blob in node.bottoms:
             readers[_root(blob)] -= 1

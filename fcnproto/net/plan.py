@@ -126,19 +126,19 @@ def _wanted(graph: Graph, known: Mapping[Blob, bool], blobs: Sequence[str]) -> l
 
 
 def _ends(graph: Graph, known: Mapping[Blob, bool]) -> list[str]:
-    """The computed blobs that no computed layer reads, by Caffe's order of outputs; Split layers don't count."""
+    """The computed blobs that no computed layer reads, by Caffe's order of outputs; automatic Splits don't count."""
     read: set[Blob] = set()
     for node in graph.nodes:
-        if node.type != "Split" and all(known[blob] for blob in node.bottoms):
+        if not node.automatic and all(known[blob] for blob in node.bottoms):
             for blob in node.bottoms:
                 read.add(blob)
-                while blob.producer.type == "Split":
+                while blob.producer.automatic:
                     blob = blob.producer.bottoms[0]
                     read.add(blob)
     ends = (
         name
         for name, blob in graph.blobs.items()
-        if known[blob] and blob not in read and not blob.producer.is_data and blob.producer.type != "Split"
+        if known[blob] and blob not in read and not blob.producer.is_data and not blob.producer.automatic
     )
     return sorted(ends, key=lambda name: name.encode())
 

@@ -155,19 +155,14 @@ def ordered_blobs(net: Net) -> list[str]:
     found = []
     for node in net.graph.nodes:
         for blob in node.tops:
-            if not node.is_data and not _is_automatic(node) and net.graph.blobs.get(blob.name) is blob:
+            if not node.is_data and not node.automatic and net.graph.blobs.get(blob.name) is blob:
                 found.append(blob.name)
     return found
 
 
-def _is_automatic(node: Node) -> bool:
-    """Whether it is a Split that stands in no prototxt."""
-    return node.type == "Split" and node.name.endswith("_split")
-
-
 def _copies(net: Net) -> set[str]:
     """The tops of automatic Splits: a Caffe that is asked for its blobs gives them, too."""
-    return {blob.name for node in net.graph.nodes if _is_automatic(node) for blob in node.tops}
+    return {blob.name for node in net.graph.nodes if node.automatic for blob in node.tops}
 
 
 def _array(tensor: Tensor) -> Array:

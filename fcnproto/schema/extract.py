@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from fcnproto.errors import UsageError
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.splits import is_inserted, split_name
 
 
 def loadable(
@@ -41,34 +42,26 @@ def loadable(
 def _join_splits(net: caffe_pb2.NetParameter) -> None:
     source: dict[str, str] = {}
     weights: dict[str, float] = {}
+    writer: dict[str, tuple[str, int]] = {}
     kept = []
     for layer in net.layer:
         for k, bottom in enumerate(layer.bottom):
             layer.bottom[k] = source.get(bottom, bottom)
-        if _is_inserted(layer):
+        if any(is_inserted(layer, *writer.get(bottom, ("", 0))) for bottom in layer.bottom):
             source.update((top, layer.bottom[0]) for top in layer.top)
             if layer.loss_weight and layer.loss_weight[0] != 0:
                 weights[layer.name] = layer.loss_weight[0]
             continue
         kept.append(layer)
+        writer.update((top, (layer.name, k)) for k, top in enumerate(layer.top))
     for layer in kept:
-        found = [weights.get(f"{top}_{layer.name}_{k}_split", 0.0) for k, top in enumerate(layer.top)]
+        found = [weights.get(split_name(top, layer.name, k), 0.0) for k, top in enumerate(layer.top)]
         if any(found):
             layer.ClearField("loss_weight")
             layer.loss_weight.extend(found)
     result = caffe_pb2.NetParameter(layer=kept)
     net.ClearField("layer")
     net.MergeFrom(result)
-
-
-def _is_inserted(layer: caffe_pb2.LayerParameter) -> bool:
-    """Whether this is a Split layer as Caffe names those it inserts."""
-    return (
-        layer.type == "Split"
-        and layer.name.endswith("_split")
-        and len(layer.bottom) == 1
-        and all(top == f"{layer.name}_{k}" for k, top in enumerate(layer.top))
-    )
 
 
 def _add_inputs(net: caffe_pb2.NetParameter, shapes: Mapping[str, Sequence[int]]) -> list[str]:

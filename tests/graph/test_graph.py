@@ -34,6 +34,17 @@ def test_split_names_and_readers() -> None:
     assert graph.outputs == ["s", "t"]
 
 
+def test_automatic_splits_are_told_by_all_that_caffe_sets() -> None:
+    own = INPUT + layer("my_split", "Split", "x", "x_0 x_1") + layer("t", "TanH", "x_0", "t")
+    assert not any(node.automatic for node in build(own).nodes)
+    of_that_name = INPUT + layer("x_x_0_split", "Split", "x", "x_0 x_1") + layer("t", "TanH", "x_0", "t")
+    assert not any(node.automatic for node in build(of_that_name).nodes)
+    stored = INPUT + layer("x_x_0_split", "Split", "x", "x_x_0_split_0 x_x_0_split_1")
+    assert [node.name for node in build(stored).nodes if node.automatic] == ["x_x_0_split"]
+    inserted = INPUT + layer("a", "TanH", "x", "a") + layer("b", "TanH", "x", "b")
+    assert [node.name for node in build(inserted).nodes if node.automatic] == ["x_x_0_split"]
+
+
 def test_split_after_an_in_place_chain_takes_the_last_layers_name() -> None:
     graph = build(
         INPUT

@@ -20,6 +20,7 @@ import fcnproto
 from fcnproto.cli._main import main
 from fcnproto.parity import (
     DUMP_SCRIPT,
+    Recording,
     caffe_reference,
     compare,
     float64_reference,
@@ -27,6 +28,8 @@ from fcnproto.parity import (
     random_inputs,
     read_recording,
 )
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import parse
 
 CASES = ["conv_group", "deconv_fcn_up2", "pool_ave_pad_clip", "lrn_across", "softmaxloss_ignore_valid", "lstm_static"]
 
@@ -241,6 +244,18 @@ def test_automatic_copies_are_known(tmp_path: Path) -> None:
     for name in ("data_data_0_split_0", "data_data_0_split_1", "of_another_net"):
         recording.blobs[name] = recording.inputs["data"]
     assert compare(net, recording).unknown == ["of_another_net"]
+
+
+def test_a_users_own_split_is_compared_like_any_layer() -> None:
+    text = """
+        layer { name: "in" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 } } }
+        layer { name: "my_split" type: "Split" bottom: "data" top: "a" top: "b" }
+        layer { name: "p" type: "Power" bottom: "a" top: "pa" power_param { scale: 2 } }"""
+    net = fcnproto.load(parse(text, caffe_pb2.NetParameter))
+    x = np.ones((1, 2), np.float32)
+    report = compare(net, Recording(source="wrong in b", inputs={"data": x}, blobs={"b": x * 100, "pa": x * 2}))
+    assert not report.agrees
+    assert [(entry.name, entry.agrees) for entry in report.entries] == [("b", False), ("pa", True)]
 
 
 def test_the_fatal_line_of_a_caffe_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
