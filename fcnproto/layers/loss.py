@@ -144,6 +144,28 @@ class MultinomialLogisticLoss(LossLayer):
         return -read.leave_out(costs).sum() / max(len(probabilities), 1)
 
 
+class _LogisticCost(torch.autograd.Function):
+    """log(1 + e^x) - t * x for scores x and targets t, exact to the last digits also where a score is confident.
+
+    Written as max(x, 0) - t * x + log(1 + e^-|x|), whose terms don't cancel where the target is 0 or 1; the gradient
+    sigmoid(x) - t likewise, as (1 - t) - sigmoid(-x) for targets nearer to 1.
+    """
+
+    @staticmethod
+    def forward(scores: Tensor, targets: Tensor) -> Tensor:
+        return scores.clamp(min=0) - scores * targets + torch.exp(-scores.abs()).log1p()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        scores, targets = ctx.saved_tensors
+        slope = torch.where(targets > 0.5, (1 - targets) - (-scores).sigmoid(), scores.sigmoid() - targets)
+        return grad * slope, None
+
+
 @register("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(LossLayer):
     """Caffe's SigmoidCrossEntropyLoss: -1/Z * sum of t * log(s) + (1 - t) * log(1 - s), s being the sigmoid of x.
@@ -167,7 +189,7 @@ class SigmoidCrossEntropyLoss(LossLayer):
         targets = targets.detach().reshape(scores.shape)
         ignore = self.ignore_label
         ignored = None if ignore is None else targets.to(torch.int64) == ignore
-        costs = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction="none")
+        costs: Tensor = _LogisticCost.apply(scores, targets.to(scores.dtype))
         if ignored is not None:
             costs = costs.masked_fill(ignored, 0)
         return costs.sum() / self.normalizer(scores.shape[0], math.prod(scores.shape[1:]), ignored)

@@ -139,3 +139,19 @@ def test_input_is_not_changed(text: str) -> None:
     before = x.clone()
     make_layer(text, (2, 3), train=True)(x)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", ["BNLL", "ELU", "Sigmoid", "Swish", "TanH"])
+@pytest.mark.parametrize("place", [-80, -40, -15, -8, -2, 0, 2, 8, 15, 80])
+def test_values_and_gradients_keep_their_digits_near_saturation(kind: str, place: int) -> None:
+    layer = make_layer(f'type: "{kind}"', (1, 100))
+    x = (seeded(1, 100) * 0.4 + place).float().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    y, wanted = layer(x), layer(exact)
+    # The last digits of x itself are worth |x| of them in e^x.
+    torch.testing.assert_close(y.double(), wanted, rtol=5e-7 * max(1, abs(place) / 8), atol=1e-37)
+    y.sum().backward()
+    wanted.sum().backward()
+    # Sigmoid's and TanH's gradients are of their tops, in Caffe too: 1 - y has the digits that y leaves it.
+    atol = 2e-7 if kind in ("Sigmoid", "Swish", "TanH") and place > -1 or kind == "TanH" else 1e-37
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-6 * max(1, abs(place) / 8), atol=atol)

@@ -304,3 +304,60 @@ def test_loss_over_many_pixels_in_half_precision_does_not_overflow() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(200000 * math.log(2), rel=1e-5)
     assert scores.grad is not None and scores.grad.dtype == torch.float16
+
+
+# Caffe's own formulas in float32, none of whose rounding may be smaller than that of the layers here.
+def caffe_sigmoid_cost(x: Tensor, t: Tensor) -> Tensor:
+    sign = (x >= 0).float()
+    return -(x * (t - sign) - (1 + (x - 2 * x * sign).exp()).log())
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, 0.25, 0.75])
+@pytest.mark.parametrize("confidence", [0, 2, 8, 15, 30, 80])
+def test_sigmoid_cross_entropy_of_confident_scores(confidence: int, target: float) -> None:
+    layer = make_layer('type: "SigmoidCrossEntropyLoss" loss_param { normalization: NONE }', (1, 200), (1, 200))
+    for sign in (-1, 1):
+        x = ((seeded(1, 200) * 0.5 + confidence) * sign).float()
+        t = torch.full_like(x, target)
+        exact = x.double().requires_grad_()
+        costs = exact.clamp(min=0) - exact * target + torch.exp(-exact.abs()).log1p()
+        ours = x.clone().requires_grad_()
+        loss = layer(ours, t)
+        loss.backward()
+        assert loss.item() == pytest.approx(costs.sum().item(), rel=3e-7)
+        slope = exact.detach().sigmoid() - target if target <= 0.5 else (1 - target) - (-exact.detach()).sigmoid()
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad.double(), slope, rtol=1e-6, atol=0 if target in (0, 1) else 6e-8)
+        caffe_error = abs(caffe_sigmoid_cost(x, t).sum().item() - costs.sum().item())
+        assert abs(loss.item() - costs.sum().item()) <= caffe_error + 3e-7 * abs(costs.sum().item())
+
+
+@pytest.mark.parametrize("gap", [0, 3, 8, 14, 40])
+def test_softmax_losses_of_confident_scores_are_as_exact_as_caffes_formula(gap: int) -> None:
+    scores = seeded(64, 3).float()
+    labels = torch.arange(64) % 3
+    scores[torch.arange(64), labels] += gap
+    exact = scores.double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
+    wanted.sum().backward()
+    assert exact.grad is not None
+    shifted = (scores - scores.max(1, keepdim=True).values).exp()
+    caffe = (shifted / shifted.sum(1, keepdim=True)).requires_grad_()
+    caffe_costs = -caffe.gather(1, labels[:, None]).clamp(min=FLT_MIN).log()
+    caffe_slope = caffe.detach() - torch.nn.functional.one_hot(labels, 3)
+    for kind in ("SoftmaxWithLoss", "InfogainLoss"):
+        ours = scores.clone().requires_grad_()
+        if kind == "SoftmaxWithLoss":
+            loss = make_layer('type: "SoftmaxWithLoss" loss_param { normalization: NONE }', (64, 3), (64,))(
+                ours, labels.float()
+            )
+        else:
+            text = 'type: "InfogainLoss" loss_param { normalization: NONE }'
+            loss = make_layer(text, (64, 3), (64,), (3, 3))(ours, labels.float(), torch.eye(3))
+        loss.backward()
+        assert ours.grad is not None
+        least = 2e-7 * wanted.sum().item()
+        error, caffe_error = (abs(x.sum().item() - wanted.sum().item()) for x in (loss, caffe_costs))
+        assert error <= max(caffe_error, least) * 1.5 + 1e-9, kind
+        slope_error = (ours.grad.double() - exact.grad).abs().max().item()
+        assert slope_error <= max((caffe_slope.double() - exact.grad).abs().max().item(), 6e-8) * 1.5, kind
