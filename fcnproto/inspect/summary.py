@@ -181,9 +181,7 @@ def _root(blob: Blob) -> Blob:
 
 def _blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[int, int]:
     """(bytes of all blobs, greatest sum alive at one time). Split's tops are the blob itself, not copies."""
-    sizes = {
-        blob: 0 if blob.producer.automatic else _BYTES * math.prod(shape) for blob, shape in shapes.items()
-    }
+    sizes = {blob: 0 if blob.producer.automatic else _BYTES * math.prod(shape) for blob, shape in shapes.items()}
     readers: dict[Blob, int] = {}
     for node in nodes:
         for blob in node.bottoms:

@@ -1,4 +1,4 @@
-"""The Split layers that Caffe inserts after a blob with several readers: their names, and how to tell them from others."""
+"""The Split layers that Caffe inserts after a blob with several readers: how it names them, how to tell them."""
 
 from __future__ import annotations
 
