@@ -240,19 +240,24 @@ def read_mean(path: PathLike) -> Array:
     raise DataError(f"{file}: shape {mean.shape}; a mean has shape (channels,) or (channels, height, width)")
 
 
-def find_images(paths: Sequence[PathLike], recursive: bool = False) -> list[tuple[Path, str]]:
+def find_images(
+    paths: Sequence[PathLike], recursive: bool = False, leave_out: PathLike | None = None
+) -> list[tuple[Path, str]]:
     """The image files among `paths`, folders opened, each with a name for its results.
 
     A folder gives its files with a usual suffix of images in alphabetical order (those of its subfolders too if
     `recursive`), hidden ones left out; a file given twice counts once. The name is the path within the given folder
     without its suffix, or the file's stem; where two would be the same (or differ by case alone), they get their
     suffix ("cat_jpg") or the folders above ("night_cat") added. Paths that don't exist are kept: reading them gives
-    the error.
+    the error. A folder `leave_out` (of results) below a given one is not searched.
     """
+    out = None if leave_out is None else Path(os.path.realpath(leave_out))
     found: dict[str, tuple[Path, str]] = {}
     for given in map(Path, paths):
         if given.is_dir():
             inside = sorted(given.rglob("*") if recursive else given.iterdir())
+            if out is not None and Path(os.path.realpath(given)) in out.parents:
+                inside = [path for path in inside if not Path(os.path.realpath(path)).is_relative_to(out)]
             files = [(path, path.relative_to(given)) for path in inside if _is_image(path, given)]
         else:
             files = [(given, Path(given.name))]

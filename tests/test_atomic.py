@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fcnproto.atomic import atomic_path, atomic_write
+from fcnproto.atomic import atomic_write
 
 
 def test_content_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -24,32 +24,23 @@ def test_text_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\n"
 
 
-@pytest.mark.parametrize("writer", [atomic_write, atomic_path])
-def test_failures_leave_what_was_there(tmp_path: Path, writer: object) -> None:
+def test_failures_leave_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), writer(path):  # type: ignore[operator]
+    with pytest.raises(KeyboardInterrupt), atomic_write(path):
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("writer", [atomic_write, atomic_path])
-def test_folders_are_refused(tmp_path: Path, writer: object) -> None:
-    with pytest.raises(OSError), writer(tmp_path):  # type: ignore[operator]
+def test_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OSError), atomic_write(tmp_path):
         pass
-    with pytest.raises(OSError), writer(tmp_path / "missing" / "a.bin"):  # type: ignore[operator]
+    with pytest.raises(OSError), atomic_write(tmp_path / "missing" / "a.bin"):
         pass
-    with pytest.raises(OSError) as caught, writer(tmp_path / "missing" / "a.bin"):  # type: ignore[operator]
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "missing" / "a.bin"):
         pass
     assert caught.value.filename == str(tmp_path / "missing" / "a.bin")  # not that of the temporary file
     assert list(tmp_path.iterdir()) == []
-
-
-def test_path_for_writers_that_open_themselves(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "a.h5") as temporary:
-        assert temporary.parent == tmp_path
-        temporary.write_bytes(b"x")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions and links as POSIX has them")

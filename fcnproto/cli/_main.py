@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import os
 import pkgutil
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import TextIO
 
 import click
 
 import fcnproto
-from fcnproto.cli import _output
+from fcnproto.cli import _files, _output
 from fcnproto.escaping import printable
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+TERMINATED = 128 + signal.SIGTERM
 
 
 class Commands(click.Group):
@@ -38,6 +43,7 @@ class Commands(click.Group):
             return None
         module = importlib.import_module(_module_name(cmd_name))
         command: click.Command = module.command
+        _files.guard(command)
         return command
 
     def resolve_command(
@@ -78,10 +84,10 @@ def commands(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with `arguments` (the process's own by default) and return its exit status.
 
-    0: done; 1: the work or a comparison failed; 2: the command line is wrong; 130: interrupted.
+    0: done; 1: the work or a comparison failed; 2: the command line is wrong; 130: interrupted; 143: terminated.
     """
     arguments, debug = _take_debug(sys.argv[1:] if arguments is None else list(arguments))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _cleaning_up():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _show_warning
         try:
@@ -93,6 +99,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for line in traceback.format_exc().splitlines():
                     click.echo(printable(line), err=True)
             return _report(error, _help_command(arguments))
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM has come."""
+
+
+@contextlib.contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Let SIGTERM end the work as an error does, so that half-written files go; where nobody handles it yet."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _help_command(arguments: Sequence[str]) -> str:
@@ -119,6 +147,9 @@ def _report(error: BaseException, help_command: str) -> int:
     elif isinstance(error, (KeyboardInterrupt, click.Abort)):
         _output.note("interrupted")
         return INTERRUPTED
+    elif isinstance(error, _TerminatedError):
+        _output.note("terminated")
+        return TERMINATED
     elif isinstance(error, BrokenPipeError):
         # The reader of our output has gone; what is still buffered must not raise the same error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fcnproto.escaping import json_text, one_line, printable, shortened
@@ -42,17 +43,34 @@ def _line(kind: str, message: str) -> None:
     stderr().print("fcnproto: " + (f"{kind}: " if kind else "") + text, markup=False, emoji=False)
 
 
+_results_go_to_stderr = False
+
+
+@contextlib.contextmanager
+def results_to_stderr(wanted: bool) -> Iterator[None]:
+    """While the block runs, lines of results go to stderr if `wanted`: stdout is an output file then."""
+    global _results_go_to_stderr
+    before, _results_go_to_stderr = _results_go_to_stderr, wanted
+    try:
+        yield
+    finally:
+        _results_go_to_stderr = before
+
+
 def print_line(*columns: str) -> None:
-    """A line of the result on stdout, printable whatever the names in it hold; several columns are parted by tabs."""
+    """A line of the result on stdout, printable whatever the names in it hold; several columns are parted by tabs.
+
+    On stderr where a file goes to stdout."""
     print_text("\t".join(map(printable, columns)))
 
 
 def print_text(text: str = "") -> None:
-    """Text of the program's own making on stdout as it is, of several lines perhaps."""
+    """Text of the program's own making on stdout as it is, of several lines perhaps; see `print_line`."""
+    stream = sys.stderr if _results_go_to_stderr else sys.stdout
     try:
-        print(text, file=sys.stdout)
+        print(text, file=stream)
     except UnicodeEncodeError:  # a terminal or pipe that knows but a few signs
-        print(text.encode("ascii", "backslashreplace").decode("ascii"), file=sys.stdout)
+        print(text.encode("ascii", "backslashreplace").decode("ascii"), file=stream)
 
 
 def print_json(value: Any) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import click
 
-from fcnproto.cli import _options
+from fcnproto.cli import _files, _options
 
 
 @click.command("demo", short_help="Segment newly drawn scenes.")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_files.OutputFolder(),
     default=Path("demo-output"),
     show_default=True,
     help="Folder for the picture.",

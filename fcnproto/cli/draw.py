@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _files, _options, _output
 from fcnproto.errors import UsageError
 
 _FORMATS = (".svg", ".png", ".html")
@@ -20,10 +20,11 @@ _FORMATS = (".svg", ".png", ".html")
     "-o",
     "--output",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=_files.OutputFile(),
     required=True,
-    help="The drawing; its kind by its ending: .svg, .png or .html.",
+    help="The drawing; its kind by its ending: .svg, .png or .html; - is stdout.",
 )
+@_files.format_option("svg", "png", "html")
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs, for the shapes.")
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @click.option("--unfolded", is_flag=True, help="Show every layer, also where groups repeat.")
@@ -41,6 +42,7 @@ def command(
     model: Path,
     weights: Path | None,
     output: Path,
+    chosen_format: str | None,
     input_size: tuple[int, int] | None,
     phase: str,
     unfolded: bool,
@@ -55,11 +57,12 @@ def command(
     The HTML page zooms, searches, and shows the settings of the layer that is clicked, with statistics of its weights
     where WEIGHTS are given.
     """
-    if output.suffix.lower() not in _FORMATS:
+    kind = _files.ending(output, chosen_format, ".svg")
+    if kind not in _FORMATS:
         raise UsageError(f"-o {output}: the name must end in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
-    if weights is not None and output.suffix.lower() != ".html":
+    if weights is not None and kind != ".html":
         raise UsageError("WEIGHTS are shown in .html drawings only")
-    from fcnproto.atomic import atomic_path, atomic_write
+    from fcnproto.atomic import atomic_write
     from fcnproto.drawing import lay_out, layer_params, make_diagram, to_image, to_svg
     from fcnproto.drawing.page import to_page
     from fcnproto.inspect.summary import summarise
@@ -84,11 +87,10 @@ def command(
 
         net = fcnproto.load(model, weights, shapes=given, allow_python=allow_python, **state)  # type: ignore[arg-type]
         blobs = {layer.name: {n: getattr(layer, n) for n in layer.blob_names} for layer in reversed(net.layers)}
-    if output.suffix.lower() == ".png":
-        with atomic_path(output) as temporary:
-            to_image(diagram, layout).save(temporary, format="PNG")
+    if kind == ".png":
+        with atomic_write(output) as file:
+            to_image(diagram, layout).save(file, format="PNG")
     else:
-        is_page = output.suffix.lower() == ".html"
         with atomic_write(output, "w") as file:
-            file.write(to_page(diagram, layout, summary, params, blobs) if is_page else to_svg(diagram, layout))
+            file.write(to_page(diagram, layout, summary, params, blobs) if kind == ".html" else to_svg(diagram, layout))
     _output.note(f"{output}: {len(diagram.boxes)} boxes for {len(summary.layers)} layers")

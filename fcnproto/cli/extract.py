@@ -7,14 +7,12 @@ from pathlib import Path
 
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _files, _options, _output
 
 
 @click.command("extract")
 @click.argument("weights", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Prototxt to write.  [default: stdout]"
-)
+@click.option("-o", "--output", metavar="FILE", type=_files.OutputFile(), help="Prototxt to write.  [default: stdout]")
 @click.option(
     "--shape",
     "shapes",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.cli import _files, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 
 
@@ -18,8 +18,14 @@ from fcnproto.errors import UsageError
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--blobs", metavar="A,B", callback=_options.names, required=True, help="The blobs to write.")
 @click.option(
-    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), required=True, help="A .h5, .hdf5 or .npz file."
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=_files.OutputFile(),
+    required=True,
+    help="A .h5, .hdf5, .npz or .txt (a line per image and blob) file; - is stdout.",
 )
+@_files.format_option("h5", "npz", "txt")
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Images run at a time.", show_default=True)
 @click.option("--pool", type=click.Choice(["mean", "max"]), help="Over height and width, instead of the whole blob.")
 @_preprocessing.preprocessing_options
@@ -33,6 +39,7 @@ def command(
     images: Sequence[Path],
     blobs: Sequence[str],
     output: Path,
+    chosen_format: str | None,
     batch: int,
     pool: Any,
     crop: tuple[int, int] | None,
@@ -50,12 +57,13 @@ def command(
     """
     import fcnproto
     from fcnproto.images import find_images
-    from fcnproto.inspect.features import extract_features, summary
+    from fcnproto.inspect.features import FORMATS, extract_features, summary
     from fcnproto.inspect.running import fixed_image_size, image_inputs
     from fcnproto.preprocessing import preprocessing_of, zoo_record
 
-    if output.suffix.lower() not in (".h5", ".hdf5", ".npz"):
-        raise UsageError(f"-o {output}: the name must end in .h5, .hdf5 or .npz")
+    kind = _files.ending(output, chosen_format, ".txt")
+    if kind not in FORMATS:
+        raise UsageError(f"-o {output}: the name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
     net = fcnproto.load(model, weights, device=_options.device(device), **options)
     name = image_inputs(net, blobs)[0]
@@ -76,6 +84,7 @@ def command(
             blobs,
             output,
             how,
+            kind=kind,
             size=size,
             crop=crop,
             batch=batch,

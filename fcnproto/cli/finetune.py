@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _files, _options, _output
 from fcnproto.errors import UsageError
 
-_path = click.Path(path_type=Path)
 _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 
 
@@ -43,7 +42,7 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 @click.option(
     "--colours", metavar="[BLOB=]FILE", multiple=True, help="Table of classes and colours, for colour-coded masks."
 )
-@click.option("-o", "--output", type=_path, required=True, help="Folder for the results.")
+@click.option("-o", "--output", type=_files.OutputFolder(), required=True, help="Folder for the results.")
 @click.option(
     "--optimization", type=click.Choice(_OPTIMIZATIONS), default="heavy", show_default=True, help="See below."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _output
+from fcnproto.cli import _files, _output
 from fcnproto.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("hha")
 @click.argument("depths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DEPTH_OR_FOLDER...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the HHA images.")
+@click.option("-o", "--output", required=True, type=_files.OutputFolder(), help="Folder for the HHA images.")
 @click.option("--camera", required=True, metavar="FX,FY,CX,CY|nyud", help="Focal lengths and middle, in pixels.")
 @click.option("--unit", type=float, default=0.001, show_default=True, help="Metres that a pixel value of 1 stands for.")
 @click.option("--radius", type=click.IntRange(min=1), default=3, show_default=True, help="Of the windows for normals.")

@@ -5,21 +5,23 @@ As Caffe's compute_image_mean, and for folders of images too.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _files, _options, _output
 from fcnproto.cli._caffe_flags import CaffeCommand
 
 
 @click.command("image-mean", cls=CaffeCommand)
 @click.argument("source", type=click.Path())
-@click.argument("output", type=click.Path(dir_okay=False), required=False)
+@click.argument("output", type=_files.OutputFile(), required=False)
 @click.option(
     "--backend", type=click.Choice(["lmdb", "leveldb"]), help="As Caffe's tool has it; the kind is seen anyway."
 )
 @click.option("--gray", is_flag=True, help="Read a folder's images as grey ones.")
 @click.option("--resize", metavar="HxW", callback=_options.size, help="Resize a folder's images first.")
-def command(source: str, output: str | None, backend: str | None, gray: bool, resize: tuple[int, int] | None) -> int:
+def command(source: str, output: Path | None, backend: str | None, gray: bool, resize: tuple[int, int] | None) -> int:
     """Average the records of SOURCE, a database (LMDB, LevelDB), or the images in it, a folder; all need one size.
 
     The mean image goes to OUTPUT (.binaryproto), the mean of each channel to stdout. Images that can't be read are
@@ -38,7 +40,7 @@ def command(source: str, output: str | None, backend: str | None, gray: bool, re
     for failure in report.failures:
         _output.error(failure)
     if output is not None:
-        write_mean(output, report.mean)
+        write_mean(str(output), report.mean)
     for channel, value in enumerate(report.values):
         _output.print_line(f"mean_value channel {channel}: {value:g}")
     return 1 if report.failures else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.cli import _files, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import json_text, printable
 
@@ -47,8 +47,8 @@ def _print_dump_script(context: click.Context, parameter: click.Parameter, wante
     show_default=True,
 )
 @click.option("--backward", is_flag=True, help="Compare gradients too (float64, caffe; golden: if there are any).")
-@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write a report to look at.")
-@click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the numbers.")
+@click.option("--html", metavar="FILE", type=_files.OutputFile(), help="Write a report to look at.")
+@click.option("--json", "json_file", metavar="FILE", type=_files.OutputFile(), help="Write the numbers.")
 @click.option("--python", default="python", metavar="PROGRAM", help="Interpreter that has pycaffe.", show_default=True)
 @click.option(
     "--dump-script",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.cli import _files, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import file_name
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "-o", "--output", metavar="DIR", type=click.Path(path_type=Path), required=True, help="Folder for the pictures."
+    "-o", "--output", metavar="DIR", type=_files.OutputFolder(), required=True, help="Folder for the pictures."
 )
 @click.option("--filters", metavar="A,B", callback=_options.names, help="Layers  [default: the first convolution].")
 @click.option("--activations", metavar="A,B", callback=_options.names, help="Blobs to show for an input.")
@@ -61,7 +61,7 @@ def command(
     if (activations or gradients) and not images and arrays is None:
         raise UsageError("--activations and --gradients need an input: give --image or --input")
     import fcnproto
-    from fcnproto.atomic import atomic_path
+    from fcnproto.atomic import atomic_write
     from fcnproto.cli.run import image_values
     from fcnproto.inspect.running import read_arrays
 
@@ -78,8 +78,8 @@ def command(
         stem = file_name(name, taken)
         taken.add(stem.lower())
         file = output / f"{stem}.png"
-        with atomic_path(file) as temporary:
-            picture.save(temporary, format="PNG")
+        with atomic_write(file) as opened:
+            picture.save(opened, format="PNG")
         _output.note(f"{file}: {picture.width}x{picture.height}")
 
 

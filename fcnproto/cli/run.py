@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.cli import _files, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import printable
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 )
 @click.option("--blobs", metavar="A,B", callback=_options.names, help="Blobs to give besides the net's outputs.")
 @click.option(
-    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the blobs to this .npz file."
+    "-o", "--output", metavar="FILE", type=_files.OutputFile(), help="Write the blobs to this .npz file; - is stdout."
 )
+@_files.format_option("npz", "txt")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Print the K best classes of a classifier.")
 @click.option("--labels", metavar="FILE", type=click.Path(path_type=Path), help="Class names for --top-k, one a line.")
 @_preprocessing.preprocessing_options
@@ -46,6 +47,7 @@ def command(
     arrays: Path | None,
     blobs: Sequence[str],
     output: Path | None,
+    chosen_format: str | None,
     top_k: int | None,
     labels: Path | None,
     phase: str,
@@ -66,7 +68,6 @@ def command(
     import torch
 
     import fcnproto
-    from fcnproto.inspect.running import write_arrays
 
     if images and arrays is not None:
         raise UsageError("--image and --input exclude each other")
@@ -96,6 +97,15 @@ def command(
     else:
         _print_best(results, top_k, labels)
     if output is not None:
+        _write(output, results, chosen_format)
+
+
+def _write(output: Path, results: Mapping[str, Any], chosen_format: str | None) -> None:
+    from fcnproto.inspect.running import write_array_text, write_arrays
+
+    if _files.ending(output, chosen_format, ".txt") == ".txt":
+        write_array_text(output, ((name, name, array) for name, array in results.items()))
+    else:
         write_arrays(output, results)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.cli import _files, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import printable
 
@@ -28,7 +28,12 @@ _DATA_SETS = ("voc", "sbd", "nyud", "siftflow", "context")
 
 def _result_options(function: _options.Function) -> _options.Function:
     for option in (
-        click.option("--picture", type=_path, metavar="FILE", help="Write the confusion matrix as a PNG."),
+        click.option(
+            "--picture",
+            type=_files.OutputFile(makes_folder=True),
+            metavar="FILE",
+            help="Write the confusion matrix as a PNG.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, the confusion matrix included."),
         click.option("--leave-out", metavar="A,B", callback=_options.names, help="Classes left out of the means."),
         click.option("--leave-out-absent", is_flag=True, help="Leave classes that the truth lacks out of the means."),

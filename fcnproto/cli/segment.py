@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _options, _output, _preprocessing
+from fcnproto.cli import _files, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _CLASSES_SHOWN = 8
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("-o", "--output", required=True, type=_files.OutputFolder(), help="Folder for the results.")
 @click.option("--probs", is_flag=True, help="Write the probabilities too: .npz, 4 bytes for each pixel and class.")
 @click.option("--no-legend", is_flag=True, help="Leave the legend out of the overlays.")
 @click.option("-r", "--recursive", is_flag=True, help="Look for images in subfolders too.")

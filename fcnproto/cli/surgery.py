@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _files, _options, _output
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 _path = click.Path(path_type=Path)
 _model = click.argument("model", type=_path)
 _output_weights = click.option(
-    "-o", "--output", required=True, type=_path, help="Weights to write (.caffemodel, .caffemodel.h5)."
+    "-o",
+    "--output",
+    required=True,
+    type=_files.OutputFile(),
+    help="Weights to write (.caffemodel, .caffemodel.h5, .safetensors); - is stdout, a .caffemodel.",
 )
 _start = click.option(
     "--weights", type=_path, help="Values that the net has before; without, those of its fillers (zeros if none)."
@@ -153,8 +157,8 @@ def late_command(model: Path, streams: Sequence[str], output: Path) -> None:
 @command.command("convolutionalise")
 @_model
 @click.argument("weights", type=_path, required=False)
-@click.option("-o", "--output", required=True, type=_path, help="Prototxt to write.")
-@click.option("--output-weights", type=_path, help="Weights to write.")
+@click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
+@click.option("--output-weights", type=_files.OutputFile(), help="Weights to write.")
 @click.option("--pad", type=click.IntRange(min=0), help="Padding of the first convolution (100 in the published FCNs).")
 @click.option("--classes", type=click.IntRange(min=2), help="Replace the classifier by an FCN's head for so many.")
 @click.option("--label", is_flag=True, help="With --classes: add the label input and the loss, for training.")
@@ -195,8 +199,10 @@ def convolutionalise_command(
 @click.option(
     "--classes", metavar="[BLOB=]N", multiple=True, required=True, help="Number of classes; repeat for tasks."
 )
-@click.option("-o", "--output", required=True, type=_path, help="Prototxt to write.")
-@click.option("--output-weights", type=_path, help="Weights to write; score layers of another size begin at zero.")
+@click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
+@click.option(
+    "--output-weights", type=_files.OutputFile(), help="Weights to write; score layers of another size begin at zero."
+)
 def classes_command(
     model: Path, weights: Path | None, classes: Sequence[str], output: Path, output_weights: Path | None
 ) -> None:
@@ -220,8 +226,8 @@ def classes_command(
 @command.command("fold-normalisation")
 @_model
 @click.argument("weights", type=_path)
-@click.option("-o", "--output", required=True, type=_path, help="Prototxt to write.")
-@click.option("--output-weights", required=True, type=_path, help="Weights to write.")
+@click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
+@click.option("--output-weights", required=True, type=_files.OutputFile(), help="Weights to write.")
 def fold_command(model: Path, weights: Path, output: Path, output_weights: Path) -> None:
     """Fold BatchNorm and Scale into the convolutions before them: the net computes the same without these layers."""
     from fcnproto import surgery
@@ -272,12 +278,20 @@ def _write_both(
         report = surgery.with_interpolation(made, report)
     write_message(output, net)
     if made is not None and output_weights is not None:
-        made.save(output_weights)
+        _save(made, output_weights)
     for line in report.lines():
         _output.print_line(line)
 
 
+def _save(net: Net, path: Path) -> None:
+    from fcnproto.atomic import is_stream
+    from fcnproto.net.weights import save_weights
+
+    # The name says the format, but stdout, a device or a pipe has none.
+    save_weights(net, path, format_of=Path("net.caffemodel") if is_stream(path) and not path.suffix else None)
+
+
 def _finish(net: Net, output: Path, report: Report) -> None:
-    net.save(output)
+    _save(net, output)
     for line in report.lines():
         _output.print_line(line)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _files, _options, _output
 from fcnproto.cli._caffe_flags import CaffeCommand, one_gpu
 from fcnproto.errors import FcnprotoWarning, UsageError
 
@@ -57,8 +57,8 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
     metavar="P[:CELL]",
     help="Keep each cell of the loss (CELL pixels a side, 32 by default) with probability P; batches grow by 1/P.",
 )
-@click.option("--log-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for CSV and TensorBoard.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="The loss plot (PNG).")
+@click.option("--log-dir", type=_files.OutputFolder(), help="Folder for CSV and TensorBoard.")
+@click.option("--plot", type=_files.OutputFile(), help="The loss plot (PNG).")
 @click.option("--no-plot", is_flag=True, help="Draw no loss plot.")
 @click.option("--progress/--no-progress", "live", default=None, help="Live line or log lines.  [default: by terminal]")
 def command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _output
+from fcnproto.cli import _files, _output
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @click.command("upgrade")
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=_files.OutputFile(may_be_input=True))
 def command(source: Path, target: Path) -> int:
     """Read the net or solver IN, in text (.prototxt) or binary (.caffemodel) form, and write it to OUT in the same form
     and in the current format.
 
     Which of them it is is seen from the content. The exit status is 1 if something in it has no place in the current
-    format; OUT is written then too.
+    format; OUT is written then too. OUT may be IN, or - for stdout.
     """
     from fcnproto.atomic import atomic_write
     from fcnproto.schema.kinds import HEAD_BYTES, looks_binary

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcnproto.atomic import atomic_path
 from fcnproto.data.paths import resolve
 from fcnproto.errors import DataError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 from fcnproto.layers.source import PartialShape, SourceLayer
 from fcnproto.schema.hdf5 import dataset_problem, file_budget, find_member, hdf5_errors, member, read_dataset
+from fcnproto.schema.hdf5_writing import grown_hdf5, new_hdf5
 
 
 @register("HDF5Data")
@@ -216,10 +216,10 @@ class HDF5Output(Layer):
             arrays[name] = array.reshape(array.shape + (1,) * (4 - array.ndim))
         try:
             if self.rows:
-                with h5py.File(self.config.file_name, "r+") as file:
+                with grown_hdf5(self.config.file_name) as file:
                     self._append(file, arrays)
             else:
-                with atomic_path(self.config.file_name) as path, h5py.File(path, "w") as file:
+                with new_hdf5(self.config.file_name) as (file, _):
                     for name, array in arrays.items():
                         file.create_dataset(name, data=array, maxshape=(None, *array.shape[1:]))
         except (OSError, KeyError) as error:

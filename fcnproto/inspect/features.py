@@ -17,18 +17,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fcnproto.atomic import atomic_path
 from fcnproto.errors import DataError, UsageError
 from fcnproto.escaping import printable
 from fcnproto.images import Preprocessing, open_image
-from fcnproto.inspect.running import image_inputs, image_value, run_with, write_arrays
+from fcnproto.inspect.running import image_inputs, image_value, run_with, write_array_text, write_arrays
 from fcnproto.net import Net
+from fcnproto.schema.hdf5_writing import new_hdf5
 
 Array = npt.NDArray[Any]
 Pool = Literal["mean", "max"]
 Add = Callable[[str, Sequence[str], Array], None]
 
 NAMES = "image_names"
+FORMATS = (".h5", ".hdf5", ".npz", ".txt")
 
 
 def extract_features(
@@ -38,6 +39,7 @@ def extract_features(
     output: Path,
     how: Preprocessing,
     *,
+    kind: str | None = None,
     size: tuple[int, int] | None = None,
     crop: tuple[int, int] | None = None,
     batch: int = 1,
@@ -48,7 +50,8 @@ def extract_features(
 
     Args:
         images: (path, name) of each.
-        output: .npz, .h5 or .hdf5.
+        output: .npz, .h5, .hdf5, or .txt (a line for each image and blob: both names, the shape, the values).
+        kind: one of these endings, where the output's own name doesn't say it.
         how: the preprocessing of the net's image input.
         size, crop: (height, width) to scale images to, then to cut out of their middle.
         batch: images run at a time, where all have one size.
@@ -70,7 +73,7 @@ def extract_features(
         )
     alike = size is not None or crop is not None or len({open_image(path).size for path, _ in images}) == 1
     step = batch if alike else 1
-    with _writer(output, alike, len(images)) as (add, shapes), torch.no_grad():
+    with _writer(output, kind or output.suffix.lower(), alike, len(images)) as (add, shapes), torch.no_grad():
         for start in range(0, len(images), step):
             part = images[start : start + step]
             values = torch.cat([image_value(path, how, size, crop) for path, _ in part])
@@ -98,10 +101,9 @@ def _pooled(value: Tensor, pool: Pool | None) -> Tensor:
 
 
 @contextmanager
-def _writer(output: Path, alike: bool, count: int) -> Iterator[tuple[Add, dict[str, tuple[int, ...]]]]:
+def _writer(output: Path, ending: str, alike: bool, count: int) -> Iterator[tuple[Add, dict[str, tuple[int, ...]]]]:
     """Gives a function that takes (blob, image names, rows), and the table of shapes that it fills."""
     shapes: dict[str, tuple[int, ...]] = {}
-    ending = output.suffix.lower()
     if ending == ".npz":
         arrays: dict[str, list[Array]] = {}
         names: dict[str, None] = {}
@@ -116,10 +118,25 @@ def _writer(output: Path, alike: bool, count: int) -> Iterator[tuple[Add, dict[s
         shapes.update({key: value.shape for key, value in stacked.items()})
         write_arrays(output, {**stacked, NAMES: np.array(list(names))})
     elif ending in (".h5", ".hdf5"):
-        with atomic_path(output) as temporary, h5py.File(temporary, "w") as file:
-            yield _hdf5_adder(file, alike, count, shapes), shapes
+        with new_hdf5(output) as (file, check):
+            add = _hdf5_adder(file, alike, count, shapes)
+
+            def add_checked(blob: str, images: Sequence[str], rows: Array) -> None:
+                add(blob, images, rows)
+                check()
+
+            yield add_checked, shapes
+    elif ending == ".txt":
+        lines: list[tuple[str, str, Array]] = []
+
+        def list_rows(blob: str, images: Sequence[str], rows: Array) -> None:
+            lines.extend((name, blob, row) for name, row in zip(images, rows, strict=True))
+            shapes[blob] = (count, *rows.shape[1:])
+
+        yield list_rows, shapes
+        write_array_text(output, lines)
     else:
-        raise UsageError(f"{output}: the name must end in .h5, .hdf5 or .npz")
+        raise UsageError(f"{output}: the name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
 
 
 def _hdf5_adder(file: h5py.File, alike: bool, count: int, shapes: dict[str, tuple[int, ...]]) -> Add:

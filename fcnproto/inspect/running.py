@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fcnproto.atomic import atomic_write
 from fcnproto.errors import DataError, GraphError, UsageError
+from fcnproto.escaping import printable
 from fcnproto.images import Preprocessing, read_depth, read_image, resize, to_blob
 from fcnproto.net import Net
 from fcnproto.net.plan import missing_inputs, runnable
@@ -175,6 +176,16 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def write_array_text(path: PathLike, arrays: Iterable[tuple[str, str, Array]]) -> None:
+    """Write arrays as text, a line each: a name, the blob's, the shape as 1x3x5, the values; tabs between them.
+
+    Values have the digits that read back to the same float32."""
+    with atomic_write(path, "w") as file:
+        for name, blob, array in arrays:
+            fields = [name, blob, "x".join(map(str, array.shape)), *map(str, array.reshape(-1))]
+            file.write("\t".join(map(printable, fields)) + "\n")
 
 
 def best_classes(scores: Array, count: int) -> list[tuple[int, float]]:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, ImageDraw
 
-from fcnproto.atomic import atomic_path
+from fcnproto.atomic import atomic_write
 from fcnproto.escaping import plot_text, printable
 
 _SIZE, _MARGIN = (960, 540), (90, 20, 20, 50)  # left, top, right, bottom
@@ -45,18 +46,18 @@ def write_chart(path: Path, curves: Curves, title: str) -> None:
     """
     if not curves.iterations:
         return
-    with atomic_path(path) as temporary:
+    with atomic_write(path) as file:
         try:
             import matplotlib
         except ImportError:
-            draw_chart(curves, title).save(temporary, format="PNG")
+            draw_chart(curves, title).save(file, format="PNG")
             return
         matplotlib.use("Agg", force=False)
         with matplotlib.rc_context({"text.usetex": False}):  # TeX would run what stands in a name
-            _plot_by_matplotlib(temporary, curves, title)
+            _plot_by_matplotlib(file, curves, title)
 
 
-def _plot_by_matplotlib(path: Path, curves: Curves, title: str) -> None:
+def _plot_by_matplotlib(file: IO[bytes], curves: Curves, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -77,7 +78,7 @@ def _plot_by_matplotlib(path: Path, curves: Curves, title: str) -> None:
             )
         right.legend(loc="upper center")
     axes.legend(loc="upper right")
-    figure.savefig(path, format="png", dpi=100)
+    figure.savefig(file, format="png", dpi=100)
 
 
 def draw_chart(curves: Curves, title: str) -> Image.Image:

@@ -14,12 +14,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fcnproto.atomic import PathLike, atomic_path, atomic_write
+from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import encode_blob, storable
 from fcnproto.schema.fields import fields_of
 from fcnproto.schema.hdf5 import write_dataset
+from fcnproto.schema.hdf5_writing import new_hdf5
 from fcnproto.schema.wire import LENGTH, encode_tag, encode_varint
 
 # What protobuf, and so Caffe, reads at most in one message.
@@ -122,12 +123,13 @@ def write_hdf5_weights(
     A blob that is None is left out: Caffe stores a shared parameter in the layer that owns it only, but its diff
     (`/diff/...`, if `diffs` are given) in each. WeightsError as of `check_hdf5_names`."""
     check_hdf5_names(path, names)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as (file, check):
         for root, values in (("data", blobs), ("diff", diffs)):
             if values is not None:
                 top = file.create_group(root)
                 for name, layer in zip(names, values, strict=True):
                     _write_group(top.create_group(name), layer)
+                    check()
 
 
 def _write_group(group: h5py.Group, values: LayerBlobs) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fcnproto.atomic import PathLike, atomic_path, atomic_write
+from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import WeightsError
 from fcnproto.schema.blobs import StoredBlob, encode_blob, expect, read_binary_blob, storable
 from fcnproto.schema.hdf5 import HDF5Blob, hdf5_errors, member, numbered, open_hdf5, write_dataset
+from fcnproto.schema.hdf5_writing import new_hdf5
 from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, open_binary
 from fcnproto.schema.wire import LENGTH, VARINT, MessageReader, Window, encode_tag, encode_varint, signed
 
@@ -136,7 +137,7 @@ def write_state(
     `history` are arrays in the order of Caffe's solvers. `hdf5` says the kind where the name doesn't (yet)."""
     net = os.fsencode(learned_net)
     if os.fspath(path).endswith(".h5") if hdf5 is None else hdf5:
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as target:
+        with new_hdf5(path) as (target, check):
             target.create_dataset("iter", data=np.array([iteration], np.int32))
             # Fixed length, with room for the closing zero that C wants.
             target.create_dataset("learned_net", data=np.array(net, f"S{len(net) + 1}"))
@@ -144,6 +145,7 @@ def write_state(
             group = target.create_group("history")
             for index, value in enumerate(history):
                 write_dataset(group, str(index), value)
+                check()
         return
     with atomic_write(path) as file:
         file.write(encode_tag(1, VARINT) + encode_varint(iteration))

@@ -340,7 +340,7 @@ def segment(
             not in `inputs`.
         inputs: for every further input a file, or a folder with an image of the same stem for each one.
         with_legend: draw the legend beside the overlay.
-        recursive: look into subfolders; results go to subfolders of the same names.
+        recursive: look into subfolders (but not into `out_dir`); results go to subfolders of the same names.
         workers: threads that read, and as many that write.
         compared: in another precision than float32, the number of images (spread evenly over all) whose labels are
             compared with those that float32 gives; see `Segmentation.agreement`.
@@ -352,8 +352,8 @@ def segment(
     segmenter = net if isinstance(net, Segmenter) else Segmenter(net)
     main, further = sources(segmenter, inputs or {})
     given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
-    files = find_images(given, recursive)
     folder = Path(out_dir)
+    files = find_images(given, recursive, leave_out=folder)
     check_folder(folder, given)
     if not files:
         raise UsageError(f"no images in {', '.join(map(str, given)) or 'an empty list'}")
