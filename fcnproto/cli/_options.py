@@ -40,6 +40,20 @@ def state_options(function: Function) -> Function:
     return function
 
 
+def writes_option(function: Function) -> Function:
+    """`--allow-writes`: whether layers of the net that write files may do so."""
+    return click.option(
+        "--allow-writes", is_flag=True, help="Let layers of the net that write files (HDF5Output) write them."
+    )(function)
+
+
+def writes_anyway_option(function: Function) -> Function:
+    """`--allow-writes` where a net's layers write in any case, as Caffe's do: accepted, there is nothing to allow."""
+    return click.option("--allow-writes", is_flag=True, expose_value=False, help="Layers that write files do so here.")(
+        function
+    )
+
+
 def title(model: Path) -> str:
     """What a net without a name is called: its file, or the folder of a deploy.prototxt."""
     folder = model.resolve().parent.name

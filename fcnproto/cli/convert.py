@@ -20,6 +20,7 @@ from fcnproto.cli import _files, _options, _output
 @click.option("--losses", is_flag=True, help="Keep losses and accuracies in .py, .pt2 and .onnx, labels being inputs.")
 @click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of a data layer's top.")
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     weights: Path,
@@ -31,6 +32,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
 ) -> None:
     """Write the net in the prototxt MODEL with WEIGHTS to OUT, whose ending says the format.
 
@@ -42,7 +44,13 @@ def command(
     import fcnproto
     from fcnproto.export import STATE_FILES, about_inputs, convert, load_state
 
-    options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
+    options: dict[str, Any] = {
+        "level": level,
+        "stages": stages,
+        "allow_python": allow_python,
+        "allow_writes": allow_writes,
+        "phase": phase.lower(),
+    }
     is_state = weights.suffix.lower() in STATE_FILES
     net = fcnproto.load(model, None if is_state else weights, shapes=_options.shapes(shapes), **options)
     if is_state:

@@ -38,6 +38,7 @@ _FORMATS = (".svg", ".png", ".html")
 )
 @click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of an input, for the shapes.")
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     weights: Path | None,
@@ -51,6 +52,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
 ) -> None:
     """Draw the net in the prototxt MODEL: layers by kind, shapes on the arrows, repeated groups folded.
 
@@ -70,7 +72,7 @@ def command(
 
     param = read_net(model)
     given = _options.shapes(shapes)
-    state = {"phase": phase.lower(), "level": level, "stages": stages}
+    state = {"phase": phase.lower(), "level": level, "stages": stages, "allow_writes": allow_writes}
     summary = summarise(
         param, input_size, shapes=given, allow_python=allow_python, base_dir=model.resolve().parent, **state
     )

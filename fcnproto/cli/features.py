@@ -33,6 +33,7 @@ from fcnproto.errors import UsageError
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @_options.device_option
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     weights: Path,
@@ -48,6 +49,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
     **settings: Any,
 ) -> None:
     """Run the net in the prototxt MODEL with WEIGHTS on IMAGES (files or folders) and write the blobs named.
@@ -64,7 +66,13 @@ def command(
     kind = _files.ending(output, chosen_format, ".txt")
     if kind not in FORMATS:
         raise UsageError(f"-o {output}: the name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
+    options: dict[str, Any] = {
+        "level": level,
+        "stages": stages,
+        "allow_python": allow_python,
+        "allow_writes": allow_writes,
+        "phase": phase.lower(),
+    }
     net = fcnproto.load(model, weights, device=_options.device(device), **options)
     name = image_inputs(net, blobs)[0]
     how = preprocessing_of(net, name, zoo_record(model, weights))

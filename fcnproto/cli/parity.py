@@ -62,6 +62,7 @@ def _print_dump_script(context: click.Context, parameter: click.Parameter, wante
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @_options.device_option
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     weights: Path | None,
@@ -78,6 +79,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
     **settings: Any,
 ) -> int:
     """Run the net in the prototxt MODEL with WEIGHTS beside a reference and compare every blob in the order of layers.
@@ -97,7 +99,13 @@ def command(
     import fcnproto
     from fcnproto.parity import compare, read_recording
 
-    options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
+    options: dict[str, Any] = {
+        "level": level,
+        "stages": stages,
+        "allow_python": allow_python,
+        "allow_writes": allow_writes,
+        "phase": phase.lower(),
+    }
     net = fcnproto.load(model, weights, device=_options.device(device), **options)
     if golden is not None:
         recording = read_recording(golden)
@@ -216,7 +224,7 @@ def _write_page(path: Path, report: Report, net: Net, recording: Recording) -> N
 
     shapes = {name: list(value.shape) for name, value in recording.inputs.items()}
     param, _ = loadable(definition(net), shapes)
-    summary = summarise(param, phase=net.phase, allow_python=True)
+    summary = summarise(param, phase=net.phase, allow_python=True, allow_writes=True)
     diagram = make_diagram(summary, layer_params(param, net.phase), fold=False)
     with atomic_write(path, "w") as file:
         file.write(to_html(report, diagram, lay_out(diagram)))

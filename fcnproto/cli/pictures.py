@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @_options.device_option
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     weights: Path | None,
@@ -49,6 +50,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
     **settings: Any,
 ) -> None:
     """Draw the net in the prototxt MODEL with WEIGHTS: filters as grids, blobs as grids, gradients as bars.
@@ -65,7 +67,13 @@ def command(
     from fcnproto.cli.run import image_values
     from fcnproto.inspect.running import read_arrays
 
-    options: dict[str, Any] = {"level": level, "stages": stages, "allow_python": allow_python, "phase": phase.lower()}
+    options: dict[str, Any] = {
+        "level": level,
+        "stages": stages,
+        "allow_python": allow_python,
+        "allow_writes": allow_writes,
+        "phase": phase.lower(),
+    }
     net = fcnproto.load(model, weights, device=_options.device(device), **options)
     inputs: Mapping[str, Tensor] = {}
     if arrays is not None:

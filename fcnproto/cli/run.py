@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 )
 @_options.device_option
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     weights: Path | None,
@@ -56,6 +57,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
     **settings: Any,
 ) -> None:
     """Run the net in the prototxt MODEL once and give its outputs.
@@ -80,6 +82,7 @@ def command(
         level=level,
         stages=stages,
         allow_python=allow_python,
+        allow_writes=allow_writes,
         device=_options.device(device),
         shapes=_options.shapes(shapes),
     )

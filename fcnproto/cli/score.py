@@ -110,6 +110,7 @@ def folders_command(
 @_result_options
 @_options.device_option
 @_options.state_options
+@_options.writes_option
 def net_command(
     model: Path,
     weights: Path,
@@ -119,6 +120,7 @@ def net_command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
     **settings: Any,
 ) -> None:
     """Score the net MODEL with its WEIGHTS on images with masks, on a published data set, or on its own data layers.
@@ -131,7 +133,13 @@ def net_command(
     from fcnproto.scoring import score_net
 
     net = fcnproto.load(
-        model, weights, level=level, stages=stages, allow_python=allow_python, device=_options.device(device)
+        model,
+        weights,
+        level=level,
+        stages=stages,
+        allow_python=allow_python,
+        allow_writes=allow_writes,
+        device=_options.device(device),
     )
     record = zoo_record(model, weights)
     names, tables = _options.classes_and_colours(classes, colours)

@@ -66,6 +66,7 @@ _CLASSES_SHOWN = 8
 @click.option("--max-side", type=click.IntRange(min=1), metavar="N", help="Shrink larger images for the net.")
 @_options.device_option
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     weights: Path,
@@ -80,6 +81,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
     **settings: Any,
 ) -> int:
     """Segment images of any size with the net in the prototxt MODEL and its WEIGHTS (.caffemodel or .caffemodel.h5).
@@ -104,6 +106,7 @@ def command(
         level=level,
         stages=stages,
         allow_python=allow_python,
+        allow_writes=allow_writes,
         device=_options.device(device),
     )
     segmenter = Segmenter(

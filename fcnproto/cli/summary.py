@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     input_size: tuple[int, int] | None,
@@ -36,6 +37,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    allow_writes: bool,
 ) -> None:
     """List the layers of the net in the prototxt MODEL for one size of its input.
 
@@ -53,6 +55,7 @@ def command(
         level=level,
         stages=stages,
         allow_python=allow_python,
+        allow_writes=allow_writes,
         base_dir=model.resolve().parent,
     )
     if as_json:

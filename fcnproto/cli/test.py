@@ -22,6 +22,7 @@ from fcnproto.escaping import printable
 @click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
 @_options.device_option
 @_options.state_options
+@_options.writes_anyway_option
 def command(
     model: Path,
     weights: str,
@@ -46,6 +47,7 @@ def command(
         stages=stages,
         device=_options.device(one_gpu(gpu, device)),
         allow_python=allow_python,
+        allow_writes=True,
     )
     handler, means, loss = log_to(), Means(), 0.0
     try:

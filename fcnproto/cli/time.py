@@ -35,6 +35,7 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
 @_options.device_option
 @_options.state_options
+@_options.writes_option
 def command(
     model: Path,
     weights: str | None,
@@ -46,6 +47,7 @@ def command(
     level: int,
     stages: tuple[str, ...],
     allow_python: bool,
+    allow_writes: bool,
 ) -> None:
     """Measure each layer's forward and backward time."""
     import fcnproto
@@ -59,6 +61,7 @@ def command(
         stages=stages,
         device=_options.device(one_gpu(gpu, device)),
         allow_python=allow_python,
+        allow_writes=allow_writes,
         shapes=shapes,
     )
     times = time_layers(net, iterations, shapes)

@@ -40,6 +40,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
 @click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: by solver_mode]")
 @_options.state_options
+@_options.writes_anyway_option
 @click.option("--sigint-effect", type=_EFFECTS, default="stop", show_default=True, help="What Ctrl-C does.")
 @click.option("--sighup-effect", type=_EFFECTS, default="snapshot", show_default=True, help="What a hangup does.")
 @click.option(

@@ -181,10 +181,13 @@ class HDF5Output(Layer):
     The first forward makes the file (under a temporary name, so that an older one is replaced by a complete one), each
     later forward appends its rows to the datasets and closes the file again; Caffe itself aborts at the second one.
     After a resume the file is cut back to the rows that the snapshot knew of. `file_name` counts from the working
-    directory.
+    directory. Outside training and testing nothing is written unless `allow_writes` is given.
     """
 
-    differences = "further forward passes append rows (Caffe aborts on the second)."
+    differences = (
+        "further forward passes append rows (Caffe aborts on the second). Nothing is written outside training and "
+        "testing, unless allow_writes is given."
+    )
 
     config_field = "hdf5_output_param"
     kind = "loss"
@@ -209,7 +212,12 @@ class HDF5Output(Layer):
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return []
 
+    def files_written(self) -> list[str]:
+        return [self.config.file_name]
+
     def forward(self, data: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        if not self.allow_writes:
+            return ()
         arrays = {}
         for name, bottom in (("data", data), ("label", label)):
             array = bottom.detach().to(device="cpu", dtype=torch.float32).numpy()

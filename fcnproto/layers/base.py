@@ -37,7 +37,8 @@ class Layer(nn.Module):
     found by running it on tensors of the meta device.
 
     Attributes set for every layer: `name`, `param` (the `LayerParameter`), `num_tops`, `base_dir` (the folder of the
-    prototxt, from which file names are looked up too), `prototxt` (its path, for messages), `allow_python`, and after
+    prototxt, from which file names are looked up too), `prototxt` (its path, for messages), `allow_python`,
+    `allow_writes`, and after
     `setup` `blob_names`, `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
     """
 
@@ -94,6 +95,7 @@ class Layer(nn.Module):
         self.base_dir: str | None = None
         self.prototxt: str | None = None
         self.allow_python = False
+        self.allow_writes = False
         self.blob_names: list[str] = []
         self.blob_shapes: list[Shape] = []
         self.blob_fillers: list[caffe_pb2.FillerParameter] = []
@@ -152,6 +154,11 @@ class Layer(nn.Module):
         """How random values for a bottom are drawn where any number won't do (classes, indices, switches, boxes); None
         where any will. `first` is the shape of what comes into bottom 0."""
         return integers(2) if bottom in self.index_bottoms else None
+
+    def files_written(self) -> list[str]:
+        """The files that `forward` writes, by the names in the prototxt. A layer writes where `allow_writes` is set
+        alone, and goes on without writing elsewhere."""
+        return []
 
     # What subclasses call.
 

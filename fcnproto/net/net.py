@@ -49,6 +49,7 @@ class Net(nn.Module):
         param: the definition, of any version of the format.
         phase: "train" or "test" (or Caffe's 0 and 1); with `level` and `stages` selects the layers (Caffe: NetState).
         allow_python: permit the import of modules that Python layers name.
+        allow_writes: let layers that write files (HDF5Output) do so; otherwise they do nothing, and a warning tells.
         base_dir: folder from which relative file names are looked up after the working directory.
         file: what it was read from, for messages.
         shapes: shapes of data tops that nothing else tells, by name.
@@ -66,6 +67,7 @@ class Net(nn.Module):
         level: int = 0,
         stages: Sequence[str] = (),
         allow_python: bool = False,
+        allow_writes: bool = False,
         base_dir: PathLike | None = None,
         file: PathLike | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
@@ -78,7 +80,7 @@ class Net(nn.Module):
             upgrade_net(param)
         self.graph: Graph = build_graph(param, _facts, phase, level, stages)
         folder, origin = None if base_dir is None else Path(base_dir), None if file is None else os.fspath(file)
-        layers = sizing.make_layers(self.graph, folder, allow_python, origin)
+        layers = sizing.make_layers(self.graph, folder, allow_python, origin, allow_writes)
         sources = sizing.set_up(self.graph, layers, shapes or {})
         self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
         self._looked = False
@@ -382,6 +384,7 @@ def load(
     stages: Sequence[str] = (),
     device: str | torch.device | None = None,
     allow_python: bool = False,
+    allow_writes: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Net:
     """Read a net from a prototxt, with its weights.
@@ -393,6 +396,7 @@ def load(
         phase: "train" or "test"; with `level` and `stages` it selects the layers (Caffe: NetState).
         device: where the parameters go; the CPU by default.
         allow_python: permit the import of modules that Python layers name (they run with your rights).
+        allow_writes: let layers that write files (HDF5Output) do so; otherwise they do nothing, and a warning tells.
         shapes: shapes of data tops, by name, for data layers whose source is not at hand.
 
     No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
@@ -418,6 +422,7 @@ def load(
             level=level,
             stages=stages,
             allow_python=allow_python,
+            allow_writes=allow_writes,
             base_dir=base_dir,
             file=file,
             shapes=shapes,

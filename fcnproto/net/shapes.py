@@ -45,16 +45,34 @@ _REPLACED = {
 _MOST_ADDRESSED = 1 << 56
 
 
-def make_layers(graph: Graph, base_dir: Path | None, allow_python: bool, file: str | None = None) -> list[Layer]:
+def make_layers(
+    graph: Graph, base_dir: Path | None, allow_python: bool, file: str | None = None, allow_writes: bool = False
+) -> list[Layer]:
     """One layer object for each node, not yet set up."""
     folder = None if base_dir is None else str(base_dir)
     layers = [_make_layer(graph, node, folder, allow_python) for node in graph.nodes]
     for layer in layers:
         layer.prototxt = file
+        layer.allow_writes = allow_writes
         warn_unread_settings(layer)
     _warn_engines(layers)
     _warn_deprecated(layers)
+    if not allow_writes:
+        _warn_writers(layers)
     return layers
+
+
+def _warn_writers(layers: Sequence[Layer]) -> None:
+    """Warn, once for all layers, of files that won't be written."""
+    writers = [layer for layer in layers if layer.files_written()]
+    if writers:
+        files = _some([file for layer in writers for file in layer.files_written()])
+        warnings.warn(
+            f"{files} would be written by {_some([layer.name for layer in writers])}: left out, as outside training "
+            "and testing a net writes nothing unless allow_writes=True (--allow-writes) is given",
+            FcnprotoWarning,
+            stacklevel=2,
+        )
 
 
 def _make_layer(graph: Graph, node: Node, base_dir: str | None, allow_python: bool) -> Layer:
@@ -282,7 +300,9 @@ class _Shapes:
             return False
         self._start(found)
         old = self.layers[index]
-        self.layers[index] = _make_layer(self.graph, self.graph.nodes[index], old.base_dir, old.allow_python)
+        made = _make_layer(self.graph, self.graph.nodes[index], old.base_dir, old.allow_python)
+        made.prototxt, made.allow_writes = old.prototxt, old.allow_writes
+        self.layers[index] = made
         for shapes in self.guessed:
             self._pass_earlier(index, shapes)
         return True

@@ -40,6 +40,7 @@ class NetSource:
                 level=self.level,
                 stages=self.stages,
                 allow_python=allow_python,
+                allow_writes=True,
                 base_dir=self.base_dir,
                 file=self.file,
                 fill=False,
