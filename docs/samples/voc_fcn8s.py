@@ -7,12 +7,10 @@ layer follows.
 Input data: BGR, mean 104.007 116.669 122.679, scale 1 (known of voc-fcn8s).
 """
 
-import json
-import math
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
@@ -94,23 +92,8 @@ class VocFcn8s(nn.Module):
         return score
 
 
-def load_weights(path: Path) -> dict:
-    """The tensors in a safetensors file, by name."""
-    content = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(content[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(content[8:start]).items():
-        if name != "__metadata__":
-            count = math.prod(entry["shape"])
-            offset = start + entry["data_offsets"][0]
-            values = torch.frombuffer(content, dtype=torch.float32, count=count, offset=offset)
-            tensors[name] = values.reshape(entry["shape"]).clone()
-    return tensors
-
-
 def load(path: str | Path | None = None) -> VocFcn8s:
     """The net with its weights, ready for inference; `path` is the file of weights."""
-    path = Path(__file__).with_name("voc_fcn8s.safetensors") if path is None else Path(path)
     net = VocFcn8s()
-    net.load_state_dict(load_weights(path))
+    net.load_state_dict(load_file(Path(__file__).with_name("voc_fcn8s.safetensors") if path is None else path))
     return net.eval()

@@ -42,8 +42,9 @@ def command(
     read back and compared before it gets its name.
     """
     import fcnproto
-    from fcnproto.export import STATE_FILES, about_inputs, convert, load_state
+    from fcnproto.export import STATE_FILES, about_inputs, check_output, convert, load_state
 
+    check_output(out, (model, weights))
     options: dict[str, Any] = {
         "level": level,
         "stages": stages,

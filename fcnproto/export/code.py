@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import builtins
 import keyword
+import math
 from collections.abc import Sequence
 
 WIDTH = 120
 """Columns of a line, as formatters have it."""
+
+_LONGEST_NAME = 60
+_WORDS = frozenset([*keyword.kwlist, "dict", "getattr", "super"])
+BUILTINS = frozenset(dir(builtins))
+"""What no name at the top of a generated module may hide."""
 
 
 def call(start: str, arguments: Sequence[str], end: str, indent: int) -> list[str]:
@@ -47,23 +53,38 @@ def with_comment(lines: Sequence[str], comment: str) -> list[str]:
 
 
 def identifier(name: str, taken: set[str], prefix: str = "blob") -> str:
-    """A Python name for a blob, not yet in `taken`, to which it is added."""
-    cleaned = "".join(sign if sign.isascii() and (sign.isalnum() or sign == "_") else "_" for sign in name)
-    if not cleaned or not (cleaned[0].isalpha() or cleaned[0] == "_"):
-        cleaned = f"{prefix}_{cleaned}"
-    while cleaned in taken or keyword.iskeyword(cleaned):
-        cleaned += "_"
-    taken.add(cleaned)
-    return cleaned
+    """A Python name for a blob, not yet in `taken`, to which it is added: ASCII, of `_LONGEST_NAME` signs at most.
+
+    It is no word of the language, no builtin that generated methods use, and begins with no underscore (within a class
+    `__x` is another name).
+    """
+    cleaned = "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in name[:_LONGEST_NAME])
+    if not cleaned[:1].isalpha():
+        cleaned = f"{prefix}_{cleaned}" if cleaned[:1].isdigit() else cleaned.lstrip("_")
+    if not cleaned[:1].isalpha():
+        cleaned = f"{prefix}_{cleaned}".rstrip("_")
+    found, count = cleaned, 1
+    while found in taken or found in _WORDS:
+        found, count = f"{cleaned}_{count if count > 1 else ''}", count + 1
+    taken.add(found)
+    return found
 
 
 def number(value: float) -> str:
-    """A number as short as reads back the same: float32 settings without the digits that double precision adds."""
+    """A number as short as reads back the same: float32 settings without the digits that double precision adds.
+
+    What is no finite number is a constant of the module math.
+    """
     import numpy as np
 
-    if isinstance(value, int) or float(value).is_integer():
-        return repr(value) if isinstance(value, int) else repr(float(value))
-    short = float(str(np.float32(value)))
+    if isinstance(value, int):
+        return repr(value)
+    if not math.isfinite(value):
+        return "math.nan" if math.isnan(value) else ("math.inf" if value > 0 else "-math.inf")
+    if float(value).is_integer():
+        return repr(float(value))
+    with np.errstate(over="ignore"):  # a double beyond float32 is no float32 setting
+        short = float(str(np.float32(value)))
     return repr(short if np.float32(short) == np.float32(value) and np.float32(value) == value else value)
 
 
@@ -73,6 +94,29 @@ def extents(values: Sequence[int]) -> str:
     return str(values[0]) if len(unique) == 1 else f"({', '.join(map(str, values))})"
 
 
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
 def text(value: str) -> str:
-    """A string literal with double quotes."""
-    return json.dumps(value, ensure_ascii=False)
+    """A string literal with double quotes, in printable ASCII alone: whatever the string, it ends where it should."""
+    return f'"{"".join(map(_sign, value))}"'
+
+
+def _sign(sign: str) -> str:
+    """A sign as it stands in a string literal."""
+    code = ord(sign)
+    if sign in _ESCAPES:
+        return _ESCAPES[sign]
+    if 0x20 <= code < 0x7F:
+        return sign
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def prose(value: str, most: int = 300) -> str:
+    """A text for a docstring or comment, of one line: printable ASCII without what could end or escape anything.
+
+    Quotes become apostrophes, backslashes slashes, other signs question marks; beyond `most` signs it is cut.
+    """
+    cut = value if len(value) <= most else value[: most - 3] + "..."
+    plain = cut.translate({ord('"'): "'", ord("\\"): "/"})
+    return "".join(sign if " " <= sign <= "~" else " " if sign.isspace() else "?" for sign in plain)

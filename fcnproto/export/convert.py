@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fcnproto.atomic import atomic_write
 from fcnproto.errors import Error, FcnprotoWarning, UsageError, WeightsError
 from fcnproto.export.checking import Example, compare, independent, make_examples, without_chance
 from fcnproto.export.shapes import blob_shapes, input_shapes
@@ -36,6 +37,7 @@ FORMATS = (".safetensors", ".pt", ".caffemodel.h5", ".h5", ".caffemodel", ".py",
 STATE_FILES = (".safetensors", ".pt", ".pth")
 
 _OPSET = 18
+_BLOCK = 1 << 24  # bytes copied at once
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,11 @@ def convert(
     net remembers (statistics, states) stays as it is.
 
     Raises:
-        UsageError: an unknown ending, or a missing package.
+        UsageError: an unknown ending, a missing package, or a folder where a file is to be.
         UnsupportedLayerError: the format is .py, .pt2 or .onnx and a layer has no equal in plain PyTorch.
         Error: what was written does not give the net's numbers; nothing is left behind.
     """
-    kind = next((ending for ending in FORMATS if out.name.lower().endswith(ending)), None)
-    if kind is None:
-        raise UsageError(f"{out}: can't tell the format; end the name in one of {', '.join(FORMATS)}")
+    kind = check_output(out)
     if net.device.type != "cpu" or net.dtype != torch.float32:
         raise UsageError("the net must be on the CPU and in float32 to be converted")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,9 +95,42 @@ def convert(
         files = []
         for file in sorted(Path(folder).iterdir(), key=lambda file: file != made):
             if file.is_file():
-                shutil.move(file, out.parent / file.name)
                 files.append(out.parent / file.name)
+                with open(file, "rb") as content, atomic_write(files[-1]) as target:
+                    shutil.copyfileobj(content, target, _BLOCK)
     return Conversion(tuple(files), checked)
+
+
+def check_output(out: Path, inputs: Sequence[Path] = ()) -> str:
+    """The format that a name says, once it is sure that it can be written: to be asked before a net is loaded.
+
+    Raises:
+        UsageError: an unknown ending, a package that is missing, a folder in the place of one of the files, or one of
+            the `inputs` in that place.
+    """
+    kind = next((ending for ending in FORMATS if out.name.lower().endswith(ending)), None)
+    if kind is None:
+        raise UsageError(f"{out}: can't tell the format; end the name in one of {', '.join(FORMATS)}")
+    if kind == ".onnx":
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UsageError(
+                f".onnx needs the package{'s' if missing[1:] else ''} {' and '.join(missing)}; install what is needed "
+                "with: pip install 'fcnproto[onnx]'"
+            )
+    beside = {".py": [_weights_name(out)], ".onnx": [f"{out.name}.data"]}
+    for file in (out, *(out.with_name(name) for name in beside.get(kind, ()))):
+        if file.is_dir():
+            raise UsageError(f"{file}: a file of this name is to be written, but a folder is there; give another name")
+        for given in inputs:
+            if given.exists() and file.exists() and given.samefile(file):
+                raise UsageError(f"{file}: would be written over, but it is one of the inputs; give another name")
+    return kind
+
+
+def _weights_name(out: Path) -> str:
+    """The name of the file of weights beside a .py."""
+    return f"{out.name[: -len('.py')]}.safetensors"
 
 
 def about_inputs(net: Net, model: Path, weights: Path | None = None) -> list[str]:
@@ -199,12 +232,20 @@ def _check_caffe_file(net: Net, made: Path) -> str:
 
 def _convert_net(net: Net, made: Path, kind: str, options: _Options) -> str:
     inputs, _ = endpoints(net, losses=options.losses)
-    weights_name = f"{made.stem}.safetensors"
+    weights_name = _weights_name(made)
     shapes = blob_shapes(net, input_shapes(net, inputs, options.size))
-    source = make_source(net, shapes, weights_name, title=options.title, about=options.about, losses=options.losses)
+    source = make_source(
+        net,
+        shapes,
+        weights_name,
+        title=options.title,
+        about=options.about,
+        losses=options.losses,
+        plain_names=kind != ".py",
+    )
     with torch.device("meta"):
         module = run_source(source)
-    state = state_for(net, module)
+    state = state_for(net, module, source)
     module.load_state_dict(state, assign=True)  # the net's own memory
     twin = independent(net).eval()
     if kind == ".py":
@@ -292,10 +333,6 @@ def _write_program(module: nn.Module, source: Source, made: Path, examples: Sequ
 
 
 def _write_onnx(module: nn.Module, source: Source, made: Path, examples: Sequence[Example]) -> str:
-    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
-        raise UsageError(
-            ".onnx needs the packages onnx and onnxscript; install them with: pip install 'fcnproto[onnx]'"
-        )
     program = _exported(module, source, examples)
     # In ONNX an output can't have an input's name, as it has after a layer in place.
     names = [f"{name}_output" if name in source.inputs else name for name in source.outputs]

@@ -55,7 +55,7 @@ def _threshold(request: Request) -> Piece:
 def _power(request: Request) -> Piece:
     layer: Any = request.layer
     if layer.constant is not None:
-        return Piece(("torch.full_like", [request.x, repr(layer.constant)]))
+        return Piece(("torch.full_like", [request.x, number(layer.constant)]))
     base = _affine(request.x, request.config.scale, request.config.shift)
     power = request.config.power
     if power == 1:

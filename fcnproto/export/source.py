@@ -8,6 +8,8 @@ the images.
 from __future__ import annotations
 
 import inspect
+import keyword
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 
 from fcnproto.errors import GraphError, UnsupportedLayerError
 from fcnproto.export import elementwise, helpers, judging, judging_helpers  # noqa: F401  registers emitters
-from fcnproto.export.code import WIDTH, call, identifier, number, several, text, with_comment
+from fcnproto.export.audit import check_source
+from fcnproto.export.code import BUILTINS, WIDTH, call, identifier, number, prose, several, text, with_comment
 from fcnproto.export.emitters import MODULE, Piece, Request, Unsayable, emit
 from fcnproto.graph import Blob, Node
 from fcnproto.inspect.running import computable_outputs, image_inputs
@@ -27,27 +30,6 @@ from fcnproto.segment import score_blobs
 
 Shape = tuple[int, ...]
 
-_LOADER = '''
-def load_weights(path: Path) -> dict:
-    """The tensors in a safetensors file, by name."""
-    content = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(content[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(content[8:start]).items():
-        if name != "__metadata__":
-            count = math.prod(entry["shape"])
-            offset = start + entry["data_offsets"][0]
-            values = torch.frombuffer(content, dtype=torch.float32, count=count, offset=offset)
-            tensors[name] = values.reshape(entry["shape"]).clone()
-    return tensors
-'''
-_TORCH_LOADER = '''
-def load_weights(path: Path) -> dict:
-    """The tensors in a PyTorch file, by name."""
-    return torch.load(path, weights_only=True)
-'''
-
-
 _HELPERS = {
     name: value
     for module in (helpers, judging_helpers)
@@ -55,7 +37,10 @@ _HELPERS = {
     if getattr(value, "__module__", "") == module.__name__
 }
 """Functions and classes that a generated file may bring along, by name."""
-_RESERVED = frozenset([*_HELPERS, "self", "F", "nn", "torch", "json", "math", "Any", "Path", "Tensor"])
+_PLAIN = re.compile("[A-Za-z0-9_ -]+")
+_LONGEST_MODULE = 200
+_FALLBACK = ("    net.load_state_dict(load_file(beside if path is None else path))",)
+_RESERVED = frozenset([*_HELPERS, "self", "F", "nn", "torch", "math", "Any", "Path", "Tensor", "load", "load_file"])
 
 
 @dataclass(frozen=True)
@@ -66,6 +51,8 @@ class Source:
     class_name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """The net's own names of the modules that have another one here."""
 
 
 @dataclass
@@ -117,8 +104,8 @@ class _Writer:
                 "files of weights (.safetensors, .pt, .caffemodel) take every net"
             ) from None
         self.helpers.update(dict.fromkeys(piece.helpers))
-        reference = f"self.{module_name}" if module_name.isidentifier() else f"getattr(self, {text(module_name)})"
-        self._add_module(piece, layer, module_name, reference)
+        reference = _attribute(module_name)
+        self._add_module(piece, module_name)
         if piece.call is None:
             self.variables[node.tops[0]] = args[0]
             return
@@ -153,11 +140,11 @@ class _Writer:
             targets.append(self.variables[blob])
         return targets
 
-    def _add_module(self, piece: Piece, layer: Layer, module_name: str, reference: str) -> None:
+    def _add_module(self, piece: Piece, module_name: str) -> None:
         if piece.module is None:
             return
         name, arguments = piece.module
-        if module_name.isidentifier():
+        if _is_attribute(module_name):
             self.modules += call(f"self.{module_name} = {name}", arguments, "", 8)
         else:
             self.modules += call("self.add_module", [text(module_name), f"{name}({', '.join(arguments)})"], "", 8)
@@ -171,6 +158,7 @@ def make_source(
     title: str = "",
     about: Sequence[str] = (),
     losses: bool = False,
+    plain_names: bool = False,
 ) -> Source:
     """The source of a module that computes what `net` does.
 
@@ -180,6 +168,8 @@ def make_source(
         title: what the net is called; its own name by default.
         about: further lines for the file's docstring.
         losses: keep losses and accuracies; their labels are inputs then.
+        plain_names: modules with odd signs in their names get others (`Source.modules`), for PyTorch's exporter, whose
+            files give commas and the like a meaning.
 
     Raises:
         UnsupportedLayerError: a layer that plain PyTorch has no equal of.
@@ -194,12 +184,13 @@ def make_source(
             if node.is_data and blob.name in inputs:
                 writer.add_input(blob)
     names = [writer.variables[blob] for blob in sorted(writer.variables, key=lambda blob: inputs.index(blob.name))]
-    for node, layer, module_name in zip(net.graph.nodes, net.layers, net._module_names, strict=True):
+    module_names = _plain_names(net._module_names) if plain_names else net._module_names
+    for node, layer, module_name in zip(net.graph.nodes, net.layers, module_names, strict=True):
         if node in wanted and (node.type == "DummyData" or not node.is_data):
             writer.add_layer(node, layer, module_name)
-    _share(net, writer, wanted)
+    _share(net, writer, wanted, module_names)
     title = title or net.graph.name or "net"
-    class_name = identifier("".join(word[:1].upper() + word[1:] for word in _words(title)), set(_RESERVED), "Net")
+    class_name = _class_name(title)
     lines = [*_head(title, about, writer, weights_name)]
     for name in writer.helpers:
         lines += ["", "", *inspect.getsource(_HELPERS[name]).rstrip().splitlines()]
@@ -208,9 +199,11 @@ def make_source(
     returns = "Tensor" if len(outputs) == 1 else "dict"
     lines += call("    def forward", ["self", *(f"{name}: Tensor" for name in names)], f" -> {returns}:", 0)
     lines += [*writer.body, *_returned(outputs, [writer.variables[blob] for blob in targets])]
-    loader = _LOADER if weights_name.endswith(".safetensors") else _TORCH_LOADER
-    lines += ["", *loader.rstrip().splitlines(), *_load_function(class_name, weights_name)]
-    return Source("\n".join(lines) + "\n", class_name, inputs, outputs)
+    lines += _load_function(class_name, weights_name)
+    renamed = {new: old for new, old in zip(module_names, net._module_names, strict=True) if new != old}
+    source = Source("\n".join(lines) + "\n", class_name, inputs, outputs, renamed)
+    check_source(source.text, class_name, [inspect.getsource(_HELPERS[name]) for name in writer.helpers])
+    return source
 
 
 def _returned(names: Sequence[str], variables: Sequence[str]) -> list[str]:
@@ -272,21 +265,39 @@ def _needed(targets: Sequence[Blob]) -> set[Node]:
     return found
 
 
-def _share(net: Net, writer: _Writer, wanted: set[Node]) -> None:
+def _is_attribute(name: str) -> bool:
+    """Whether a module's name can be written behind a dot: ASCII, no word of the language, none that Python mangles."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+
+
+def _attribute(name: str) -> str:
+    """How a module of the net is said."""
+    return f"self.{name}" if _is_attribute(name) else f"getattr(self, {text(name)})"
+
+
+def _plain_names(names: Sequence[str]) -> list[str]:
+    """The names with others for those that hold odd signs, or are very long."""
+    plain = [len(name) < _LONGEST_MODULE and _PLAIN.fullmatch(name) is not None for name in names]
+    taken = {*dir(nn.Module), *(name for name, is_plain in zip(names, plain, strict=True) if is_plain)}
+    return [name if p else identifier(name, taken, "layer") for name, p in zip(names, plain, strict=True)]
+
+
+def _share(net: Net, writer: _Writer, wanted: set[Node], names: Sequence[str]) -> None:
     """Statements that make parameters shared by name one object."""
-    names = net._module_names
     for (i, k), (j, m) in net._shared.items():
         layer, owner = net.layers[i], net.layers[j]
         if not {net.graph.nodes[i], net.graph.nodes[j]} <= wanted:
             continue
         if layer.blob_shapes[k] != owner.blob_shapes[m]:
             raise UnsupportedLayerError(f"layer {layer.name!r} shares a parameter of another shape with {owner.name!r}")
-        mine, theirs = f"{names[i]}.{layer.blob_names[k]}", f"{names[j]}.{owner.blob_names[m]}"
-        writer.modules.append(f"        self.{mine} = self.{theirs}")
+        mine, theirs = _attribute(names[i]), _attribute(names[j])
+        writer.modules.append(f"        {mine}.{layer.blob_names[k]} = {theirs}.{owner.blob_names[m]}")
 
 
-def _words(title: str) -> list[str]:
-    return "".join(sign if sign.isalnum() else " " for sign in title).split()
+def _class_name(title: str) -> str:
+    """A name for the net's class, which hides nothing that the module uses."""
+    words = "".join(sign if sign.isascii() and sign.isalnum() else " " for sign in title).split()
+    return identifier("".join(word[:1].upper() + word[1:] for word in words), {*_RESERVED, *BUILTINS}, "Net")
 
 
 def _head(
@@ -297,7 +308,7 @@ def _head(
 ) -> list[str]:
     """The file's docstring and imports."""
     text_lines = [
-        f"{title}: a Caffe net in plain PyTorch, written by fcnproto.",
+        f"{prose(title, 80)}: a Caffe net in plain PyTorch, written by fcnproto.",
         "",
         *_wrapped(f"`load()` gives the module with the weights in {weights_name}, which lies beside this file."),
         *_wrapped(
@@ -309,25 +320,29 @@ def _head(
         text_lines += ["", *_wrapped(line)]
     docstring = ['"""' + text_lines[0], *text_lines[1:], '"""']
     body = "\n".join([*writer.modules, *writer.body, *(inspect.getsource(_HELPERS[n]) for n in writer.helpers)])
-    imports = ["import json", "import math"] if weights_name.endswith(".safetensors") else []
-    imports.append("from pathlib import Path")
-    if "math." in body and "import math" not in imports:
+    imports = ["from pathlib import Path"]
+    if "math." in body:
         imports.insert(0, "import math")
     if "-> Any:" in body:
         imports.append("from typing import Any")
-    lines = [*docstring, "", *imports, "", "import torch"]
+    lines = [*docstring, "", *imports, ""]
+    if "torch." in body:
+        lines.append("import torch")
     if "F." in body:
         lines.append("import torch.nn.functional as F")
-    return [*lines, "from torch import Tensor, nn"]
+    return [*lines, "from safetensors.torch import load_file", "from torch import Tensor, nn"]
 
 
 def _wrapped(line: str) -> list[str]:
+    """The lines of a paragraph in a docstring; nothing in it can end or escape anything."""
+    line = prose(line, 2000)
     return textwrap.wrap(line, WIDTH - 1, break_long_words=False, break_on_hyphens=False)
 
 
 def _documented(title: str, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
-    names = ", ".join(inputs)
-    gives = outputs[0] if len(outputs) == 1 else f"a dict of {', '.join(outputs)}"
+    title, names = prose(title, 80), ", ".join(prose(name, 80) for name in inputs)
+    listed = ", ".join(prose(name, 80) for name in outputs)
+    gives = listed if len(outputs) == 1 else f"a dict of {listed}"
     lines = textwrap.wrap(f"{title}: takes {names}, gives {gives}.", WIDTH - 10, break_long_words=False)
     if len(lines) == 1:
         return [f'    """{lines[0]}"""', ""]
@@ -336,23 +351,21 @@ def _documented(title: str, inputs: Sequence[str], outputs: Sequence[str]) -> li
 
 def _load_function(class_name: str, weights_name: str) -> list[str]:
     where = f"Path(__file__).with_name({text(weights_name)})"
-    one = f"    path = {where} if path is None else Path(path)"
-    assignment = [one] if len(one) <= WIDTH else ["    if path is None:", f"        path = {where}"]
-    argument = "path" if len(one) <= WIDTH else "Path(path)"
+    one = f"    net.load_state_dict(load_file({where} if path is None else path))"
+    load = [one] if len(one) <= WIDTH else [f"    beside = {where}", *_FALLBACK]
     return [
         "",
         "",
         f"def load(path: str | Path | None = None) -> {class_name}:",
         '    """The net with its weights, ready for inference; `path` is the file of weights."""',
-        *assignment,
         f"    net = {class_name}()",
-        f"    net.load_state_dict(load_weights({argument}))",
+        *load,
         "    return net.eval()",
     ]
 
 
 def run_source(source: Source) -> nn.Module:
-    """An instance of a generated module (without weights), from its text."""
+    """An instance of a generated module (without weights), from its text, which `make_source` has checked."""
     space: dict[str, object] = {"__name__": "fcnproto_exported"}
     exec(compile(source.text, "<generated module>", "exec"), space)
     made = space[source.class_name]
@@ -362,7 +375,11 @@ def run_source(source: Source) -> nn.Module:
     return module
 
 
-def state_for(net: Net, module: nn.Module) -> dict[str, Tensor]:
-    """The net's state for a generated module: its tensors under the same names, as plain float32 on the CPU."""
-    state = net.state_dict()
-    return {name: state[name].detach().float().cpu().contiguous() for name in module.state_dict()}
+def state_for(net: Net, module: nn.Module, source: Source | None = None) -> dict[str, Tensor]:
+    """The net's state for a generated module: its tensors under the module's names, as plain float32 on the CPU."""
+    state, renamed = net.state_dict(), source.modules if source is not None else {}
+    found = {}
+    for name in module.state_dict():
+        owner, dot, blob = name.rpartition(".")
+        found[name] = state[f"{renamed.get(owner, owner)}{dot}{blob}"].detach().float().cpu().contiguous()
+    return found

@@ -67,7 +67,7 @@ def test_python_module_runs_where_only_torch_is(small: tuple[Path, Path], tmp_pa
     x = torch.randn(2, 3, 31, 22, generator=torch.Generator().manual_seed(1))
     torch.save(x, tmp_path / "x.pt")
     program = (
-        "import sys, torch; sys.modules['fcnproto'] = sys.modules['safetensors'] = None; import my_net; "
+        "import sys, torch; sys.modules.update(dict.fromkeys(['fcnproto', 'google.protobuf', 'h5py', 'PIL', 'click', 'rich'])); import my_net; "
         "torch.save(my_net.load()(torch.load(sys.argv[1])).detach(), sys.argv[2])"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
@@ -267,6 +267,68 @@ def test_states_that_do_not_fit(
 def test_states_with_code_are_refused(small: tuple[Path, Path], tmp_path: Path) -> None:
     torch.save({"conv.bias": subprocess.run}, tmp_path / "w.pt")
     assert main(["convert", str(small[0]), str(tmp_path / "w.pt"), str(tmp_path / "home.caffemodel")]) == 1
+
+
+def test_links_and_permissions_stay(small: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real, link = tmp_path / "real" / "model.py", tmp_path / "net.py"
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    assert main(["convert", *map(str, small), str(link)]) == 0
+    assert link.is_symlink()
+    assert "nn.Module" in real.read_text()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "net.safetensors").is_file()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["model.py"]
+
+
+@pytest.mark.parametrize(
+    ("out", "folder"), [("net.py", "net.safetensors"), ("net.py", "net.py"), ("net.onnx", "net.onnx.data")]
+)
+def test_folders_in_the_way(
+    out: str, folder: str, small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if out.endswith(".onnx") and onnx_missing:
+        pytest.skip("the ONNX packages are not installed")
+    (tmp_path / "out" / folder).mkdir(parents=True)
+    assert main(["convert", *map(str, small), str(tmp_path / "out" / out)]) == 2
+    assert "folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [folder]
+
+
+def test_inputs_are_not_written_over(small: tuple[Path, Path], tmp_path: Path) -> None:
+    model, weights = small
+    assert main(["convert", str(model), str(weights), str(tmp_path / "net.safetensors")]) == 0
+    before = (tmp_path / "net.safetensors").read_bytes()
+    assert main(["convert", str(model), str(tmp_path / "net.safetensors"), str(tmp_path / "net.py")]) == 2
+    assert main(["convert", str(model), str(weights), str(weights)]) == 2
+    assert (tmp_path / "net.safetensors").read_bytes() == before
+
+
+def test_missing_packages_are_told_before_the_weights_are_read(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    assert main(["convert", str(small[0]), str(tmp_path / "missing.caffemodel"), str(tmp_path / "net.onnx")]) == 2
+    assert "pip install 'fcnproto[onnx]'" in capsys.readouterr().err
+
+
+CLIPPED = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 5 dim: 5 } } }
+layer { name: "clip" type: "Clip" bottom: "data" top: "clip" clip_param { min: -1 max: inf } }
+layer { name: "low" type: "Clip" bottom: "clip" top: "low" clip_param { min: -inf max: 4 } }
+layer { name: "over" type: "Threshold" bottom: "low" top: "over" threshold_param { threshold: nan } }
+layer { name: "out" type: "Eltwise" bottom: "over" bottom: "low" top: "out" }
+"""
+
+
+@pytest.mark.parametrize("ending", [".py", ".pt2"])
+def test_infinite_settings(ending: str, tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(CLIPPED)
+    net = fcnproto.load(tmp_path / "net.prototxt")
+    assert "largest deviation 0" in convert(net, tmp_path / f"net{ending}").checked
 
 
 def test_unknown_endings(small: tuple[Path, Path], tmp_path: Path) -> None:

@@ -103,9 +103,9 @@ def test_only_torch_is_imported(zoo_sources: dict[str, str]) -> None:
     for source in zoo_sources.values():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
-                assert all(name.name.split(".")[0] in ("torch", "json", "math") for name in node.names)
+                assert all(name.name.split(".")[0] in ("torch", "math") for name in node.names)
             elif isinstance(node, ast.ImportFrom):
-                assert node.module in ("torch", "pathlib", "typing")
+                assert node.module in ("torch", "safetensors.torch", "pathlib", "typing", "collections.abc")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
@@ -158,8 +158,9 @@ def test_pieces_of_code() -> None:
     assert call("a[", ["z" * 70, "w" * 70], "", 0)[1:3] == [f"    {'z' * 70},", f"    {'w' * 70},"]
     taken: set[str] = set()
     names = ["a/b", "a.b", "1x", "class", "ünder"]
-    assert [identifier(name, taken) for name in names] == ["a_b", "a_b_", "blob_1x", "class_", "_nder"]
+    assert [identifier(name, taken) for name in names] == ["a_b", "a_b_", "blob_1x", "class_", "nder"]
     config = caffe_pb2.LRNParameter(alpha=1e-4)
     assert number(config.alpha) == "0.0001"
     assert number(0.1) == "0.1"
+    assert [number(float(value)) for value in ("inf", "-inf", "nan")] == ["math.inf", "-math.inf", "math.nan"]
     assert text('it\'s "1"\n') == '"it\'s \\"1\\"\\n"'
