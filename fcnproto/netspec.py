@@ -21,6 +21,7 @@ from fcnproto.errors import GraphError
 from fcnproto.graph import coord_map
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import Field, fields_of, suggestion
+from fcnproto.schema.settings import settings_fields
 
 __all__ = ["Function", "NetSpec", "SpecNameError", "Top", "crop", "layers", "params", "to_proto"]
 
@@ -242,7 +243,7 @@ def _in_order(wanted: Iterable[Top | Function]) -> list[Function]:
 
 def _target(layer: caffe_pb2.LayerParameter, key: str) -> Any:
     """The message whose field a setting goes to: one of the type's own messages or the layer itself."""
-    own = MESSAGES.get(layer.type, ())
+    own = settings_fields(layer.type) or MESSAGES.get(layer.type, ())
     known = {name: _LAYER_FIELDS[name] for name in _LAYER_FIELDS if name not in ("type", "bottom", "top")}
     if key in known and key.endswith("param"):
         return layer

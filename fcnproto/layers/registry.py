@@ -6,32 +6,58 @@ Registering fills the table of `graph/facts.py` too, for what needs no torch.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from fcnproto.errors import UnsupportedLayerError
+from fcnproto.errors import UnsupportedLayerError, UsageError
 from fcnproto.graph import facts
+from fcnproto.schema.settings import add_settings
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from fcnproto.atomic import PathLike
     from fcnproto.layers.base import Layer
 
 _LAYERS: dict[str, type[Layer]] = {}
 _Class = TypeVar("_Class", bound="type[Layer]")
 
 
-def register(type_name: str) -> Callable[[_Class], _Class]:
+def register(
+    type_name: str, *, settings: PathLike | type[Message] | None = None, number: int | None = None
+) -> Callable[[_Class], _Class]:
     """Class decorator: make a `Layer` subclass the implementation of the Caffe layer type `type_name`.
 
     A later registration replaces an earlier one, so a project can put its own version of a layer in place.
+
+    Args:
+        settings: the type's own settings message, a class of protobuf's or a `.proto` file with a message called
+            `<Type>Parameter` (looked up from the registering module's folder, then from the working directory). It is
+            the field `blend_param` for `BlendParameter`, and the layer's `config`.
+        number: the field's number in binary files; by default one made from its name.
+
+    Raises `PrototxtError` and `UsageError` as `schema.settings.add_settings`.
     """
 
     def decorate(cls: _Class) -> _Class:
+        if settings is not None:
+            cls.config_field = add_settings(type_name, settings, _folder(cls), number)
+        elif number is not None:
+            raise UsageError(f"register_layer({type_name!r}): number= is that of settings=, which is missing")
         cls.type = type_name
         _LAYERS[type_name] = cls
         facts.put(type_name, cast("facts.TypeFacts", cls))
         return cls
 
     return decorate
+
+
+def _folder(cls: type) -> str:
+    """The folder of the module that a class is from; the working directory where it has no file."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return os.path.dirname(os.path.abspath(file)) if file else os.getcwd()
 
 
 def find(type_name: str) -> type[Layer] | None:

@@ -24,12 +24,18 @@ INTEGER_RANGES: dict[str, tuple[int, int]] = {
     "uint64": (0, (1 << 64) - 1),
 }
 
-# Every field type that the schema uses.
+# Every field type that the schema and settings of users' own layers use, by what text knows of it.
 _KINDS: dict[int, str] = {
     FieldDescriptor.TYPE_INT32: "int32",
     FieldDescriptor.TYPE_INT64: "int64",
     FieldDescriptor.TYPE_UINT32: "uint32",
     FieldDescriptor.TYPE_UINT64: "uint64",
+    FieldDescriptor.TYPE_SINT32: "int32",
+    FieldDescriptor.TYPE_SINT64: "int64",
+    FieldDescriptor.TYPE_FIXED32: "uint32",
+    FieldDescriptor.TYPE_FIXED64: "uint64",
+    FieldDescriptor.TYPE_SFIXED32: "int32",
+    FieldDescriptor.TYPE_SFIXED64: "int64",
     FieldDescriptor.TYPE_FLOAT: "float",
     FieldDescriptor.TYPE_DOUBLE: "double",
     FieldDescriptor.TYPE_BOOL: "bool",
@@ -83,6 +89,12 @@ def fields_of(descriptor: Descriptor) -> MessageFields:
         )
         _tables[descriptor.full_name] = table
     return table
+
+
+def add_field(message: Descriptor, extension: FieldDescriptor) -> None:
+    """Make an extension of a message one of the fields in its table, under the extension's short name."""
+    table, field = fields_of(message), _field(extension)
+    table.by_name[field.name] = table.by_number[field.number] = field
 
 
 def _field(descriptor: Any) -> Field:
