@@ -163,6 +163,8 @@ def _hdf5_adder(file: h5py.File, alike: bool, count: int, shapes: dict[str, tupl
 def _create(file: h5py.File, key: str, **options: Any) -> None:
     """A dataset of that name. UsageError where HDF5 has none such: slashes make groups in it, a NUL ends a name."""
     try:
+        if "\0" in key:
+            raise ValueError("a NUL would end the name")
         file.create_dataset(key, **options)
     except ValueError as error:
         raise UsageError(f"HDF5 can't hold an array called {key!r} ({error}); write .npz") from None

@@ -42,7 +42,7 @@ class Net(nn.Module):
 
     Made by `load`. `params` lists each layer's blobs, `inputs` and `outputs` are Caffe's names, `graph` is the layer
     graph. Submodules go by layer name, so that `state_dict` has entries such as `conv1_1.weight`; dots, slashes, quotes
-    and control characters in a layer's name become underscores, and one more underscore is added where the name is
+    and what is not printable in a layer's name become underscores, and one more underscore is added where the name is
     taken (a layer called `loss` is the submodule `loss_`, because `Net.loss` is a method).
 
     Args:

@@ -7,7 +7,6 @@ memory, so that loading weights touches each value once.
 from __future__ import annotations
 
 import keyword
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -148,15 +147,21 @@ def fill_blob(layer: Layer, index: int) -> None:
         layer.fail(f"blob {index} ({layer.blob_names[index]}): {error}")
 
 
+_NOT_IN_NAMES = frozenset("./\\\"'")
+
+
 def module_names(layers: Sequence[Layer], taken: Callable[[str], bool]) -> list[str]:
-    """A module name for each layer: the layer's own, with dots, slashes, quotes and control characters replaced by
-    underscores, and underscores added where the name is taken or a word of the Python language.
+    """A module name for each layer: the layer's own, with dots, slashes, quotes and what is not printable
+    replaced by underscores, and underscores added where the name is taken or a word of the Python language.
 
     Letters that Python takes for others in names of variables (ligatures and their like) become those."""
     names: list[str] = []
     seen: set[str] = set()
     for i, layer in enumerate(layers):
-        name = re.sub(r"[./\\\"'\x00-\x1f\x7f]", "_", unicodedata.normalize("NFKC", layer.name)) or f"layer{i}"
+        signs = unicodedata.normalize("NFKC", layer.name)
+        name = (
+            "".join("_" if sign in _NOT_IN_NAMES or not sign.isprintable() else sign for sign in signs) or f"layer{i}"
+        )
         while taken(name) or name in seen or keyword.iskeyword(name):
             name += "_"
         seen.add(name)
