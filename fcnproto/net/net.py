@@ -17,6 +17,7 @@ from fcnproto import precision
 from fcnproto.errors import DataError, GraphError, LayerError
 from fcnproto.escaping import one_line
 from fcnproto.graph import Graph, build_graph
+from fcnproto.graph.crops import read_offsets
 from fcnproto.graph.facts import TypeFacts
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
@@ -54,6 +55,7 @@ class Net(nn.Module):
         file: what it was read from, for messages.
         shapes: shapes of data tops that nothing else tells, by name.
         fill: give the parameters their fillers' values at once; else they stay uninitialised until `fill_params`.
+        crop: where a Crop without offset begins: "caffe" at 0, "aligned" where the coordinate map says.
 
     Raises:
         GraphError, LayerError, UnsupportedLayerError: the net can't be built.
@@ -72,6 +74,7 @@ class Net(nn.Module):
         file: PathLike | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
         fill: bool = True,
+        crop: str = "caffe",
     ) -> None:
         super().__init__()
         if needs_upgrade(param):
@@ -79,6 +82,7 @@ class Net(nn.Module):
             param.CopyFrom(original)
             upgrade_net(param)
         self.graph: Graph = build_graph(param, _facts, phase, level, stages)
+        read_offsets(self.graph, crop)
         folder, origin = None if base_dir is None else Path(base_dir), None if file is None else os.fspath(file)
         layers = sizing.make_layers(self.graph, folder, allow_python, origin, allow_writes)
         sources = sizing.set_up(self.graph, layers, shapes or {})
@@ -386,6 +390,7 @@ def load(
     allow_python: bool = False,
     allow_writes: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    crop: str = "caffe",
 ) -> Net:
     """Read a net from a prototxt, with its weights.
 
@@ -398,6 +403,8 @@ def load(
         allow_python: permit the import of modules that Python layers name (they run with your rights).
         allow_writes: let layers that write files (HDF5Output) do so; otherwise they do nothing, and a warning tells.
         shapes: shapes of data tops, by name, for data layers whose source is not at hand.
+        crop: where a Crop without offset begins: "caffe" at 0, with a warning where the coordinate map says another
+            offset; "aligned" there, as in the Caffe that nets of 2015 (the first FCN, HED, RCF) were written for.
 
     No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
     the shape of a parameter depends on it and the prototxt does not say it.
@@ -427,6 +434,7 @@ def load(
             file=file,
             shapes=shapes,
             fill=False,
+            crop=crop,
         )
         sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
         copy_all(result, sources)
