@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+CROPS = ("caffe", "aligned")
+"""`fcnproto.graph.crops.CHOICES`, written here so that `--help` need not load the graph."""
+
 
 def device_option(function: Function) -> Function:
     """`--device`: read it with `device`."""
@@ -52,6 +55,29 @@ def writes_anyway_option(function: Function) -> Function:
     return click.option("--allow-writes", is_flag=True, expose_value=False, help="Layers that write files do so here.")(
         function
     )
+
+
+def crop_option(function: Function) -> Function:
+    """`--crop`: how Crop layers without an offset are read, for `load`."""
+    return click.option(
+        "--crop",
+        type=click.Choice(CROPS),
+        default=CROPS[0],
+        show_default=True,
+        help="Where Crop layers without an offset begin: at 0, or where the coordinate map says (nets of 2015).",
+    )(function)
+
+
+def crops_option(function: Function) -> Function:
+    """`--crop` of a command that cuts images, too: the value is (how Crop layers are read, size of the cut or None)."""
+    return click.option(
+        "--crop",
+        metavar="HxW|aligned",
+        multiple=True,
+        callback=_crops,
+        help="Cut the middle out of the (scaled) image; `aligned` lets Crop layers without an offset begin where the "
+        "coordinate map says (nets of 2015). Both may be given.",
+    )(function)
 
 
 def title(model: Path) -> str:
@@ -104,6 +130,17 @@ def size(context: click.Context, parameter: click.Parameter, value: str | None) 
         return None if value is None else parse_size(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _crops(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> tuple[str, tuple[int, int] | None]:
+    """A click callback: see `crops_option`."""
+    words = [value for value in values if value in CROPS]
+    sizes = [value for value in values if value not in CROPS]
+    if len(words) > 1 or len(sizes) > 1:
+        raise click.BadParameter("give one size, and at most one of " + " and ".join(CROPS))
+    return (words or CROPS)[0], size(context, parameter, sizes[0] if sizes else None)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from fcnproto.cli import _files, _options, _output
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @click.option("--losses", is_flag=True, help="Keep losses and accuracies in .py, .pt2 and .onnx, labels being inputs.")
 @click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of a data layer's top.")
+@_options.crop_option
 @_options.state_options
 @_options.writes_option
 def command(
@@ -32,6 +33,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    crop: str,
     allow_writes: bool,
 ) -> None:
     """Write the net in the prototxt MODEL with WEIGHTS to OUT, whose ending says the format.
@@ -49,6 +51,7 @@ def command(
         "level": level,
         "stages": stages,
         "allow_python": allow_python,
+        "crop": crop,
         "allow_writes": allow_writes,
         "phase": phase.lower(),
     }

@@ -37,6 +37,7 @@ _FORMATS = (".svg", ".png", ".html")
     help="Who places the boxes; auto: Graphviz where it is installed.",
 )
 @click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of an input, for the shapes.")
+@_options.crop_option
 @_options.state_options
 @_options.writes_option
 def command(
@@ -52,6 +53,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    crop: str,
     allow_writes: bool,
 ) -> None:
     """Draw the net in the prototxt MODEL: layers by kind, shapes on the arrows, repeated groups folded.
@@ -74,7 +76,7 @@ def command(
     given = _options.shapes(shapes)
     state = {"phase": phase.lower(), "level": level, "stages": stages, "allow_writes": allow_writes}
     summary = summarise(
-        param, input_size, shapes=given, allow_python=allow_python, base_dir=model.resolve().parent, **state
+        param, input_size, shapes=given, allow_python=allow_python, crop=crop, base_dir=model.resolve().parent, **state
     )
     params = layer_params(param, phase.lower(), level=level, stages=stages)
     diagram = make_diagram(summary, params, fold=not unfolded)
@@ -87,7 +89,7 @@ def command(
     if weights is not None:
         import fcnproto
 
-        net = fcnproto.load(model, weights, shapes=given, allow_python=allow_python, **state)  # type: ignore[arg-type]
+        net = fcnproto.load(model, weights, shapes=given, allow_python=allow_python, crop=crop, **state)  # type: ignore[arg-type]
         blobs = {layer.name: {n: getattr(layer, n) for n in layer.blob_names} for layer in reversed(net.layers)}
     if kind == ".png":
         with atomic_write(output) as file:

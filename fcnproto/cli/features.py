@@ -29,7 +29,7 @@ from fcnproto.errors import UsageError
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Images run at a time.", show_default=True)
 @click.option("--pool", type=click.Choice(["mean", "max"]), help="Over height and width, instead of the whole blob.")
 @_preprocessing.preprocessing_options
-@click.option("--crop", metavar="HxW", callback=_options.size, help="Cut the middle out of the (scaled) image.")
+@_options.crops_option
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @_options.device_option
 @_options.state_options
@@ -43,7 +43,7 @@ def command(
     chosen_format: str | None,
     batch: int,
     pool: Any,
-    crop: tuple[int, int] | None,
+    crop: tuple[str, tuple[int, int] | None],
     phase: str,
     device: str | None,
     level: int,
@@ -70,6 +70,7 @@ def command(
         "level": level,
         "stages": stages,
         "allow_python": allow_python,
+        "crop": crop[0],
         "allow_writes": allow_writes,
         "phase": phase.lower(),
     }
@@ -80,7 +81,7 @@ def command(
     _preprocessing.tell_assumptions({name: how})
     size = (
         fixed_image_size(net, name)
-        if settings["resize"] is None and crop is None
+        if settings["resize"] is None and crop[1] is None
         else _preprocessing.fixed_size(settings["resize"], net)
     )
     found = find_images(images)
@@ -94,7 +95,7 @@ def command(
             how,
             kind=kind,
             size=size,
-            crop=crop,
+            crop=crop[1],
             batch=batch,
             pool=pool,
             progress=lambda image: bar.update(task, advance=1, description=image),

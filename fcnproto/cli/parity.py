@@ -61,6 +61,7 @@ def _print_dump_script(context: click.Context, parameter: click.Parameter, wante
 @_preprocessing.preprocessing_options
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @_options.device_option
+@_options.crop_option
 @_options.state_options
 @_options.writes_option
 def command(
@@ -79,6 +80,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    crop: str,
     allow_writes: bool,
     **settings: Any,
 ) -> int:
@@ -103,6 +105,7 @@ def command(
         "level": level,
         "stages": stages,
         "allow_python": allow_python,
+        "crop": crop,
         "allow_writes": allow_writes,
         "phase": phase.lower(),
     }

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @_preprocessing.preprocessing_options
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @_options.device_option
+@_options.crop_option
 @_options.state_options
 @_options.writes_option
 def command(
@@ -50,6 +51,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    crop: str,
     allow_writes: bool,
     **settings: Any,
 ) -> None:
@@ -71,6 +73,7 @@ def command(
         "level": level,
         "stages": stages,
         "allow_python": allow_python,
+        "crop": crop,
         "allow_writes": allow_writes,
         "phase": phase.lower(),
     }

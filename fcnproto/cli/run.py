@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Print the K best classes of a classifier.")
 @click.option("--labels", metavar="FILE", type=click.Path(path_type=Path), help="Class names for --top-k, one a line.")
 @_preprocessing.preprocessing_options
-@click.option("--crop", metavar="HxW", callback=_options.size, help="Cut the middle out of the (scaled) image.")
+@_options.crops_option
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @click.option(
     "--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of a data layer's top, for setting up."
@@ -75,6 +75,7 @@ def command(
         raise UsageError("--image and --input exclude each other")
     if labels is not None and top_k is None:
         raise UsageError("--labels names the classes of --top-k, which is not given")
+    crop_layers, settings["crop"] = settings["crop"]
     net = fcnproto.load(
         model,
         weights,
@@ -82,6 +83,7 @@ def command(
         level=level,
         stages=stages,
         allow_python=allow_python,
+        crop=crop_layers,
         allow_writes=allow_writes,
         device=_options.device(device),
         shapes=_options.shapes(shapes),

@@ -109,6 +109,7 @@ def folders_command(
 @click.option("--iterations", type=click.IntRange(min=1), help="Forward passes on the net's own data layers.")
 @_result_options
 @_options.device_option
+@_options.crop_option
 @_options.state_options
 @_options.writes_option
 def net_command(
@@ -120,6 +121,7 @@ def net_command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    crop: str,
     allow_writes: bool,
     **settings: Any,
 ) -> None:
@@ -138,6 +140,7 @@ def net_command(
         level=level,
         stages=stages,
         allow_python=allow_python,
+        crop=crop,
         allow_writes=allow_writes,
         device=_options.device(device),
     )

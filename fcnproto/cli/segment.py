@@ -65,6 +65,7 @@ _CLASSES_SHOWN = 8
 @click.option("--cuda-graphs", is_flag=True, help="On a GPU: record the net's work for each size and replay it.")
 @click.option("--max-side", type=click.IntRange(min=1), metavar="N", help="Shrink larger images for the net.")
 @_options.device_option
+@_options.crop_option
 @_options.state_options
 @_options.writes_option
 def command(
@@ -81,6 +82,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    crop: str,
     allow_writes: bool,
     **settings: Any,
 ) -> int:
@@ -106,6 +108,7 @@ def command(
         level=level,
         stages=stages,
         allow_python=allow_python,
+        crop=crop,
         allow_writes=allow_writes,
         device=_options.device(device),
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Whole shape of an input.")
 @click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_options.crop_option
 @_options.state_options
 @_options.writes_option
 def command(
@@ -37,6 +38,7 @@ def command(
     level: int,
     stages: Sequence[str],
     allow_python: bool,
+    crop: str,
     allow_writes: bool,
 ) -> None:
     """List the layers of the net in the prototxt MODEL for one size of its input.
@@ -55,6 +57,7 @@ def command(
         level=level,
         stages=stages,
         allow_python=allow_python,
+        crop=crop,
         allow_writes=allow_writes,
         base_dir=model.resolve().parent,
     )

@@ -21,6 +21,7 @@ from fcnproto.escaping import printable
 @click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="How many batches.")
 @click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
 @_options.device_option
+@_options.crop_option
 @_options.state_options
 @_options.writes_anyway_option
 def command(
@@ -32,6 +33,7 @@ def command(
     level: int,
     stages: tuple[str, ...],
     allow_python: bool,
+    crop: str,
 ) -> None:
     """Run a trained net on its own test data and print the mean of every output."""
     import torch
@@ -47,6 +49,7 @@ def command(
         stages=stages,
         device=_options.device(one_gpu(gpu, device)),
         allow_python=allow_python,
+        crop=crop,
         allow_writes=True,
     )
     handler, means, loss = log_to(), Means(), 0.0

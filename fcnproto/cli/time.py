@@ -34,6 +34,7 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option("--shape", "shapes", multiple=True, callback=_shapes, help="An input's shape, data=1,3,500,375; repeat.")
 @click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
 @_options.device_option
+@_options.crop_option
 @_options.state_options
 @_options.writes_option
 def command(
@@ -47,6 +48,7 @@ def command(
     level: int,
     stages: tuple[str, ...],
     allow_python: bool,
+    crop: str,
     allow_writes: bool,
 ) -> None:
     """Measure each layer's forward and backward time."""
@@ -61,6 +63,7 @@ def command(
         stages=stages,
         device=_options.device(one_gpu(gpu, device)),
         allow_python=allow_python,
+        crop=crop,
         allow_writes=allow_writes,
         shapes=shapes,
     )

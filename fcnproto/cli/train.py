@@ -39,6 +39,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
 @click.option("--iterations", type=click.IntRange(0), help="Stop (with a snapshot) after so many iterations.")
 @click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: by solver_mode]")
+@_options.crop_option
 @_options.state_options
 @_options.writes_anyway_option
 @click.option("--sigint-effect", type=_EFFECTS, default="stop", show_default=True, help="What Ctrl-C does.")
@@ -72,6 +73,7 @@ def command(
     level: int,
     stages: tuple[str, ...],
     allow_python: bool,
+    crop: str,
     sigint_effect: str,
     sighup_effect: str,
     precision: str,
@@ -108,7 +110,7 @@ def command(
     options = Options(precision, channels_last, compiles, _sampling(sample_loss), optimizes)
     signals = SignalRequests(Request(sigint_effect), Request(sighup_effect))
     with distributed.worker_group(wanted) as own, signals, _display(live):
-        solver = Solver(param, device=own, options=options, allow_python=allow_python, path=solver_file)
+        solver = Solver(param, device=own, options=options, allow_python=allow_python, crop=crop, path=solver_file)
         solver.request = signals
         with _Shown(live, log_dir, plot, no_plot).around(solver):
             solver.solve(state, iterations)

@@ -1,7 +1,7 @@
 """Crop layers without offsets: what nets of 2015 mean by them.
 
-The Caffe of the FCN authors' first branch (and those of HED, RCF, CRF-RNN, U-Net after it) computed a Crop's offsets from
-the coordinate maps; Caffe 1.0 begins at 0 where `crop_param` gives none. The same file is read either way here.
+The Caffe of the FCN authors' first branch (and those of HED, RCF, CRF-RNN, U-Net after it) computed a Crop's offsets
+from the coordinate maps; Caffe 1.0 begins at 0 where `crop_param` gives none. The same file is read either way here.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class NetSource:
     base_dir: Path | None
     file: str | None = None
 
-    def build(self, weights: list[str], allow_python: bool) -> Net:
+    def build(self, weights: list[str], *, allow_python: bool, crop: str = "caffe") -> Net:
         """The net with the values of `weights` (later files overwrite), and fillers' values where they have none."""
         try:
             net = Net(
@@ -44,6 +44,7 @@ class NetSource:
                 base_dir=self.base_dir,
                 file=self.file,
                 fill=False,
+                crop=crop,
             )
         except (GraphError, DataError) as error:
             if self.file is not None:
