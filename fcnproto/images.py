@@ -110,6 +110,43 @@ def read_image(path: PathLike) -> Image.Image:
         raise DataError(f"{os.fspath(path)}: {error}") from error
 
 
+def as_image(given: Any, kind: Kind = "bgr") -> Image.Image:
+    """An image in whatever form a program has it, as `read_image` gives it (for the kind "depth" as `read_depth`).
+
+    A path; a PIL image of any mode (turned upright as its EXIF data say); or an array of uint8, (height, width) or
+    (height, width, 1, 3 or 4) in RGB. Grey ones may be of uint16 or bool, depths of any number. Raises `DataError`.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return read_depth(given) if kind == "depth" else read_image(given)
+    image = given if isinstance(given, Image.Image) else _from_array(given, kind)
+    try:
+        image = ImageOps.exif_transpose(image)
+        return _depth(image, "the image") if kind == "depth" else to_rgb(image)
+    except (OSError, ValueError) as error:
+        raise DataError(f"an image of mode {image.mode} can't be used: {error}") from error
+
+
+def _from_array(given: Any, kind: Kind) -> Image.Image:
+    try:
+        values = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"a {type(given).__name__} is no image: {error}") from error
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    flat, numbers = values.ndim == 2, values.dtype.kind in "fiub"
+    coloured = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
+    grey = flat and (values.dtype in (np.uint8, np.uint16, np.bool_) or (kind == "depth" and numbers))
+    if not values.size or not (grey or (coloured and kind != "depth")):
+        wanted = "numbers of shape (height, width)" if kind == "depth" else "RGB of uint8 and shape (height, width, 3)"
+        raise DataError(
+            f"a {type(given).__name__} of {values.dtype} and shape {values.shape} is no image here; give a path, a PIL "
+            f"image, or an array: {wanted}"
+        )
+    if kind == "depth":
+        return Image.fromarray(values.astype(np.float32))
+    return Image.fromarray(np.ascontiguousarray(values))
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as 8-bit RGB; see `read_image`. ValueError for floating-point and 32-bit pixels."""
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -136,9 +173,12 @@ def _eight_bits(image: Image.Image) -> Array:
 
 def read_depth(path: PathLike) -> Image.Image:
     """A one-channel image of any depth (8, 16, 32 bits, float), its values as they are (mode F), upright."""
-    image = open_image(path)
+    return _depth(open_image(path), os.fspath(path))
+
+
+def _depth(image: Image.Image, name: str) -> Image.Image:
     if len(image.getbands()) != 1 or image.mode in ("P", "1"):
-        raise DataError(f"{os.fspath(path)}: a depth image has one channel of numbers; this one's mode is {image.mode}")
+        raise DataError(f"{name}: a depth image has one channel of numbers; this one's mode is {image.mode}")
     return Image.fromarray(np.asarray(image, dtype=np.float32))
 
 

@@ -6,9 +6,11 @@ adding one takes no change here. Knows nothing of downloading or running nets.
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +131,20 @@ def path(name: str, kind: str) -> Path:
     url = info(name).weights_url if kind == "weights" else None
     hint = f"; its authors published them at {url}" if url else ""
     raise UsageError(f"{name} comes without a {kind} file{hint}")
+
+
+def owner(file: str | os.PathLike[str]) -> str | None:
+    """The model whose own file this is (at its place, or weights of the same bytes); None for other files."""
+    place = Path(os.path.realpath(file))
+    for name in names():
+        folder = _folder(name).resolve()
+        if place.parent == folder:
+            return name
+        weights = folder / "weights.caffemodel"
+        both = place.suffix == ".caffemodel" and weights.is_file() and place.is_file()
+        if both and filecmp.cmp(place, weights, shallow=False):
+            return name
+    return None
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def command(
     from fcnproto.images import find_images
     from fcnproto.inspect.features import FORMATS, extract_features, summary
     from fcnproto.inspect.running import fixed_image_size, image_inputs
-    from fcnproto.preprocessing import preprocessing_of, zoo_record
+    from fcnproto.preprocessing import known_net, preprocessing_of
 
     kind = _files.ending(output, chosen_format, ".txt")
     if kind not in FORMATS:
@@ -76,7 +76,7 @@ def command(
     }
     net = fcnproto.load(model, weights, device=_options.device(device), **options)
     name = image_inputs(net, blobs)[0]
-    how = preprocessing_of(net, name, zoo_record(model, weights))
+    how = preprocessing_of(net, name, known_net(net, model, weights))
     how = _preprocessing.override(how, name, [name], settings)
     _preprocessing.tell_assumptions({name: how})
     size = (

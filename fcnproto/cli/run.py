@@ -146,9 +146,9 @@ def image_values(
 ) -> dict[str, Tensor]:
     """The inputs that `--image` and the preprocessing options (with resize and crop) in `settings` name."""
     from fcnproto.inspect.running import fixed_image_size, image_value
-    from fcnproto.preprocessing import preprocessing_of, zoo_record
+    from fcnproto.preprocessing import known_net, preprocessing_of
 
-    record, inputs = zoo_record(model, weights), list(net.source_shapes)
+    record, inputs = known_net(net, model, weights), list(net.source_shapes)
     if not inputs:
         raise UsageError("the net has no inputs")
     hows, values = {}, {}

@@ -97,7 +97,7 @@ def command(
     nets BGR and the mean of ImageNet are assumed.
     """
     import fcnproto
-    from fcnproto.preprocessing import read_class_names, zoo_record
+    from fcnproto.preprocessing import known_net, read_class_names
     from fcnproto.segment import Segmenter, segment
 
     if settings["cuda_graphs"] and no_optimize:
@@ -116,7 +116,7 @@ def command(
         net if no_optimize else fcnproto.optimize(net, cuda_graphs=settings["cuda_graphs"]),
         blobs=settings["blobs"],
         classes=None if classes is None else read_class_names(classes),
-        record=zoo_record(model, weights),
+        record=known_net(net, model, weights),
         longest_side=settings["max_side"],
         fixed_size=_preprocessing.fixed_size(settings["resize"], net),
         probabilities=settings["probs"],

@@ -29,7 +29,7 @@ from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
 from fcnproto.net import Net
 from fcnproto.net.calling import first_line
-from fcnproto.preprocessing import preprocessing_of, zoo_record
+from fcnproto.preprocessing import known_net, preprocessing_of
 from fcnproto.safetensors_file import read_safetensors, write_safetensors
 from fcnproto.schema.weights import open_weights
 
@@ -135,7 +135,7 @@ def _weights_name(out: Path) -> str:
 
 def about_inputs(net: Net, model: Path, weights: Path | None = None) -> list[str]:
     """A line for each input of an exported net: how images become it, where that is known of these files."""
-    record = zoo_record(model, weights)
+    record = known_net(net, model, weights)
     hows = {name: preprocessing_of(net, name, record) for name in endpoints(net)[0]}
     return [f"Input {name}: {how}." for name, how in hows.items() if how.why != "assumed"]
 

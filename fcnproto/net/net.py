@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fcnproto.data
-import fcnproto.layers  # noqa: F401  registers the layer types
+import fcnproto.layers
+import fcnproto.scenes  # noqa: F401  these register the layer types
 from fcnproto import precision
 from fcnproto.errors import DataError, GraphError, LayerError
 from fcnproto.escaping import one_line

@@ -8,6 +8,7 @@ fails. Works with any net that gives maps of class scores; reading and preparing
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,14 +21,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fcnproto.errors import DataError, Error, GraphError, LayerError, UsageError
+from fcnproto.errors import DataError, Error, FcnprotoWarning, GraphError, LayerError, UsageError
 from fcnproto.graph import Blob
-from fcnproto.images import Preprocessing, find_images, limit_side, pixel_count, read_depth, read_image, resize, to_blob
+from fcnproto.images import Preprocessing, as_image, find_images, limit_side, pixel_count, resize, to_blob
 from fcnproto.inspect.running import image_inputs, images_stay_apart, run_with
 from fcnproto.net import Net
 from fcnproto.passes import optimize
 from fcnproto.precision import canonical, computing
-from fcnproto.preprocessing import class_names, preprocessing_of
+from fcnproto.preprocessing import class_names, preprocessing_of, published_with
 from fcnproto.segment.folder import Partners, check_folder, sources, write
 from fcnproto.segment.pipeline import Stages, overlap
 from fcnproto.zoo import ModelInfo
@@ -105,8 +106,8 @@ class Segmenter:
         net: the net; it is put into no other state than it is in.
         blobs: the score blobs; by default those that `score_blobs` finds.
         preprocessing: for each input blob how images become it; what is missing is found out (`preprocessing.py`).
-        classes: names of the classes for every score blob with so many; by default found out.
-        record: what the zoo says of the net, for these defaults.
+        classes: names of the classes for every score blob with so many; by default the record's.
+        record: which net of the zoo it is, for these defaults; without one the classes have no names.
         longest_side: larger images are shrunk for the net (None: never); results have the image's own size.
         fixed_size: (height, width) to which every image is scaled for the net instead.
         probabilities: compute the probabilities as well.
@@ -128,7 +129,7 @@ class Segmenter:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        self._given_blobs = bool(self.blobs)
+        self._given_blobs, self._told = bool(self.blobs), False
         self.blobs = list(self.blobs) or score_blobs(self.net)
         self.inputs = image_inputs(self.net, self.blobs)
         unknown = [name for name in self.preprocessing if name not in self.inputs]
@@ -157,17 +158,17 @@ class Segmenter:
 
     def read(self, paths: Mapping[str, PathLike]) -> dict[str, Image.Image]:
         """The image of each input blob from its file. Raises `DataError`."""
-        readers = {name: read_depth if how.kind == "depth" else read_image for name, how in self.preprocessing.items()}
-        return {name: readers[name](path) for name, path in paths.items()}
+        return {name: as_image(path, self.preprocessing[name].kind) for name, path in paths.items()}
 
-    def prepare(self, images: Mapping[str, Image.Image], compare: bool = False) -> Scene:
-        """The values of all inputs for the images of one scene.
+    def prepare(self, images: Mapping[str, Any], compare: bool = False) -> Scene:
+        """The values of all inputs for the images of one scene (in any form that `images.as_image` takes).
 
         Raises `UsageError` where an input has no image, `DataError` where the images differ in size.
         """
         missing = [name for name in self.inputs if name not in images]
         if missing:
             raise UsageError(f"the net needs an image for its input {missing[0]!r} too")
+        images = {name: as_image(images[name], self.preprocessing[name].kind) for name in self.inputs}
         sizes = {name: (image.height, image.width) for name, image in images.items()}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
@@ -180,13 +181,16 @@ class Segmenter:
         }
         return Scene(images, size, values, compare)
 
-    def __call__(self, images: Mapping[str, Image.Image] | Image.Image, compare: bool = False) -> list[Segmentation]:
+    def __call__(self, images: Mapping[str, Any] | Any, compare: bool = False) -> list[Segmentation]:
         """Segment one image (or the images of all inputs, of one size); one result for each score blob.
+
+        An image is a path, a PIL image of any mode, or an array, (height, width, 3) of uint8 in RGB; see
+        `images.as_image`: what the command `segment` makes of a file is made of it.
 
         `compare` fills `Segmentation.agreement`, at the price of a second run in float32. Raises `DataError` where
         this image can't be worked on and `UsageError` where the net gives no maps of scores.
         """
-        if isinstance(images, Image.Image):
+        if not isinstance(images, Mapping):
             images = {self.inputs[0]: images}
         (found,) = self.run([self.prepare(images, compare)])
         if isinstance(found, Exception):
@@ -266,7 +270,16 @@ class Segmenter:
     def names(self, blob: str, count: int) -> tuple[str, ...] | None:
         """The names of the classes of a score blob. UsageError where those given are too few or too many for all."""
         if self.classes is None:
-            return class_names(blob, count, self.record)
+            found = class_names(blob, count, self.record)
+            if found is None and not self._told and (alike := published_with(count)):
+                self._told = True
+                warnings.warn(
+                    f"blob {blob!r} has {count} classes, as {alike} has, but this isn't known to be a net for it; they "
+                    f"are called class 0 to class {count - 1} (classes=, --classes names them)",
+                    FcnprotoWarning,
+                    stacklevel=2,
+                )
+            return found
         if len(self.classes) == count:
             return tuple(self.classes)
         if len(self.blobs) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,19 @@ from PIL import Image
 from tiny_nets import colour_net, small_fcn, stripes
 
 import fcnproto
+from fcnproto import zoo
 from fcnproto.errors import DataError, UsageError
 from fcnproto.images import Preprocessing
-from fcnproto.preprocessing import background_labels, class_names, preprocessing_of, read_class_names, zoo_record
+from fcnproto.preprocessing import (
+    background_labels,
+    class_names,
+    known_net,
+    preprocessing_of,
+    read_class_names,
+    similar_record,
+    zoo_record,
+)
+from fcnproto.schema.text import read_net
 from fcnproto.segment import Scene, Segmenter, score_blobs, segment
 
 PLAIN = {"data": Preprocessing("bgr")}
@@ -190,6 +201,57 @@ class TestInputs:
         assert str(segmenter.preprocessing["data"]) == "BGR, mean 1 2 3, scale 0.5 (from layer 'image')"
         (found,) = segmenter(Image.open(tmp_path / "cat.png"))
         assert (found.labels == truth).all()
+
+
+class TestImagesInMemory:
+    """A `Segmenter` takes what the command would read from a file."""
+
+    @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I;16", "I", "PA"])
+    def test_modes(self, tmp_path: Path, mode: str) -> None:
+        segmenter = Segmenter(fcnproto.load(*colour_net(tmp_path)))
+        stripes(tmp_path / "cat.png")
+        picture = Image.open(tmp_path / "cat.png")
+        if mode == "I;16":
+            image = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        else:
+            image = picture.convert("P").convert("PA") if mode == "PA" else picture.convert(mode)
+        expected = segmenter(picture.convert("L") if mode in ("I;16", "I") else image.convert("RGB"))[0].labels
+        if mode == "I":
+            image = Image.fromarray(np.asarray(picture.convert("L")).astype(np.int32) * 257)
+        assert (segmenter(image)[0].labels == expected).all()
+
+    def test_paths_and_arrays(self, tmp_path: Path) -> None:
+        segmenter = Segmenter(fcnproto.load(*colour_net(tmp_path)))
+        truth = stripes(tmp_path / "cat.png")
+        array = np.asarray(Image.open(tmp_path / "cat.png").convert("RGB"))
+        opaque = np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])
+        for given in (tmp_path / "cat.png", str(tmp_path / "cat.png"), array, opaque, torch.from_numpy(array.copy())):
+            assert (segmenter(given)[0].labels == truth).all()
+            assert (segmenter({"data": given})[0].labels == truth).all()
+        grey = segmenter(array[:, :, 1])[0].labels
+        assert (segmenter(array[:, :, 1:2])[0].labels == grey).all()
+
+    def test_turned_by_exif(self, tmp_path: Path) -> None:
+        segmenter = Segmenter(fcnproto.load(*colour_net(tmp_path)))
+        truth = stripes(tmp_path / "cat.png")
+        image = Image.open(tmp_path / "cat.png").convert("RGB").transpose(Image.Transpose.ROTATE_90)
+        image.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
+        assert (segmenter(image)[0].labels == truth).all()
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (torch.rand(3, 8, 8), r"Tensor of float32 and shape \(3, 8, 8\) .*RGB of uint8"),
+            (np.zeros((8, 8, 3)), r"ndarray of float64"),
+            (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+            (17, r"int of int64 and shape \(\)"),
+            (Image.new("F", (4, 4)), "mode F can't be used: .*save the image with 8 or 16 bits"),
+            ("no_such.jpg", r"no_such\.jpg: no such file"),
+        ],
+    )
+    def test_refused(self, tmp_path: Path, given: object, said: str) -> None:
+        with pytest.raises(DataError, match=said):
+            Segmenter(fcnproto.load(*colour_net(tmp_path)))(given)
 
 
 class TestFailures:
@@ -376,14 +438,79 @@ class TestRecognising:
         assert record.name == "siftflow-fcn32s"
         assert zoo_record(tmp_path / "net.prototxt", tmp_path / "my.caffemodel") is None
 
+    def test_names_of_files_are_not_enough(self, tmp_path: Path) -> None:
+        """Neither one's own weights beside a published prototxt, nor a net of one's own called as a published one."""
+        (tmp_path / "voc-fcn8s").mkdir()
+        published = tmp_path / "voc-fcn8s" / "deploy.prototxt"
+        published.write_bytes(zoo.path("voc-fcn8s", "deploy").read_bytes())
+        net = fcnproto.Net(read_net(published), fill=False)
+        assert known_net(net, published, tmp_path / "mine.caffemodel") is None
+        record = known_net(net, published, tmp_path / "fcn8s-heavy-pascal.caffemodel")
+        assert record is not None and record.name == "voc-fcn8s"
+        record = known_net(net, zoo.path("voc-fcn8s", "deploy"), tmp_path / "mine.caffemodel")
+        assert record is not None and record.name == "voc-fcn8s"
+        own = fcnproto.load(colour_net(tmp_path)[0])
+        assert known_net(own, published, tmp_path / "fcn8s-heavy-pascal.caffemodel") is None
+        weights = tmp_path / "copied.caffemodel"
+        weights.write_bytes(zoo.path("fcn-mini", "weights").read_bytes())
+        record = known_net(own, tmp_path / "net.prototxt", weights)
+        assert record is not None and record.name == "fcn-mini"
+
+    def test_layers_tell_what_images_need(self, tmp_path: Path) -> None:
+        definition = read_net(zoo.path("fcn-mini", "train"))
+        for layer in definition.layer:  # the same net with other classes, made from its training's prototxt
+            if "score" in layer.name and layer.convolution_param.num_output:
+                layer.convolution_param.num_output = 5
+        net = fcnproto.Net(definition, fill=False)
+        found = similar_record(net)
+        assert found is not None and found.name == "fcn-mini"
+        assert similar_record(fcnproto.load(colour_net(tmp_path)[0])) is None
+        # Colour and HHA go through the same layers, less another mean.
+        assert similar_record(fcnproto.Net(read_net(zoo.path("nyud-fcn32s-hha", "deploy")), fill=False)) is None
+
+    @pytest.mark.parametrize("kind", ["Data", "ImageData", "WindowData"])
+    def test_data_layers_without_transform_take_nothing_off(self, tmp_path: Path, kind: str) -> None:
+        settings = {
+            "Data": 'data_param { source: "no_lmdb" batch_size: 1 }',
+            "ImageData": 'image_data_param { source: "no.txt" batch_size: 1 }',
+            "WindowData": 'window_data_param { source: "no.txt" batch_size: 1 scale: 0.5 }'
+            " transform_param { crop_size: 8 }",
+        }[kind]
+        tops = 'top: "data" top: "label"' if kind != "Data" else 'top: "data"'
+        (tmp_path / "n.prototxt").write_text(
+            f'layer {{ name: "d" type: "{kind}" {tops} {settings} }}'
+            'layer { name: "shift" type: "Power" bottom: "data" top: "shifted" power_param { shift: -116 } }'
+        )
+        net = fcnproto.load(tmp_path / "n.prototxt", shapes={"data": (1, 3, 8, 8)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            how = preprocessing_of(net, "data", None)
+        assert (how.kind, how.mean, how.why) == ("bgr", None, "from layer 'd'")
+        assert how.scale == (0.5 if kind == "WindowData" else 1)
+
     def test_class_names(self) -> None:
         sift_flow = fcnproto.zoo.info("siftflow-fcn8s")
         assert class_names("score_geo", 3, sift_flow) == ("sky", "horizontal", "vertical")
-        names = class_names("score", 21, None)
-        assert names is not None
-        assert names[15] == "person"
-        assert class_names("score", 3, None) is None
-        assert class_names("score", 17, None) is None
+        assert class_names("score_sem", 33, sift_flow) == sift_flow.classes
+        assert class_names("score", 21, sift_flow) is None
+        # As many classes as a published net has are no reason to have its names.
+        assert all(class_names("score", count, None) is None for count in (3, 11, 21, 33, 40, 60))
+
+    def test_as_many_classes_as_a_published_net(self, tmp_path: Path) -> None:
+        (tmp_path / "n.prototxt").write_text(
+            'layer { name: "d" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 6 dim: 9 } } }'
+            'layer { name: "s" type: "Convolution" bottom: "data" top: "score" convolution_param { num_output: 21'
+            " kernel_size: 1 } }"
+        )
+        segmenter = Segmenter(fcnproto.load(tmp_path / "n.prototxt"))
+        image = np.zeros((6, 9, 3), np.uint8)
+        with pytest.warns(fcnproto.FcnprotoWarning, match="21 classes, as PASCAL VOC has, .* class 0 to class 20"):
+            (found,) = segmenter(image)
+        assert found.names is None and found.shares() == {"class 0": 1.0}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            segmenter(image)  # said once
+            Segmenter(segmenter.net, classes=[str(index) for index in range(21)])(image)
 
     def test_background(self) -> None:
         assert background_labels(None) == (0,)
@@ -406,8 +533,6 @@ class TestRecognising:
     @pytest.mark.skipif(not (SHARED / "fcn").is_dir(), reason="the published prototxts are not here")
     def test_published_nets(self) -> None:
         """Inputs, scores and preprocessing of late fusion, whose data layer gives two images and a label."""
-        from fcnproto.schema.text import read_net
-
         net = fcnproto.Net(read_net(SHARED / "fcn" / "nyud-fcn32s-color-hha" / "trainval.prototxt"), fill=False)
         segmenter = Segmenter(net)
         assert (segmenter.blobs, segmenter.inputs) == (["score"], ["color", "hha"])
