@@ -28,8 +28,8 @@ from fcnproto.errors import DataError, FcnprotoWarning
 from fcnproto.graph import Graph, Node, build_graph
 from fcnproto.images import Kind, Preprocessing, read_mean
 from fcnproto.layers.base import Layer
-from fcnproto.layers.registry import lookup
 from fcnproto.net import Net
+from fcnproto.net.net import type_facts
 from fcnproto.schema.text import read_net
 from fcnproto.zoo import ModelInfo
 
@@ -73,6 +73,13 @@ def known_net(
     return found if found is not None and has_layers_of(net, found) else None
 
 
+def own_record(net: Net) -> ModelInfo | None:
+    """The net of the zoo whose own prototxt `net` was loaded from; None for other nets."""
+    file = net.layers[0].prototxt if net.layers else None
+    owner = None if file is None else zoo.owner(file)
+    return None if owner is None else zoo.info(owner)
+
+
 def similar_record(net: Net) -> ModelInfo | None:
     """The net of the zoo whose layers the net has, be it with other classes; what its images need is needed here too.
 
@@ -97,7 +104,7 @@ def has_layers_of(net: Net, record: ModelInfo, any_classes: bool = False) -> boo
 
 @functools.cache
 def _zoo_structure(name: str, any_classes: bool) -> list[Any]:
-    return _structure(build_graph(read_net(zoo.path(name, "deploy")), lookup, "test"), any_classes)
+    return _structure(build_graph(read_net(zoo.path(name, "deploy")), type_facts, "test"), any_classes)
 
 
 _ASIDE = ("Dropout", "Split", "Silence", "Accuracy", "Softmax", "ArgMax")
@@ -109,7 +116,7 @@ def _structure(graph: Graph, any_classes: bool) -> list[Any]:
     places: dict[str, int] = {}
     rows: list[Any] = []
     for node in graph.nodes:
-        if node.is_data or lookup(node.type, node.name).is_loss:
+        if node.is_data or node.facts.is_loss:
             continue
         read = [places.get(blob.name, -1) for blob in node.bottoms]
         if node.type in _ASIDE:

@@ -82,7 +82,7 @@ class Net(nn.Module):
             original, param = param, caffe_pb2.NetParameter()
             param.CopyFrom(original)
             upgrade_net(param)
-        self.graph: Graph = build_graph(param, _facts, phase, level, stages)
+        self.graph: Graph = build_graph(param, type_facts, phase, level, stages)
         read_offsets(self.graph, crop)
         folder, origin = None if base_dir is None else Path(base_dir), None if file is None else os.fspath(file)
         layers = sizing.make_layers(self.graph, folder, allow_python, origin, allow_writes)
@@ -376,7 +376,8 @@ class Net(nn.Module):
         return twin
 
 
-def _facts(type_name: str, layer_name: str) -> TypeFacts:
+def type_facts(type_name: str, layer_name: str) -> TypeFacts:
+    """What the class of a layer type says of itself, for `graph.build_graph`."""
     return cast("TypeFacts", lookup(type_name, layer_name))
 
 

@@ -28,7 +28,7 @@ from fcnproto.inspect.running import image_inputs, images_stay_apart, run_with
 from fcnproto.net import Net
 from fcnproto.passes import optimize
 from fcnproto.precision import canonical, computing
-from fcnproto.preprocessing import class_names, preprocessing_of, published_with
+from fcnproto.preprocessing import class_names, own_record, preprocessing_of, published_with
 from fcnproto.segment.folder import Partners, check_folder, sources, write
 from fcnproto.segment.pipeline import Stages, overlap
 from fcnproto.zoo import ModelInfo
@@ -107,7 +107,8 @@ class Segmenter:
         blobs: the score blobs; by default those that `score_blobs` finds.
         preprocessing: for each input blob how images become it; what is missing is found out (`preprocessing.py`).
         classes: names of the classes for every score blob with so many; by default the record's.
-        record: which net of the zoo it is, for these defaults; without one the classes have no names.
+        record: which net of the zoo it is, for these defaults; by default the one whose prototxt was loaded. Without one
+            the classes have no names.
         longest_side: larger images are shrunk for the net (None: never); results have the image's own size.
         fixed_size: (height, width) to which every image is scaled for the net instead.
         probabilities: compute the probabilities as well.
@@ -130,6 +131,7 @@ class Segmenter:
 
     def __post_init__(self) -> None:
         self._given_blobs, self._told = bool(self.blobs), False
+        self.record = self.record or own_record(self.net)
         self.blobs = list(self.blobs) or score_blobs(self.net)
         self.inputs = image_inputs(self.net, self.blobs)
         unknown = [name for name in self.preprocessing if name not in self.inputs]

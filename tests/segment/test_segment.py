@@ -455,6 +455,8 @@ class TestRecognising:
         weights.write_bytes(zoo.path("fcn-mini", "weights").read_bytes())
         record = known_net(own, tmp_path / "net.prototxt", weights)
         assert record is not None and record.name == "fcn-mini"
+        loaded = Segmenter(fcnproto.optimize(fcnproto.load(zoo.path("fcn-mini", "deploy"))))
+        assert loaded.names("score", 11) == zoo.info("fcn-mini").classes
 
     def test_layers_tell_what_images_need(self, tmp_path: Path) -> None:
         definition = read_net(zoo.path("fcn-mini", "train"))
