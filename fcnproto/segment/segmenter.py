@@ -107,7 +107,7 @@ class Segmenter:
         blobs: the score blobs; by default those that `score_blobs` finds.
         preprocessing: for each input blob how images become it; what is missing is found out (`preprocessing.py`).
         classes: names of the classes for every score blob with so many; by default the record's.
-        record: which net of the zoo it is, for these defaults; by default the one whose prototxt was loaded. Without one
+        record: which net of the zoo it is, for these defaults; by default the one whose prototxt was loaded. Without it
             the classes have no names.
         longest_side: larger images are shrunk for the net (None: never); results have the image's own size.
         fixed_size: (height, width) to which every image is scaled for the net instead.
