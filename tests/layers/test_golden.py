@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import golden_cases
 import numpy as np
 import pytest
 import torch
-from golden_cases import Case, assert_close
-
-import fcnproto
+from golden_cases import assert_close
+from golden_runs import backward, forward
 
 TOLERANCE = 1e-5
 
@@ -26,35 +24,13 @@ CANCELLING = {("net_siamese", "ca.1"), ("net_siamese", "cb.1")} | {
 WRONG_GRADIENT_IN_CAFFE = {"power_inplace", "clip_inplace"}
 
 
-def _run(case: Case, optimized: bool) -> tuple[Any, dict[str, torch.Tensor], Any]:
-    net = fcnproto.optimize(case.net()) if optimized else case.net()
-    if memory := case.keys("memory"):
-        net.set_input_arrays(memory["data"], memory["label"])
-    for step in range(case.facts.get("pre_steps", 0)):
-        net(**{key: torch.from_numpy(value) for key, value in case.keys(f"pre.{step}").items()})
-    inputs = {key: torch.from_numpy(value).requires_grad_() for key, value in case.keys("in").items()}
-    produced = {blob.name for node in net.graph.nodes for blob in node.tops}
-    wanted = [name for name in case.keys("out") if name in produced]
-    return net, inputs, net(inputs, blobs=wanted)
-
-
-def _backward(case: Case, net: Any, inputs: dict[str, torch.Tensor], out: Any) -> None:
-    seeds = case.keys("gout")
-    total = net.loss(out)
-    for name, value in seeds.items():
-        if out[name].requires_grad:
-            total = total + (out[name] * torch.from_numpy(value)).sum()
-    if total.requires_grad:
-        total.backward()
-
-
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("name", [name for name in golden_cases.names("layers") if name != "dropout_train_contract"])
 def test_layer_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # HDF5Output writes there
     case = golden_cases.load("layers", name)
     tolerance = LOOSER.get(name, TOLERANCE)
-    net, inputs, out = _run(case, optimized)
+    net, inputs, out = forward(case, optimized)
     for blob, value in case.keys("out").items():
         assert_close(out[blob], value, tolerance, f"blob {blob}")
     assert net.outputs == case.facts["outputs"]
@@ -65,7 +41,7 @@ def test_layer_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pyt
         assert_close(net.params[layer][int(index)], value, tolerance, f"parameter {key} after forward")
     if not case.facts.get("backward") or name in WRONG_GRADIENT_IN_CAFFE:
         return
-    _backward(case, net, inputs, out)
+    backward(case, net, out)
     for blob, value in case.keys("gin").items():
         gradient = inputs[blob].grad
         assert_close(

@@ -1,0 +1,125 @@
+"""Every recorded case of Caffe's forks: blobs and gradients of our layers against the fork's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import golden_cases
+import numpy as np
+import pytest
+import torch
+from golden_cases import Case, assert_close
+from golden_runs import backward, forward
+
+TOLERANCE = 1e-5
+# Through whole nets: blobs and gradients.
+NET_TOLERANCE, NET_GRADIENT_TOLERANCE = 1e-4, 1e-3
+# Cases by a looser tolerance, with the reason.
+LOOSER: dict[str, float] = {}
+
+# Families whose layers are still to be written.
+PENDING = (
+    "axpy_",
+    "bn_",
+    "boxgroupoutput",
+    "channelnorm",
+    "conv_",
+    "convdw_",
+    "correlation_",
+    "crop_auto_",
+    "deconv_",
+    "decodebbox_",
+    "deteval_",
+    "detout_",
+    "dwconv_",
+    "eltwise_",
+    "flip_",
+    "flowwarp_",
+    "hardsigmoid",
+    "hardswish",
+    "hed_",
+    "insanity_",
+    "interp_",
+    "l1loss_",
+    "lstm_ctpn",
+    "mbox_",
+    "mish",
+    "net_deconvnet",
+    "net_deeplab",
+    "net_faster_rcnn",
+    "net_hed",
+    "net_mobilenet_ssd",
+    "net_pspnet",
+    "net_segnet",
+    "net_senet",
+    "net_shufflenet",
+    "net_yolov3",
+    "normalize_",
+    "normface_",
+    "ohem_",
+    "permute_",
+    "pool_",
+    "priorbox_",
+    "proposal_",
+    "psroipool_",
+    "regionloss_",
+    "relu6",
+    "relu_maximum",
+    "reorg_",
+    "resample_",
+    "reverse_",
+    "roialign_",
+    "roipool_",
+    "segaccuracy_",
+    "shufflechannel_",
+    "smoothl1_",
+    "softmax_",
+    "squeeze_",
+    "transpose_",
+    "unpooling_",
+    "upsample_",
+    "yolov2det_",
+    "yolov3det_",
+)
+NAMES = [name for name in golden_cases.names("dialects") if not name.startswith(PENDING)]
+
+
+def load(name: str) -> tuple[Case, dict[str, str]]:
+    """A case and the options that its text can't say."""
+    case = golden_cases.load("dialects", name)
+    return case, {"dialect": case.facts["dialect"]} if case.facts["needs_dialect"] else {}
+
+
+def is_net(name: str) -> bool:
+    return name.startswith("net_")
+
+
+@pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
+@pytest.mark.parametrize("name", NAMES)
+def test_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    case, options = load(name)
+    tolerance = LOOSER.get(name, NET_TOLERANCE if is_net(name) else TOLERANCE)
+    net, inputs, out = forward(case, optimized, **options)
+    for blob, value in case.keys("out").items():
+        assert_close(out[blob], value, tolerance, f"blob {blob}")
+    assert net.outputs == case.facts["outputs"]
+    assert sorted(net.inputs) == sorted(case.facts["inputs"])
+    assert_close(net.loss(out), np.float32(case.facts["loss"]), 2e-5, "loss")
+    for key, value in case.keys("param_after").items():
+        layer, index = key.rsplit(".", 1)
+        assert_close(net.params[layer][int(index)], value, tolerance, f"parameter {key} after forward")
+    if not case.facts["backward"]:
+        return
+    backward(case, net, out)
+    tolerance = LOOSER.get(name, NET_GRADIENT_TOLERANCE if is_net(name) else TOLERANCE)
+    for blob, value in case.keys("gin").items():
+        gradient = inputs[blob].grad
+        assert_close(
+            torch.zeros(value.shape) if gradient is None else gradient, value, tolerance, f"gradient of {blob}"
+        )
+    for key, value in case.keys("gparam").items():
+        layer, index = key.rsplit(".", 1)
+        parameter = net.params[layer][int(index)]
+        gradient = torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad
+        assert_close(gradient.reshape(value.shape), value, tolerance, f"gradient of parameter {key}")
