@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.graph import maps
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
+from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -86,6 +88,23 @@ def _extents(layer: Layer, axes: int, field: str, pair: str | None, default: int
     return values if len(values) == axes else values * axes
 
 
+def needs_channels_outermost(x: Tensor, weight: Tensor, stride: Sequence[int], transposed: bool = False) -> bool:
+    """Whether a convolution of these must be given channels outermost to stay within its memory.
+
+    On processors the gradients of strided convolutions are left to oneDNN. With channels innermost, windows that leave
+    rows or columns out (as 1x1 with stride 2 does) and channels that don't fill a vector, it writes past the end of its
+    memory, for the bottom's gradient and for the weight's (seen with PyTorch 2.13, oneDNN 3.12, AVX2; never in a
+    forward pass, with stride 1, or with channels outermost). Any stride above 1, kernel and number of channels count
+    here, because the limits differ by processor and version; and a `transposed` convolution's forward pass too, because
+    it is computed as the gradient of a convolution.
+    """
+    return x.device.type == "cpu" and max(stride, default=1) > 1 and (transposed or _needs_gradient(x, weight))
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def im2col(x: Tensor, window: Window) -> Tensor:
     """All windows of `x` (N, C, *spatial) as (N, C, *kernel, *out), for any number of spatial axes."""
     axes = len(window.kernel)
@@ -106,6 +125,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, gro
     missing = window.shortfall(x.shape[2:])
     if any(missing):
         x = F.pad(x, [amount for m in reversed(missing) for amount in (0, m)])
+    if needs_channels_outermost(x, weight, window.stride):
+        x, weight = channels_outermost(x), channels_outermost(weight)
     if axes in _CONVOLVE:
         return _CONVOLVE[axes](x, weight, bias, window.stride, window.pad, window.dilation, groups)
     windows = im2col(x, window)
@@ -120,6 +141,8 @@ def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, g
     axes = len(window.kernel)
     if axes == 0:
         return F.conv_transpose1d(x.unsqueeze(-1), weight.unsqueeze(-1), bias, groups=groups).squeeze(-1)
+    if needs_channels_outermost(x, weight, window.stride, transposed=True):
+        x, weight = channels_outermost(x), channels_outermost(weight)
     if axes in _DECONVOLVE:
         return _DECONVOLVE[axes](x, weight, bias, window.stride, window.pad, 0, groups, window.dilation)
     # Input spread out by the stride, then convolved with the flipped kernel.

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from fcnproto.graph import maps
 from fcnproto.layers.base import Layer, SameShape, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
+from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -168,9 +169,11 @@ class BatchNorm(SameShape):
             mean = x.detach().reshape(channels).to(statistics_type)
             y = x * 0
         else:
+            # On the CPU torch sums in double precision, but in single where channels are innermost.
+            given = channels_outermost(x) if x.device.type == "cpu" else x
             # With momentum 1 torch's running statistics become the batch's own: mean and variance by m - 1.
             y = torch.batch_norm(
-                x, None, None, mean, variance, True, 1.0, self.config.eps, torch.backends.cudnn.enabled
+                given, None, None, mean, variance, True, 1.0, self.config.eps, torch.backends.cudnn.enabled
             )
         with torch.no_grad():
             fraction = self.config.moving_average_fraction

@@ -27,6 +27,7 @@ from fcnproto.net import calling
 from fcnproto.net import params as binding
 from fcnproto.net import shapes as sizing
 from fcnproto.net.calling import Outputs, Term
+from fcnproto.net.locking import Lock
 from fcnproto.net.params import LearnableParam
 from fcnproto.net.plan import Plan, make_plan
 from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_weights, warn_missing
@@ -95,6 +96,7 @@ class Net(nn.Module):
         self._unfilled = {(ref.layer, ref.index) for ref in self._param_refs}
         self._index_inputs = binding.index_inputs(self.graph, layers)
         self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
+        self._planning = Lock()
         # Of the class and not of the object: a property that can't be computed yet counts as taken.
         self._module_names: list[str] = []
         self._module_names = binding.module_names(layers, lambda name: name in self.__dict__ or hasattr(Net, name))
@@ -224,10 +226,13 @@ class Net(nn.Module):
         key = (inputs, blobs)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self.plan(inputs, blobs)
-            if self.transform is not None:
-                plan = replace(plan, module=self.transform(plan.module))
-            self._plans[key] = plan
+            with self._planning:  # several threads may call; torch's tracers see no lock where the plan is there
+                plan = self._plans.get(key)
+                if plan is None:
+                    plan = self.plan(inputs, blobs)
+                    if self.transform is not None:
+                        plan = replace(plan, module=self.transform(plan.module))
+                    self._plans[key] = plan
         return plan
 
     def plan(self, inputs: Sequence[str] | str, blobs: Sequence[str] | str = ()) -> Plan:
@@ -364,7 +369,7 @@ class Net(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        state["_plans"] = {}
+        state |= {"_plans": {}, "_planning": Lock()}
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Net:

@@ -97,9 +97,8 @@ class FoldedChain(nn.Module):
         self._steps = list(steps)  # the layers belong to the net
         self.taps = tuple(taps)
         self._watch = watch
-        self._watched = 0  # so many steps have shaped a kept border map
-        self._generations: tuple[int, ...] = ()
-        self._sizes: Latest[tuple[int, int], tuple[_Layout, _Surroundings]] = Latest(_SIZES_KEPT, _BYTES_KEPT)
+        self._sizes: Latest[tuple[int, int], tuple[tuple[int, ...], _Layout, _Surroundings]]
+        self._sizes = Latest(_SIZES_KEPT, _BYTES_KEPT)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         blobs = [step.layer.blob(k) for step in self._steps for k in range(len(step.layer.blob_names))]
@@ -170,26 +169,23 @@ class FoldedChain(nn.Module):
         return tuple(wanted[i] for i in self.taps)
 
     def _kept(self, height: int, width: int) -> tuple[_Layout, _Surroundings]:
-        """Layout and surroundings for a size, made anew if weights have changed."""
-        generations = tuple(map(self._watch.generation, self._steps[: self._watched]))
-        if generations != self._generations:
-            self._sizes.clear()
-            self._generations = generations
+        """Layout and surroundings for a size, made anew if weights have changed since they were made."""
         found = self._sizes.get((height, width))
-        if found is None:
-            layout = self._layout(height, width)
-            self._watch_steps(layout.depth)
-            with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, training could not use
-                around = self._surroundings(layout, (height, width))
-            found = layout, around
-            self._sizes.put((height, width), found, sum(x.numel() * x.element_size() for x in around.borders.values()))
-        return found
+        layout = self._layout(height, width) if found is None else found[1]
+        generations = self._generations(layout.depth)
+        if found is not None and found[0] == generations:
+            return found[1:]
+        with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, training could not use
+            around = self._surroundings(layout, (height, width))
+        size = sum(x.numel() * x.element_size() for x in around.borders.values())
+        self._sizes.put((height, width), (generations, layout, around), size)
+        return layout, around
 
-    def _watch_steps(self, depth: int) -> None:
-        for step in self._steps[self._watched : depth]:
+    def _generations(self, depth: int) -> tuple[int, ...]:
+        """The generations of the weights that shape the border maps of the first `depth` steps."""
+        for step in self._steps[:depth]:
             self._watch.add(step, step.sources)
-            self._generations += (self._watch.generation(step),)
-        self._watched = max(self._watched, depth)
+        return tuple(map(self._watch.generation, self._steps[:depth]))
 
     def _sweeps(self, axis: int) -> list[Sweep | None]:
         return [step.sweeps[axis] for step in self._steps]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fcnproto.errors import FcnprotoWarning
+from fcnproto.net.locking import Lock
 from fcnproto.passes.keeping import Latest
 
 Run = Callable[..., Sequence[Tensor]]
@@ -39,10 +40,15 @@ class GraphedPlan(nn.Module):
         self._seen: Hashable = None
         self._runs: Latest[Hashable, Run] = Latest(_SIZES_KEPT)
         self._refused = False
+        self._lock = Lock()
 
     def forward(self, *values: Tensor) -> Any:
         if self._refused or torch.is_grad_enabled() or (self._needs_cuda and not all(v.is_cuda for v in values)):
             return self.module(*values)
+        with self._lock:  # a recording has one set of inputs, and several threads may call
+            return self._replayed(values)
+
+    def _replayed(self, values: Sequence[Tensor]) -> Any:
         state = self._state()
         if state != self._seen:
             self._runs.clear()

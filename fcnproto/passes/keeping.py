@@ -7,7 +7,6 @@ takes less than a hundredth of a call's time.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
@@ -15,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from fcnproto.net.locking import Lock
 from fcnproto.net.memory import Room
 
 _Kept = TypeVar("_Kept")
@@ -26,10 +26,13 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Watch:
     """Groups of tensors, by key, whose changes count.
 
-    One watch serves all plans of a net, so that a layer's derived weights are kept once.
+    One watch serves all plans of a net, so that a layer's derived weights are kept once. Several threads may use it at
+    once, also while others write to the tensors: a call may then see some of them changed and others not, but never
+    keeps what was made from earlier values for a later call.
     """
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._sources: dict[Hashable, Callable[[], Sequence[Tensor]]] = {}
         self._seen: dict[Hashable, _Signature] = {}
         self._generations: dict[Hashable, int] = {}
@@ -39,10 +42,11 @@ class Watch:
 
     def add(self, key: Hashable, sources: Callable[[], Sequence[Tensor]]) -> None:
         """Watch the tensors that `sources` names at the time of each look, from now on."""
-        if key not in self._sources:
-            self._seen |= self._signatures({key: sources})
-            self._generations.setdefault(key, 0)
-            self._sources[key] = sources  # last: another thread that looks finds the rest
+        with self._lock:
+            if key not in self._sources:
+                self._seen |= self._signatures({key: sources})
+                self._generations[key] = 0
+                self._sources[key] = sources
 
     def generation(self, key: Hashable) -> int:
         """How often `look` has found the tensors of a group changed."""
@@ -51,35 +55,38 @@ class Watch:
     @property
     def changes(self) -> int:
         """How many changes of groups `look` has found in all."""
-        return sum(self._generations.values())
+        with self._lock:
+            return sum(self._generations.values())
 
     def derived(
         self, key: Hashable, make: Callable[[], _Kept], sources: Callable[[], Sequence[Tensor]]
     ) -> Derived[_Kept]:
         """The value called `key`, made from `sources`: one for all who ask for that key."""
-        if key not in self._derived:
-            self.add(key, sources)
-            self._derived.setdefault(key, Derived(make, self, key))
-        return self._derived[key]  # type: ignore[return-value]
+        with self._lock:
+            if key not in self._derived:
+                self.add(key, sources)
+                self._derived[key] = Derived(make, self, key)
+            return self._derived[key]  # type: ignore[return-value]
 
     def look(self) -> None:
         """Find out which tensors have been written to, moved or replaced since the last look."""
-        found = self._signatures(dict(self._sources))
-        for key, signature in found.items():
-            if signature != self._seen[key]:
-                self._generations[key] += 1
-        self._seen |= found
+        with self._lock:  # as a whole: of two looks at once, the one that read earlier must not have the last word
+            found = self._signatures(self._sources)
+            for key, signature in found.items():
+                if signature != self._seen[key]:
+                    self._generations[key] += 1
+            self._seen |= found
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _signatures(self, sources: Mapping[Hashable, Callable[[], Sequence[Tensor]]]) -> dict[Hashable, _Signature]:
-        groups = {key: [tensor.detach() for tensor in name()] for key, name in sources.items()}
-        different = {_version(tensor): tensor for tensors in groups.values() for tensor in tensors}
-        bits = dict(zip(different, self._fingerprints(list(different.values())), strict=True))
-        return {
-            key: tuple((version, bits[version]) for version in map(_version, tensors))
-            for key, tensors in groups.items()
+        # Versions are read once and before the bits: what is written in between shows at the next look.
+        groups = {
+            key: [(_version(tensor), tensor) for tensor in map(Tensor.detach, name())] for key, name in sources.items()
         }
+        different = {version: tensor for versions in groups.values() for version, tensor in versions}
+        bits = dict(zip(different, self._fingerprints(list(different.values())), strict=True))
+        return {key: tuple((version, bits[version]) for version, _ in versions) for key, versions in groups.items()}
 
     def _fingerprints(self, tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
         """For every tensor the sum of its bits (any one change shows) and a sum with random factors (order shows)."""
@@ -107,55 +114,64 @@ class Derived(Generic[_Kept]):
 
     def __init__(self, make: Callable[[], _Kept], watch: Watch, key: Hashable) -> None:
         self._make, self._watch, self._key = make, watch, key
-        self._generation = -1
-        self._value: _Kept
-        self._lock = threading.Lock()  # several threads may run a net's layers
+        self._kept: tuple[int, _Kept] | None = None  # with the generation of the tensors that it was made from
+        self._lock = Lock()
 
     @property
     def value(self) -> _Kept:
         """The value for the tensors as the watch saw them last."""
         with self._lock:
-            if self._generation != self._watch.generation(self._key):
+            # Asked for before it is made: a change while it is made belongs to the next generation.
+            generation = self._watch.generation(self._key)
+            if self._kept is None or self._kept[0] != generation:
                 # Tensors made in inference mode could not be used in training later on.
                 with torch.inference_mode(False), torch.no_grad():
-                    self._value = self._make()
-                self._generation = self._watch.generation(self._key)
-            return self._value
+                    self._kept = generation, self._make()
+            return self._kept[1]
 
 
 class Latest(Generic[_Key, _Kept]):
-    """Values for the latest keys, at most `most` of them and of `limit` bytes in all (but always the latest one)."""
+    """Values for the latest keys, at most `most` of them and of `limit` bytes in all (but always the latest one).
+
+    Several threads may ask and keep at once.
+    """
 
     def __init__(self, most: int, limit: int | None = None) -> None:
         self._most, self._limit = most, limit
         self._values: OrderedDict[_Key, tuple[_Kept, int]] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._values)
 
     def get(self, key: _Key) -> _Kept | None:
         """The value, from now on the latest; None if it isn't kept."""
-        if key not in self._values:
-            return None
-        self._values.move_to_end(key)
-        return self._values[key][0]
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
 
     def put(self, key: _Key, value: _Kept, size: int = 0) -> None:
         """Keep a value of `size` bytes; the oldest ones go."""
-        self._values[key] = (value, size)
-        while len(self._values) > self._most or (
-            self._limit is not None and len(self._values) > 1 and self.size > self._limit
-        ):
-            self._values.popitem(last=False)
+        with self._lock:
+            self._values[key] = (value, size)
+            self._values.move_to_end(key)
+            while len(self._values) > self._most or (
+                self._limit is not None and len(self._values) > 1 and self.size > self._limit
+            ):
+                self._values.popitem(last=False)
 
     @property
     def size(self) -> int:
         """Bytes kept."""
-        return sum(size for _, size in self._values.values())
+        with self._lock:
+            return sum(size for _, size in self._values.values())
 
     def clear(self) -> None:
         """Forget all."""
-        self._values.clear()
+        with self._lock:
+            self._values.clear()
 
 
 def _version(tensor: Tensor) -> tuple[object, ...]:

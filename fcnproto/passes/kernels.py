@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
-from fcnproto.layers.convolution import Convolution
+from fcnproto.layers.convolution import Convolution, needs_channels_outermost
+from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.layers.pooling import Pooling, Windows, looks_finite
 from fcnproto.passes import products, winograd
@@ -140,10 +141,14 @@ class FastConvolution(nn.Module):
         """The convolution with another bias and padding."""
         window = self.layer.window
         dtype = product_dtype(x.device, x.dtype)
-        x = channels_last(x.to(dtype))
+        x = x.to(dtype)
         if torch.is_grad_enabled():
-            weight = channels_last(self.weight_and_bias()[0])
-        elif self._suits_winograd(x, pad):
+            weight = self.weight_and_bias()[0]
+            arrange = channels_outermost if needs_channels_outermost(x, weight, window.stride) else channels_last
+            x, weight = arrange(x), arrange(weight)
+            return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
+        x = channels_last(x)
+        if self._suits_winograd(x, pad):
             return winograd.convolve(x, self._transformed(), bias, pad, self._watch.room)
         else:
             weight = self._kept(dtype)[0]

@@ -59,13 +59,14 @@ class OptimizedNet(Net):
     def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
         training = tuple(layer.training for layer in self.layers)
         key = (inputs, blobs, training)
-        plan = self._fast_plans.get(key)
-        if plan is None:
-            plan = rewrite(self.plan(inputs, blobs), self._watch)
-            if self.cuda_graphs and not any(training):
-                graphed: Any = GraphedPlan(plan.module, self._state)
-                plan = replace(plan, module=graphed)
-            self._fast_plans.put(key, plan)
+        with self._planning:
+            plan = self._fast_plans.get(key)
+            if plan is None:
+                plan = rewrite(self.plan(inputs, blobs), self._watch)
+                if self.cuda_graphs and not any(training):
+                    graphed: Any = GraphedPlan(plan.module, self._state)
+                    plan = replace(plan, module=graphed)
+                self._fast_plans.put(key, plan)
         self._watch.look()
         return plan
 

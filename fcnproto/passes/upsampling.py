@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcnproto.layers.convolution import Deconvolution
+from fcnproto.layers.convolution import Deconvolution, needs_channels_outermost
+from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.pooling import looks_finite
 from fcnproto.layers.shaping import Crop
 from fcnproto.passes.keeping import Watch
@@ -45,15 +46,16 @@ class FastDeconvolution(nn.Module):
             failing: Tensor = crop(x.new_empty(full), reference)
             return failing
         read, kept = [], []
-        for axis, offset in crop.offsets(x.shape):
-            n = reference.shape[axis]
+        wanted = dict(crop.offsets(full))
+        for axis in (2, 3):
+            offset, n = (wanted[axis], reference.shape[axis]) if axis in wanted else (0, full[axis])
             extent, stride, pad = (values[axis - 2] for values in (window.extent, window.stride, window.pad))
             begin = max(0, -(-(offset + pad - extent + 1) // stride))  # the inputs that reach what is kept
             read.append(slice(begin, (offset + n - 1 + pad) // stride + 1))
             kept.append(slice(offset + pad - begin * stride, offset + pad - begin * stride + n))
         x = x[:, :, read[0], read[1]].contiguous()
         if self._suits_lines(x):
-            return self._along_lines(x, [part.start for part in kept], reference.shape[2:4])
+            return self._along_lines(x, [part.start for part in kept], [part.stop - part.start for part in kept])
         return self._deconvolve(x, (0, 0))[:, :, kept[0], kept[1]]
 
     def _deconvolve(self, x: Tensor, pad: Sequence[int]) -> Tensor:
@@ -62,6 +64,8 @@ class FastDeconvolution(nn.Module):
         diagonal = None if needs_gradient(weight) else self._diagonal.value
         if diagonal is not None:
             weight, groups = diagonal, x.shape[1]
+        if needs_channels_outermost(x, weight, window.stride, transposed=True):
+            x, weight = channels_outermost(x), channels_outermost(weight)
         return F.conv_transpose2d(
             x, weight, layer.optional_blob(1), window.stride, tuple(pad), 0, groups, window.dilation
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from golden_cases import deviation
+from google.protobuf import text_format
 
 import fcnproto
 from fcnproto.passes.upsampling import FastDeconvolution
@@ -44,6 +45,35 @@ def keep_diagonal(net: fcnproto.Net) -> None:
 def inputs(net: fcnproto.Net, batch: int = 2, height: int = 8, width: int = 7) -> dict[str, torch.Tensor]:
     x = {"x": torch.randn(batch, 5, height, width)}
     return x | ({"r": torch.zeros(batch, 5, 8, 7)} if "r" in net.inputs else {})
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3, -1])
+@pytest.mark.parametrize("settings", SETTINGS)
+@torch.no_grad()
+def test_crops_along_some_axes_alone(settings: str, axis: int) -> None:
+    net = net_of(settings, crop=False)
+    height, width = net.layer("d").top_shapes([(1, 5, 8, 7)])[0][2:]  # type: ignore[index]
+    text = text_format.MessageToString(net.layer("d").param)
+    shapes = {1: (5, height - 1, width - 2), 2: (9, height - 1, width - 2), 3: (9, 1, width - 2), -1: (9, 1, width - 2)}
+    reference = "".join(f" dim: {n}" for n in (1, *shapes[axis]))
+    torch.manual_seed(0)
+    cropped = fcnproto.load(
+        parse(
+            f"""
+      layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 1 dim: 5 dim: 8 dim: 7 }} }} }}
+      layer {{ name: "r" type: "Input" top: "r" input_param {{ shape {{ {reference} }} }} }}
+      layer {{ {text} }}
+      layer {{ name: "k" type: "Crop" bottom: "y" bottom: "r" top: "k" crop_param {{ axis: {axis} {"offset: 0" * (axis == 1)}
+        {"offset: 1" * (axis != 1)} }} }}""",
+            caffe_pb2.NetParameter,
+        )
+    )
+    if "bilinear" in settings and cropped.params["d"][0].shape[1] > 1:
+        keep_diagonal(cropped)
+    values = {"x": torch.randn(1, 5, 8, 7), "r": torch.zeros(1, *shapes[axis])}
+    plain, ours = cropped(values)["k"], fcnproto.optimize(cropped)(values)["k"]
+    assert ours.shape == plain.shape
+    assert deviation(ours, plain) <= 1e-6
 
 
 @pytest.fixture
