@@ -266,7 +266,7 @@ def test_layers_that_nobody_reads_still_run(tmp_path: Path, monkeypatch: pytest.
         layer { name: "o" type: "HDF5Output" bottom: "i" bottom: "l" hdf5_output_param { file_name: "o.h5" } }
         """
     )
-    net = fcnproto.load(tmp_path / "net.prototxt")
+    net = fcnproto.load(tmp_path / "net.prototxt", allow_writes=True)
     fcnproto.optimize(net)(x=torch.randn(1, 3, 30, 30), l=torch.zeros(1, 1, 1, 1))
     assert (tmp_path / "o.h5").exists()
 
