@@ -6,12 +6,15 @@ Read in the order of the keys' bytes ("10" before "9"), wrapping around at the e
 from __future__ import annotations
 
 import os
+import struct
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fcnproto.errors import DataError
+from fcnproto.escaping import printable
 from fcnproto.schema import caffe_pb2
 
 Record = tuple[bytes, bytes]
@@ -42,6 +45,9 @@ class Records(ABC):
 
     def _empty(self) -> DataError:
         return DataError(f"{self.path}: the database is empty")
+
+    def _damaged(self, reason: str) -> DataError:
+        return DataError(f"{self.path}: the database is damaged ({reason})")
 
 
 def open_records(path: str, backend: int = caffe_pb2.DataParameter.LMDB) -> Records:
@@ -108,24 +114,54 @@ class _LMDB(Records):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         lmdb = import_lmdb()
+        self._error = lmdb.Error
         options = {"readonly": True, "lock": False, "create": False, "readahead": False, "subdir": os.path.isdir(path)}
+        check_lmdb_size(path)
         try:
             self._database: _Open | None = _shared(path, lambda: lmdb.open(path, **options))
+            self._transaction = self._database.handle.begin(buffers=False)
+            self._cursor = self._transaction.cursor()
+            self._entries = self.count()
         except lmdb.Error as error:
             raise DataError(f"{path}: not a readable LMDB ({error})") from error
-        self._transaction = self._database.handle.begin(buffers=False)
-        self._cursor = self._transaction.cursor()
+        self._passed: int | None = None
+        """Records passed since the first one; None where reading began elsewhere."""
+        self._key = b""
 
     def seek(self, key: bytes | None) -> Record:
-        found = self._cursor.first() if key is None else self._cursor.set_range(key) or self._cursor.first()
-        if not found:
-            raise self._empty()
-        return self._cursor.item()
+        with self._damage():
+            found = key is not None and self._cursor.set_range(key)
+            return self._item(None) if found else self._first()
 
     def next(self) -> Record:
-        if not (self._cursor.next() or self._cursor.first()):
+        with self._damage():
+            if self._cursor.next():
+                return self._item(None if self._passed is None else self._passed + 1)
+            if self._passed is not None and self._passed != self._entries:
+                raise self._damaged(f"it says to have {self._entries} records, {self._passed} are found")
+            return self._first()
+
+    def _first(self) -> Record:
+        self._key = b""
+        if not self._cursor.first():
+            if self._entries:
+                raise self._damaged(f"it says to have {self._entries} records, none is found")
             raise self._empty()
-        return self._cursor.item()
+        return self._item(1)
+
+    def _item(self, passed: int | None) -> Record:
+        key, value = self._cursor.item()
+        if passed is not None and passed != 1 and key <= self._key:
+            raise self._damaged(f"record {printable(repr(key))} follows {printable(repr(self._key))}")
+        self._key, self._passed = key, passed
+        return key, value
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise self._damaged(str(error)) from error
 
     def count(self) -> int:
         assert self._database is not None
@@ -137,26 +173,61 @@ class _LMDB(Records):
         self._database = None
 
 
+def check_lmdb_size(path: str) -> None:
+    """`DataError` for an LMDB whose file is shorter than its own first pages say.
+
+    LMDB maps the file and would go beyond its end, by which the process dies.
+    """
+    file = os.path.join(path, "data.mdb") if os.path.isdir(path) else path
+    try:
+        size = os.path.getsize(file)
+        with open(file, "rb") as opened:
+            head = opened.read(_LMDB_META.size)
+            page = _LMDB_META.unpack(head)[3] if len(head) == _LMDB_META.size else 0
+            opened.seek(page if 256 <= page <= 1 << 16 else 0)
+            pair = [head, opened.read(_LMDB_META.size)]
+    except FileNotFoundError:
+        return  # said by who opens it
+    except OSError as error:
+        raise DataError(f"{file}: can't be read: {error.strerror or error}") from None
+    found = [_LMDB_META.unpack(meta) for meta in pair if len(meta) == _LMDB_META.size]
+    pages = [(transaction, last) for magic, _, _, _, last, transaction in found if magic == _LMDB_MAGIC]
+    if not pages or not page:
+        raise DataError(f"{file}: not a readable LMDB (its first page is none of an LMDB's)")
+    needed = (max(pages)[1] + 1) * page
+    if size < needed:
+        raise DataError(f"{file}: the file is cut off: it says to have {needed:,} bytes, {size:,} are there")
+
+
+# Of a page that describes the database: after 16 bytes of its head a magic number, the version, address and size of the
+# map, two trees of 48 bytes (the first begins with the size of a page), the last page's number, the transaction's.
+_LMDB_META = struct.Struct("<16x I I 8x Q I 92x Q Q")
+_LMDB_MAGIC = 0xBEEFC0DE
+
+
 class _LevelDB(Records):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         plyvel = import_plyvel(path)
+        self._errors = (plyvel.Error, OSError)
         try:
-            self._database: _Open | None = _shared(path, lambda: plyvel.DB(path, create_if_missing=False))
-        except (plyvel.Error, OSError) as error:
+            self._database: _Open | None = _shared(path, lambda: _open_leveldb(plyvel, path))
+            self._iterator = self._database.handle.raw_iterator(verify_checksums=True)
+        except self._errors as error:
             raise DataError(f"{path}: not a readable LevelDB ({error})") from error
-        self._iterator = self._database.handle.raw_iterator()
 
     def seek(self, key: bytes | None) -> Record:
-        if key is None:
-            self._iterator.seek_to_first()
-        else:
-            self._iterator.seek(key)
-        return self._item()
+        with self._damage():
+            if key is None:
+                self._iterator.seek_to_first()
+            else:
+                self._iterator.seek(key)
+            return self._item()
 
     def next(self) -> Record:
-        self._iterator.next()
-        return self._item()
+        with self._damage():
+            self._iterator.next()
+            return self._item()
 
     def _item(self) -> Record:
         if not self._iterator.valid():
@@ -165,11 +236,95 @@ class _LevelDB(Records):
                 raise self._empty()
         return self._iterator.key(), self._iterator.value()
 
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            raise self._damaged(str(error)) from error
+
     def count(self) -> int:
         assert self._database is not None
-        with self._database.handle.iterator(include_value=False) as keys:
+        with self._damage(), self._database.handle.iterator(include_value=False, verify_checksums=True) as keys:
             return sum(1 for _ in keys)
 
     def close(self) -> None:
         self._iterator.close()
         self._database = None
+
+
+def _open_leveldb(plyvel: Any, path: str) -> Any:
+    files = sorted(os.listdir(path))
+    newest = 0
+    for name in files:
+        if name.startswith("MANIFEST-"):
+            newest = max(newest, *(_next_file(edit) for edit in _log_entries(os.path.join(path, name))), 0)
+        elif name.endswith(".log"):
+            for _ in _log_entries(os.path.join(path, name)):
+                pass
+    for name in files:
+        number, _, kind = name.partition(".")
+        if newest and kind in ("ldb", "sst") and number.isdecimal() and int(number) >= newest:
+            raise DataError(f"{path}: the LevelDB's MANIFEST is older than {name}: it is cut off, or of another time")
+    return plyvel.DB(path, create_if_missing=False, paranoid_checks=True)
+
+
+def _log_entries(file: str) -> Iterator[bytes]:
+    """The entries of one of LevelDB's logs; `DataError` where it is cut off within one, which LevelDB drops silently.
+
+    A log is blocks of 32 KB of parts: 4 bytes of checksum, 2 of length, 1 of kind (whole, first, middle, last part).
+    """
+    cut = DataError(f"{file}: the log of the LevelDB is cut off")
+    whole = bytearray()
+    kind = _WHOLE
+    with open(file, "rb") as log:
+        while block := log.read(_LOG_BLOCK):
+            place = 0
+            while place + _LOG_HEAD <= len(block):
+                length, kind = int.from_bytes(block[place + 4 : place + 6], "little"), block[place + 6]
+                part = block[place + _LOG_HEAD : place + _LOG_HEAD + length]
+                place += _LOG_HEAD + length
+                if place > len(block):
+                    raise cut
+                if not kind and not length:  # room that was set aside and not used
+                    break
+                whole = whole + part if kind in (_MIDDLE, _LAST) else bytearray(part)
+                if kind in (_WHOLE, _LAST):
+                    yield bytes(whole)
+            else:
+                if len(block) < _LOG_BLOCK and place < len(block):
+                    raise cut
+    if kind in (_FIRST, _MIDDLE):
+        raise cut
+
+
+_LOG_BLOCK, _LOG_HEAD = 1 << 15, 7
+_WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def _next_file(edit: bytes) -> int:
+    """The number of the next file by an entry of a MANIFEST; 0 where it doesn't say, or can't be understood."""
+    place = 0
+
+    def number() -> int:
+        nonlocal place
+        value = shift = 0
+        while place < len(edit) and shift < 64:
+            byte = edit[place]
+            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                break
+        return value
+
+    while place < len(edit):
+        tag = number()
+        if tag == 3:
+            return number()
+        if tag == 1:  # the comparator's name
+            length = number()
+            place += length
+        elif tag in (2, 4, 9):  # numbers of logs and records
+            number()
+        else:
+            return 0
+    return 0

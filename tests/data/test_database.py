@@ -188,14 +188,15 @@ class LevelDB:
 
     opened: ClassVar[set[str]] = set()
 
-    def __init__(self, path: str, create_if_missing: bool) -> None:
-        assert path not in self.opened and not create_if_missing
+    def __init__(self, path: str, create_if_missing: bool, paranoid_checks: bool) -> None:
+        assert path not in self.opened and not create_if_missing and paranoid_checks
         self.opened.add(path)
         self.path = path
         datums = [array_to_datum(item, 10 + index).SerializeToString() for index, item in enumerate(ITEMS)]
         self.items = [(b"%03d" % index, datum) for index, datum in enumerate(datums)]
 
-    def raw_iterator(self) -> Cursor:
+    def raw_iterator(self, verify_checksums: bool) -> Cursor:
+        assert verify_checksums
         return Cursor(self.items)
 
     def close(self) -> None:
