@@ -27,7 +27,8 @@ PathLike = str | os.PathLike[str]
 
 STDOUT = Path("/dev/stdout")
 """The path that stands for the process's standard output, on every system."""
-_TEMPORARY = ".fcnproto.tmp"
+TEMPORARY = ".fcnproto.tmp"
+"""How the hidden names of files end that are not complete yet."""
 _STALE_SECONDS = 10.0
 """So long after its last change a temporary file without a lock is a dead process's; a living one locks it at once."""
 _DESCRIPTOR = re.compile(r"/dev/(?:(?P<name>stdin|stdout|stderr)|fd/(?P<number>\d+))$|/proc/self/fd/(?P<own>\d+)$")
@@ -148,7 +149,7 @@ def _temporary_beside(target: Path) -> tuple[int, str]:
         _tidied.add(target.parent)
         _tidy(target.parent)
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=_TEMPORARY, dir=target.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=TEMPORARY, dir=target.parent)
     except OSError as error:
         error.filename = str(target)
         raise
@@ -170,7 +171,7 @@ def _lock(descriptor: int) -> bool:
 def _tidy(folder: Path) -> None:
     """Remove the temporary files of processes that were killed in the middle of writing."""
     with suppress(OSError):
-        for left in folder.glob(f".*{_TEMPORARY}"):
+        for left in folder.glob(f".*{TEMPORARY}"):
             with suppress(OSError), open(left, "rb") as file:
                 old = time.time() - os.fstat(file.fileno()).st_mtime > _STALE_SECONDS
                 if old and _lock(file.fileno()):

@@ -34,7 +34,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
     "--snapshot",
     "state",
     type=click.Path(path_type=Path),
-    help="A .solverstate[.h5] to go on from, with its own weights.",
+    help="A .solverstate[.h5] to go on from, with its own weights; latest: the newest that is undamaged.",
 )
 @click.option("--iterations", type=click.IntRange(0), help="Stop (with a snapshot) after so many iterations.")
 @click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")

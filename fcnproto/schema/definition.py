@@ -15,7 +15,7 @@ from fcnproto.atomic import PathLike
 from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import fields_of
-from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, open_binary
+from fcnproto.schema.kinds import HEAD_BYTES, WEIGHTS, is_hdf5, open_binary
 from fcnproto.schema.upgrade import upgrade_net
 from fcnproto.schema.wire import LENGTH, Field, MessageReader, Window, encode_tag, encode_varint
 
@@ -33,7 +33,7 @@ def net_definition(path: PathLike) -> caffe_pb2.NetParameter:
     Fields that Caffe's schema doesn't have (forks add some) are told by an FcnprotoWarning and left out. WeightsError
     if the file is no caffemodel; HDF5 weights carry no definition. PrototxtError where the upgrade refuses the net."""
     name = os.fspath(path)
-    with open_binary(name, "a caffemodel") as file:
+    with open_binary(name, WEIGHTS) as file:
         if is_hdf5(file.read(HEAD_BYTES)):
             raise WeightsError(f"{name}: HDF5 weight files carry no net definition; only binary caffemodels do")
         window = Window(file, name)

@@ -42,6 +42,47 @@ def foreign_kind(head: bytes) -> str | None:
     return None
 
 
+WEIGHTS, STATE, BLOB = "a caffemodel", "a solverstate", "a .binaryproto file"
+"""The kinds of Caffe's binary files, as messages call them."""
+_ADVICE = {
+    WEIGHTS: "weights; a solver's state is the .solverstate beside them",
+    STATE: "a solver's state; its weights are in the .caffemodel beside it, training goes on from it by --snapshot",
+    BLOB: "one array, such as a mean image",
+}
+_VARINT_1, _BYTES_1, _NET_LAYER = b"\x08", b"\x0a", b"\xa2\x06"  # tags of fields 1 (two types) and 100
+
+
+def caffe_kind(head: bytes) -> str | None:
+    """Which of Caffe's binary files begins like this, None where that can't be told.
+
+    Protobuf writes fields by number. A state begins with its iteration, then the model's name; a net with its name (if
+    it has one), then layers or inputs; an array with an extent followed by another, or with its shape or values."""
+    if head.startswith(_NET_LAYER):
+        return WEIGHTS
+    if head.startswith((b"\x3a", b"\x2a")):  # shape, data
+        return BLOB
+    if head[:1] not in (_VARINT_1, _BYTES_1):
+        return None
+    value, place = 0, 1
+    for shift in range(0, 70, 7):
+        if place >= len(head) or shift == 63:
+            return None
+        value |= (head[place] & 127) << shift
+        place += 1
+        if head[place - 1] < 128:
+            break
+    if head[:1] == _BYTES_1:
+        after = head[place + value : place + value + 2]
+        return WEIGHTS if after == _NET_LAYER or after[:1] in (b"\x12", b"\x1a", b"\x22") else None
+    after = head[place : place + 1]
+    return BLOB if after == b"\x10" else STATE if after in (b"\x12", b"\x1a", b"\x20") else None
+
+
+def wrong_kind(name: str, wanted: str, found: str) -> WeightsError:
+    """The error where one of Caffe's files was given for another; both are one of the kinds above."""
+    return WeightsError(f"{name}: this is not {wanted} but {found} ({_ADVICE[found]})")
+
+
 def is_hdf5(head: bytes) -> bool:
     """Whether the file begins with HDF5's signature; Caffe decides by content too, not by the name."""
     return head.startswith(HDF5_SIGNATURE)
@@ -58,7 +99,9 @@ def looks_binary(head: bytes) -> bool:
 
 
 def open_binary(name: str, wanted: str) -> BinaryIO:
-    """Opens a binary file unbuffered, at its start; WeightsError if it can't be one of Caffe's, saying what it is."""
+    """Opens a binary file unbuffered, at its start; WeightsError if it can't be one of Caffe's, saying what it is.
+
+    `wanted` is WEIGHTS, STATE or BLOB."""
     try:
         if os.path.isdir(name):
             raise WeightsError(f"{name}: this is a folder; {wanted} was expected")
@@ -72,5 +115,9 @@ def open_binary(name: str, wanted: str) -> BinaryIO:
     if kind is not None:
         file.close()
         raise WeightsError(f"{name}: this is not {wanted} but {kind}" if head else f"{name}: the file is empty")
+    found = caffe_kind(head)
+    if found is not None and found != wanted:
+        file.close()
+        raise wrong_kind(name, wanted, found)
     file.seek(0)
     return file  # type: ignore[return-value]

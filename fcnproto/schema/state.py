@@ -17,9 +17,9 @@ import numpy as np
 from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import WeightsError
 from fcnproto.schema.blobs import StoredBlob, encode_blob, expect, read_binary_blob, storable
-from fcnproto.schema.hdf5 import HDF5Blob, hdf5_errors, member, numbered, open_hdf5, write_dataset
+from fcnproto.schema.hdf5 import HDF5Blob, find_member, hdf5_errors, member, numbered, open_hdf5, write_dataset
 from fcnproto.schema.hdf5_writing import new_hdf5
-from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, open_binary
+from fcnproto.schema.kinds import HEAD_BYTES, STATE, WEIGHTS, is_hdf5, open_binary, wrong_kind
 from fcnproto.schema.wire import LENGTH, VARINT, MessageReader, Window, encode_tag, encode_varint, signed
 
 _MOST_BLOBS = 100_000
@@ -52,7 +52,7 @@ def open_state(path: PathLike) -> StateFile:
 
     WeightsError if it is missing, no state file, cut off or damaged."""
     name = os.fspath(path)
-    file = open_binary(name, "a solverstate")
+    file = open_binary(name, STATE)
     try:
         if not is_hdf5(file.read(HEAD_BYTES)):
             return _binary_state(Window(file, name), file.close)
@@ -62,6 +62,10 @@ def open_state(path: PathLike) -> StateFile:
     file.close()
     hdf5 = open_hdf5(name)
     try:
+        with hdf5_errors(name):
+            is_model = isinstance(find_member(hdf5, "data"), h5py.Group) and find_member(hdf5, "history") is None
+        if is_model:
+            raise wrong_kind(name, STATE, WEIGHTS)
         return _hdf5_state(hdf5, name)
     except BaseException:
         hdf5.close()

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fcnproto.errors import PrototxtError, WeightsError
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.kinds import open_binary
+from fcnproto.schema.kinds import WEIGHTS, open_binary
 from fcnproto.schema.text import parse_file
 from fcnproto.schema.upgrade import upgrade_net, upgrade_solver
 
@@ -37,7 +37,7 @@ def read_binary_net(path: PathLike) -> Message:
     """The NetParameter in a binary file with its weights, as stored. WeightsError if it is damaged or another file."""
     name = os.fspath(path)
     net = caffe_pb2.NetParameter()
-    with open_binary(name, "a caffemodel") as file:
+    with open_binary(name, WEIGHTS) as file:
         try:
             net.ParseFromString(file.read())
         except DecodeError:

@@ -22,8 +22,8 @@ from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import WeightsError
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import Array, StoredBlob, encode_blob, expect, read_binary_blob, storable
-from fcnproto.schema.hdf5 import HDF5Blob, hdf5_errors, member, numbered, open_hdf5
-from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, open_binary
+from fcnproto.schema.hdf5 import HDF5Blob, find_member, hdf5_errors, member, numbered, open_hdf5
+from fcnproto.schema.kinds import BLOB, HEAD_BYTES, STATE, WEIGHTS, is_hdf5, open_binary, wrong_kind
 from fcnproto.schema.upgrade import V1_TYPES
 from fcnproto.schema.upgrade_v0 import V0_TYPES
 from fcnproto.schema.wire import LENGTH, VARINT, Field, MessageReader, Window
@@ -68,7 +68,7 @@ def open_weights(path: PathLike) -> WeightsFile:
 
     WeightsError if the file is missing, of another kind, cut off or damaged."""
     name = os.fspath(path)
-    file = open_binary(name, "a caffemodel")
+    file = open_binary(name, WEIGHTS)
     try:
         if not is_hdf5(file.read(HEAD_BYTES)):
             layers = _BinaryNet(Window(file, name)).layers()
@@ -79,6 +79,10 @@ def open_weights(path: PathLike) -> WeightsFile:
     file.close()
     hdf5 = open_hdf5(name)
     try:
+        with hdf5_errors(name):
+            is_state = isinstance(find_member(hdf5, "history"), h5py.Group) and find_member(hdf5, "data") is None
+        if is_state:
+            raise wrong_kind(name, WEIGHTS, STATE)
         return WeightsFile(name, "hdf5", _hdf5_layers(hdf5, name), hdf5.close)
     except BaseException:
         hdf5.close()
@@ -211,7 +215,7 @@ def read_blob(path: PathLike) -> Array:
     """The array in a `.binaryproto` file, such as a mean image: float32 (float64 if stored so), its shape as stored,
     so usually (1, channels, height, width). WeightsError if it is not such a file."""
     name = os.fspath(path)
-    with open_binary(name, "a .binaryproto file") as file:
+    with open_binary(name, BLOB) as file:
         window = Window(file, name)
         blob = read_binary_blob(window, 0, window.size, "the blob")
         if not blob.stored:

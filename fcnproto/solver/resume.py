@@ -1,12 +1,14 @@
 """What a solver state of Caffe's lacks to go on exactly as if nothing had happened, as a small JSON file beside it.
 
 Random states, data positions, states of recurrent layers and the window of the displayed loss, for every worker. Caffe
-ignores the file; without it (or where it doesn't fit) a restored run starts these afresh, as Caffe does.
+ignores the file; without it (or where it doesn't fit) a restored run starts these afresh, as Caffe does. The checksums
+of model and state are in it, too: a file that has changed since is not trained on without a word.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import random
 import warnings
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.atomic import atomic_write
-from fcnproto.errors import FcnprotoWarning
+from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.layers.source import python_random_state, set_python_random_state
 from fcnproto.net import Net
 
@@ -96,10 +98,47 @@ def path_beside(state: Path) -> Path:
     return state.with_name(state.name.removesuffix(".h5").removesuffix(".solverstate") + SUFFIX)
 
 
-def write(path: Path, iteration: int, workers: Sequence[dict[str, Any]]) -> None:
-    """Write the states of all workers, by rank."""
+def checksum(path: Path, named: Path) -> dict[str, Any]:
+    """What a file holds, in short; `named` is the name that it will have."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+            size += len(part)
+    return {"name": named.name, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def write(path: Path, iteration: int, workers: Sequence[dict[str, Any]], files: dict[str, dict[str, Any]]) -> None:
+    """Write the states of all workers, by rank, and the checksums of the snapshot's "model" and "state"."""
+    content = {"version": VERSION, "iteration": iteration, "files": files, "workers": list(workers)}
     with atomic_write(path, "w") as file:
-        json.dump({"version": VERSION, "iteration": iteration, "workers": list(workers)}, file)
+        json.dump(content, file)
+
+
+def verify(state: Path, model: Path) -> None:
+    """Raise `WeightsError` where a file of a snapshot is not what was written, as far as its checksums are known."""
+    path = path_beside(state)
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        sums = {file: files[kind] for kind, file in (("state", state), ("model", model))}
+        written_as = str(sums[state]["name"])
+        expected = {file: (str(found["sha256"]), int(found["bytes"])) for file, found in sums.items()}
+    except _UNREADABLE:  # none, Caffe's own snapshot, or damaged, of which `read` warns
+        return
+    if written_as.endswith(".h5") != state.name.endswith(".h5"):  # of the same iteration's snapshot in the other format
+        return
+    for file, (digest, size) in expected.items():
+        found = checksum(file, file)
+        if (found["sha256"], found["bytes"]) != (digest, size):
+            has = f"has {found['bytes']} bytes of {size}" if found["bytes"] != size else "has other content"
+            raise WeightsError(
+                f"{file}: damaged or changed since the snapshot was written ({has}, by the checksums in {path}; "
+                "delete that file to take this one as it is)"
+            )
+
+
+# What reading and taking apart a JSON file raises where it is missing, damaged or something else.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 def read(path: Path, iteration: int, rank: int, workers: int) -> dict[str, Any] | None:
@@ -108,14 +147,17 @@ def read(path: Path, iteration: int, rank: int, workers: int) -> dict[str, Any] 
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         content, reason = {}, str(error)
     else:
         reason = _misfit(content, iteration, workers)
     if reason:
         warn_useless(path, reason)
         return None
-    state: dict[str, Any] = content["workers"][rank]
+    state = content["workers"][rank]
+    if not isinstance(state, dict):
+        warn_useless(path, "it is damaged")
+        return None
     return state
 
 

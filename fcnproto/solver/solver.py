@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcnproto.errors import DataError
 from fcnproto.escaping import printable
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
@@ -30,6 +29,9 @@ from fcnproto.solver.policies import LearningRatePolicy
 from fcnproto.solver.testing import loss_weights, run_test
 
 PathLike = str | os.PathLike[str]
+
+LATEST = "latest"
+"""In the place of a solver state: the newest one that is all right."""
 
 
 class Solver:
@@ -327,8 +329,14 @@ class Solver:
     def restore(self, path: PathLike) -> None:
         """Go on from a solver state, Caffe's or our own, and its model.
 
+        "latest" is the newest snapshot under the solver's prefix that is all right; those passed over are told.
+
         Raises `WeightsError` where one is damaged or missing, `SolverError` where it is of another solver or net.
         """
+        if os.fspath(path) == LATEST and not os.path.exists(path):
+            path, passed_over = snapshots.latest(nets.snapshot_prefix(self.param, self._file))
+            for reason in passed_over:
+                settings.warn(f"snapshot passed over: {reason}")
         opened, model = snapshots.open_snapshot(Path(path))
         with opened as state:
             # All that can be wrong with the state shows before the first value is changed.
@@ -344,10 +352,12 @@ class Solver:
         side = resume.path_beside(Path(path))
         worker = resume.read(side, self.iter, distributed.rank(), distributed.world_size())
         if worker is not None:
+            before = self._resume_state()
             try:
                 self._set_resume_state(worker)
-            except (DataError, IndexError, KeyError, TypeError, ValueError) as error:
-                resume.warn_useless(side, str(error))
+            except Exception as error:  # the file may hold anything, and every layer has its own way to refuse it
+                resume.warn_useless(side, " ".join(str(error).split()) or type(error).__name__)
+                self._set_resume_state(before)
         self.last_snapshot = str(path)
 
     def _current_step(self) -> int:

@@ -58,7 +58,7 @@ def _error(path: Path, content: bytes) -> str:
         (bytes(5000), "damaged, or no file of Caffe's"),
         (b"\xff" * 5000, "damaged, or no file of Caffe's"),
         (field(1, "only a name"), "there is no layer in it"),
-        (field(1, 3) + field(2, "x"), "damaged, or no file of Caffe's: at byte 0"),
+        (field(1, 3) + field(2, "x"), "not a caffemodel but a solverstate"),
         (GOOD[:-1], "cut off"),
         (GOOD[: len(GOOD) // 2], "cut off"),
         (GOOD + tag(100, 2) + varint(1 << 62), "cut off"),
@@ -94,13 +94,16 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_solver_state_and_mean_instead_of_weights() -> None:
     state = next(group_folder("snapshots").rglob("*.solverstate"))
-    with pytest.raises(WeightsError, match="no file of Caffe's"):
+    with pytest.raises(
+        WeightsError, match=r"not a caffemodel but a solverstate \(a solver's state; its weights are in"
+    ):
         open_weights(state)
     weights = next(group_folder("snapshots").rglob("*.caffemodel"))
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError, match=r"not a solverstate but a caffemodel \(weights; "):
         open_state(weights)
-    with pytest.raises(WeightsError):
-        read_blob(weights)
+    for path, kind in ((weights, "caffemodel"), (state, "solverstate")):
+        with pytest.raises(WeightsError, match=f"not a .binaryproto file but a {kind}"):
+            read_blob(path)
 
 
 def test_every_truncation_of_a_file(tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def outcome(folder: Path, state: Path) -> Outcome:
     solver.restore(state)
     weights = [entry.tensor.detach().numpy().tobytes() for entry in solver.net.learnable]
     history = [blob.numpy().tobytes() for blob in solver.optimizer.history]
-    return weights, history, json.loads(resume.path_beside(state).read_text())
+    forgotten = json.loads(resume.path_beside(state).read_text())
+    del forgotten["files"]  # checksums; the state holds its model's path
+    return weights, history, forgotten
 
 
 def compare(folder: Path, kind: str, undisturbed: dict[str, Outcome]) -> None:

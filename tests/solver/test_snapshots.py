@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from solver_toy import equal, messages, values
 import fcnproto
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_solver
-from fcnproto.solver import Listener, Solver
+from fcnproto.solver import Listener, Solver, snapshots
 
 
 @pytest.mark.parametrize("hdf5", [False, True])
@@ -106,6 +107,7 @@ def test_history_of_an_old_state_with_four_axes(tmp_path: Path) -> None:
         blob.ClearField("shape")
         blob.num, blob.channels, blob.height, blob.width = extents
     path.write_bytes(state.SerializeToString())
+    (tmp_path / "snap_iter_2.resume.json").unlink()  # Caffe's own snapshots have none
     fresh = Solver(tmp_path / "solver.prototxt")
     fresh.restore(path)
     assert equal(fresh.optimizer.history, solver.optimizer.history)
@@ -252,3 +254,135 @@ def test_a_restored_run_repeats_the_test_of_its_iteration(tmp_path: Path) -> Non
     assert [iteration for iteration, _ in whole.found] == [0, 2, 4]
     assert resumed.found == whole.found[1:]
     assert equal(values(first), values(second))
+
+
+@pytest.mark.parametrize("hdf5", [False, True])
+def test_changed_files_are_refused(tmp_path: Path, hdf5: bool) -> None:
+    """One bit of a value, which every check of structure lets pass; without checksums (as of Caffe's own) it does."""
+    form = caffe_pb2.SolverParameter.HDF5 if hdf5 else caffe_pb2.SolverParameter.BINARYPROTO
+    solver = Solver(toy.write(tmp_path, snapshot_format=form))
+    solver.step(2)
+    state = Path(solver.snapshot())
+    model = state.with_name(state.name.replace("solverstate", "caffemodel"))
+    values_in = {
+        model: solver.net.params["conv"][0].detach().numpy().tobytes(),
+        state: solver.optimizer.history[0].numpy().tobytes(),
+    }
+    for file, stored in values_in.items():
+        whole = file.read_bytes()
+        place = whole.index(stored)
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(fcnproto.WeightsError, match=f"{file.name}: damaged or changed since .* other content"):
+            Solver(tmp_path / "solver.prototxt").restore(state)
+        file.write_bytes(whole)
+    Solver(tmp_path / "solver.prototxt").restore(state)
+    resume_file = tmp_path / "snap_iter_2.resume.json"
+    resume_file.unlink()
+    model.write_bytes(model.read_bytes()[:-1] + b"\0")
+    Solver(tmp_path / "solver.prototxt").restore(state)
+
+
+def test_what_reads_back_wrong_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(1)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    write = snapshots.write_state
+
+    def forgetful(path: Path, iteration: int, model: str, step: int, history: list[Any], hdf5: bool) -> None:
+        write(path, iteration, model, step, [np.zeros_like(value) for value in history], hdf5)
+
+    monkeypatch.setattr(snapshots, "write_state", forgetful)
+    with pytest.raises(fcnproto.WeightsError, match="history blob 0 read back is not what was written"):
+        solver.snapshot()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before and solver.last_snapshot is None
+
+
+def test_the_latest_that_is_all_right(tmp_path: Path) -> None:
+    path = toy.write(tmp_path, snapshot=1)
+    with pytest.raises(fcnproto.SolverError, match=r"no snapshot .*snap_iter_\*\.solverstate to go on from$"):
+        Solver(path).restore("latest")
+    solver = Solver(path)
+    solver.step(12)
+    state = {number: tmp_path / f"snap_iter_{number}.solverstate" for number in (12, 11, 10, 9)}
+    state[12].write_bytes(state[12].read_bytes()[:-1])
+    (tmp_path / "snap_iter_11.caffemodel").unlink()
+    model = tmp_path / "snap_iter_10.caffemodel"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    fresh = Solver(path)
+    with pytest.warns(fcnproto.FcnprotoWarning, match="passed over") as told:
+        fresh.restore("latest")
+    assert fresh.iter == 9 and fresh.last_snapshot == str(state[9])
+    reasons = [str(one.message) for one in told]
+    for reason, words in zip(
+        reasons, (state[12].name, "its model .* is neither", f"{model.name}: damaged"), strict=True
+    ):
+        assert re.search(words, reason)
+    for name in tmp_path.glob("snap_iter_*.caffemodel"):
+        name.unlink()
+    with pytest.raises(fcnproto.SolverError, match="to go on from: .*neither"):
+        Solver(path).restore("latest")
+
+
+RESUME = "snap_iter_1.resume.json"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"[" * 100_000,
+        b'{"version": 1, "iteration": 1, "workers": [5]}',
+        b'{"version": 1, "iteration": 1, "workers": [{}], "files": 3}',
+        b'{"version": 1, "iteration": 1, "workers": [{}], "files": {"state": {"name": 1, "sha256": 2, "bytes": "x"}}}',
+    ],
+)
+def test_damaged_side_files_are_one_warning(tmp_path: Path, content: bytes) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(1)
+    state = solver.snapshot()
+    (tmp_path / RESUME).write_bytes(content)
+    with pytest.warns(fcnproto.FcnprotoWarning, match=f"{RESUME} can't be used") as told:
+        Solver(tmp_path / "solver.prototxt").restore(state)
+    assert len(told) == 1 and "\n" not in str(told[0].message)
+
+
+def test_a_side_file_that_fits_in_part_changes_nothing(tmp_path: Path) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(1)
+    state = solver.snapshot()
+    content = json.loads((tmp_path / RESUME).read_text())
+    good = json.dumps(content)
+    random = content["workers"][0]["random"]
+    for change in (
+        {"torch": {"dtype": "|u1", "shape": [3], "data": "AAAA"}},
+        {"torch": {"dtype": "|O", "shape": [3], "data": "AAAA"}},
+        {"torch": {"dtype": "|u1", "shape": [10**18], "data": "AAAA"}},
+        {"numpy": 5},
+        {"python": "x"},
+    ):
+        content["workers"][0]["random"] = {**random, **change}
+        (tmp_path / RESUME).write_text(json.dumps(content))
+        fresh = Solver(tmp_path / "solver.prototxt")
+        before = torch.get_rng_state()
+        with pytest.warns(fcnproto.FcnprotoWarning, match="can't be used"):
+            fresh.restore(state)
+        assert torch.equal(before, torch.get_rng_state())
+    (tmp_path / RESUME).write_text(good)
+    Solver(tmp_path / "solver.prototxt").restore(state)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "5", "[5]", '["ab"]', '[["../x", "y"]]', '[["a", "b"]]', "[[1, 2]]", "[" * 99999]
+)
+def test_a_damaged_list_of_renames(tmp_path: Path, content: str) -> None:
+    solver = Solver(toy.write(tmp_path))
+    solver.step(1)
+    state = solver.snapshot()
+    (tmp_path / ".snap_iter_1.solverstate.pending").write_text(content)
+    with pytest.raises(fcnproto.WeightsError, match=r"snap_iter_1\.solverstate\.pending: .*delete it") as caught:
+        Solver(tmp_path / "solver.prototxt").restore(state)
+    assert "\n" not in str(caught.value)
