@@ -1,4 +1,4 @@
-"""Reading one variable out of a MATLAB file: version 5 to 7 through scipy, 7.3 through h5py."""
+"""Reading one variable out of a MATLAB file: versions 5 to 7 by `mat5.py`, 7.3 as the HDF5 file that it is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import h5py
 import numpy as np
 
+from fcnproto.data.mat5 import read_matrix
 from fcnproto.errors import DataError
 from fcnproto.schema.hdf5 import file_budget, find_member, hdf5_errors, member, open_hdf5, read_dataset
 
@@ -14,20 +15,18 @@ from fcnproto.schema.hdf5 import file_budget, find_member, hdf5_errors, member, 
 def load_variable(path: str, name: str, field: str | None = None) -> np.ndarray:
     """The matrix `name` of a .mat file, or the matrix `field` of its 1x1 struct `name`.
 
-    Raises `DataError` naming the file where it is missing, damaged or without that variable, and where scipy is needed
-    but not installed.
+    Raises `DataError` naming the file where it is missing, damaged, without that variable, or would take far more
+    memory than it has bytes.
     """
     if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
     what = name if field is None else f"{name}.{field}"
     try:
-        value = _load_hdf5(path, what) if h5py.is_hdf5(path) else _load_classic(path, name, field)
-    except DataError:
-        raise
+        value = _load_hdf5(path, what) if h5py.is_hdf5(path) else read_matrix(path, name, field)
     except KeyError:
         raise DataError(f"{path}: has no variable {what}") from None
-    except Exception as error:  # scipy and h5py raise many kinds for a damaged file
-        raise DataError(f"{path}: not a readable MATLAB file ({type(error).__name__}: {error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
     if value.ndim != 2:
         raise DataError(f"{path}: {what} has shape {value.shape}, expected a matrix")
     return value
@@ -42,16 +41,3 @@ def _load_hdf5(path: str, what: str) -> np.ndarray:
         if dataset.dtype.kind not in "fiub":
             raise DataError(f"{path}: {what} holds no numbers (its type is {dataset.dtype})")
         return read_dataset(dataset, path, file_budget(path), DataError).T
-
-
-def _load_classic(path: str, name: str, field: str | None) -> np.ndarray:
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise DataError(f"{path}: reading MATLAB files needs scipy (pip install 'fcnproto[scipy]')") from None
-    value = loadmat(path, variable_names=[name])[name]
-    if field is not None:
-        if value.dtype.names is None or field not in value.dtype.names or value.size != 1:
-            raise KeyError(field)
-        value = value.ravel()[0][field]
-    return np.asarray(value)
