@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import click
 
@@ -53,11 +52,3 @@ def one_gpu(gpu: str | None, device: str | None) -> str | None:
     if not ids or not ids[0].isdigit():
         raise UsageError(f"--gpu {gpu}: give the number of a GPU")
     return f"cuda:{ids[0]}"
-
-
-def phase_option(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    """A click callback: "train" or "test" from Caffe's TRAIN (the default) and TEST."""
-    name = (value or "TRAIN").upper()
-    if name not in ("TRAIN", "TEST"):
-        raise click.BadParameter(f"{value!r} is neither TRAIN nor TEST")
-    return name.lower()

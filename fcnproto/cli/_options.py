@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_THREADS = "Threads of torch's arithmetic.  [default: all cores]"
 CROPS = ("caffe", "aligned")
 """`fcnproto.graph.crops.CHOICES`, written here so that `--help` need not load the graph."""
 
@@ -78,6 +80,20 @@ def crops_option(function: Function) -> Function:
         help="Cut the middle out of the (scaled) image; `aligned` lets Crop layers without an offset begin where the "
         "coordinate map says (nets of 2015). Both may be given.",
     )(function)
+
+
+def threads_option(function: Function) -> Function:
+    """`--threads`: the command runs with so many."""
+
+    @click.option("--threads", "count", type=click.IntRange(min=1), metavar="N", help=_THREADS)
+    @functools.wraps(function)
+    def command(count: int | None, **values: Any) -> Any:
+        if count is None:
+            return function(**values)
+        with threads(count):
+            return function(**values)
+
+    return command  # type: ignore[return-value]
 
 
 def title(model: Path) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output
+from fcnproto.cli import _files, _nets, _options, _output
 
 
 @click.command("convert")
@@ -16,25 +14,15 @@ from fcnproto.cli import _files, _options, _output
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("out", type=_files.OutputFile(makes_folder=True))
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs that a .py speaks of.")
-@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @click.option("--losses", is_flag=True, help="Keep losses and accuracies in .py, .pt2 and .onnx, labels being inputs.")
-@click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of a data layer's top.")
-@_options.crop_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options(device="cpu")
 def command(
     model: Path,
     weights: Path,
     out: Path,
     input_size: tuple[int, int] | None,
-    phase: str,
     losses: bool,
-    shapes: Sequence[str],
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    crop: str,
-    allow_writes: bool,
+    nets: _nets.NetOptions,
 ) -> None:
     """Write the net in the prototxt MODEL with WEIGHTS to OUT, whose ending says the format.
 
@@ -43,20 +31,11 @@ def command(
     (.pt, .pth, .safetensors) with this net's names, so that a net trained elsewhere comes home. What was written is
     read back and compared before it gets its name.
     """
-    import fcnproto
     from fcnproto.export import STATE_FILES, about_inputs, check_output, convert, load_state
 
     check_output(out, (model, weights))
-    options: dict[str, Any] = {
-        "level": level,
-        "stages": stages,
-        "allow_python": allow_python,
-        "crop": crop,
-        "allow_writes": allow_writes,
-        "phase": phase.lower(),
-    }
     is_state = weights.suffix.lower() in STATE_FILES
-    net = fcnproto.load(model, None if is_state else weights, shapes=_options.shapes(shapes), **options)
+    net = nets.load(model, None if is_state else weights)
     if is_state:
         load_state(net, weights)
     title = net.graph.name or _options.title(model)

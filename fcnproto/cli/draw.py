@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from fcnproto.cli import _files, _options, _output
+from fcnproto.cli import _files, _nets, _options, _output
 from fcnproto.errors import UsageError
 
 _FORMATS = (".svg", ".png", ".html")
@@ -26,7 +25,6 @@ _FORMATS = (".svg", ".png", ".html")
 )
 @_files.format_option("svg", "png", "html")
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs, for the shapes.")
-@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @click.option("--unfolded", is_flag=True, help="Show every layer, also where groups repeat.")
 @click.option(
     "--layout",
@@ -36,25 +34,16 @@ _FORMATS = (".svg", ".png", ".html")
     show_default=True,
     help="Who places the boxes; auto: Graphviz where it is installed.",
 )
-@click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of an input, for the shapes.")
-@_options.crop_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options(device="cpu")
 def command(
     model: Path,
     weights: Path | None,
     output: Path,
     chosen_format: str | None,
     input_size: tuple[int, int] | None,
-    phase: str,
     unfolded: bool,
     engine: str,
-    shapes: Sequence[str],
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    crop: str,
-    allow_writes: bool,
+    nets: _nets.NetOptions,
 ) -> None:
     """Draw the net in the prototxt MODEL: layers by kind, shapes on the arrows, repeated groups folded.
 
@@ -73,12 +62,8 @@ def command(
     from fcnproto.schema.text import read_net
 
     param = read_net(model)
-    given = _options.shapes(shapes)
-    state = {"phase": phase.lower(), "level": level, "stages": stages, "allow_writes": allow_writes}
-    summary = summarise(
-        param, input_size, shapes=given, allow_python=allow_python, crop=crop, base_dir=model.resolve().parent, **state
-    )
-    params = layer_params(param, phase.lower(), level=level, stages=stages)
+    summary = summarise(param, input_size, shapes=nets.shapes, base_dir=model.resolve().parent, **nets.state)
+    params = layer_params(param, nets.phase, level=nets.level, stages=nets.stages)
     diagram = make_diagram(summary, params, fold=not unfolded)
     diagram.name = diagram.name or _options.title(model)
     try:
@@ -87,9 +72,7 @@ def command(
         raise UsageError(f"--layout graphviz: {error}") from None
     blobs = None
     if weights is not None:
-        import fcnproto
-
-        net = fcnproto.load(model, weights, shapes=given, allow_python=allow_python, crop=crop, **state)  # type: ignore[arg-type]
+        net = nets.load(model, weights)
         blobs = {layer.name: {n: getattr(layer, n) for n in layer.blob_names} for layer in reversed(net.layers)}
     if kind == ".png":
         with atomic_write(output) as file:

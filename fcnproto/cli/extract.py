@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fcnproto.cli import _files, _options, _output
+from fcnproto.cli import _files, _nets, _options, _output
 
 
 @click.command("extract")
@@ -20,6 +20,7 @@ from fcnproto.cli import _files, _options, _output
     multiple=True,
     help="Make BLOB an input of this shape instead of reading it from a data layer (or nowhere).",
 )
+@_nets.layers_option
 @click.option("--raw", is_flag=True, help="Leave Split layers, phases and rules in it, as they are stored.")
 def command(weights: Path, output: Path | None, shapes: Sequence[str], raw: bool) -> None:
     """Write the definition of the net that the caffemodel WEIGHTS was saved from, in the current format.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output, _preprocessing
+from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 
 
@@ -29,11 +29,7 @@ from fcnproto.errors import UsageError
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Images run at a time.", show_default=True)
 @click.option("--pool", type=click.Choice(["mean", "max"]), help="Over height and width, instead of the whole blob.")
 @_preprocessing.preprocessing_options
-@_options.crops_option
-@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
-@_options.device_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options(cuts_images=True)
 def command(
     model: Path,
     weights: Path,
@@ -43,13 +39,8 @@ def command(
     chosen_format: str | None,
     batch: int,
     pool: Any,
-    crop: tuple[str, tuple[int, int] | None],
-    phase: str,
-    device: str | None,
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    allow_writes: bool,
+    crop: tuple[int, int] | None,
+    nets: _nets.NetOptions,
     **settings: Any,
 ) -> None:
     """Run the net in the prototxt MODEL with WEIGHTS on IMAGES (files or folders) and write the blobs named.
@@ -57,7 +48,6 @@ def command(
     Images of one size are stacked into one array per blob, a row per image, with `image_names` beside it; images of
     several sizes give an array `<blob>/<image name>` each.
     """
-    import fcnproto
     from fcnproto.images import find_images
     from fcnproto.inspect.features import FORMATS, extract_features, summary
     from fcnproto.inspect.running import fixed_image_size, image_inputs
@@ -66,22 +56,14 @@ def command(
     kind = _files.ending(output, chosen_format, ".txt")
     if kind not in FORMATS:
         raise UsageError(f"-o {output}: the name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    options: dict[str, Any] = {
-        "level": level,
-        "stages": stages,
-        "allow_python": allow_python,
-        "crop": crop[0],
-        "allow_writes": allow_writes,
-        "phase": phase.lower(),
-    }
-    net = fcnproto.load(model, weights, device=_options.device(device), **options)
+    net = nets.load(model, weights)
     name = image_inputs(net, blobs)[0]
     how = preprocessing_of(net, name, known_net(net, model, weights))
     how = _preprocessing.override(how, name, [name], settings)
     _preprocessing.tell_assumptions({name: how})
     size = (
         fixed_image_size(net, name)
-        if settings["resize"] is None and crop[1] is None
+        if settings["resize"] is None and crop is None
         else _preprocessing.fixed_size(settings["resize"], net)
     )
     found = find_images(images)
@@ -95,7 +77,7 @@ def command(
             how,
             kind=kind,
             size=size,
-            crop=crop[1],
+            crop=crop,
             batch=batch,
             pool=pool,
             progress=lambda image: bar.update(task, advance=1, description=image),

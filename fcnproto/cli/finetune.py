@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output
+from fcnproto.cli import _files, _nets, _options, _output
 from fcnproto.errors import UsageError
 
 _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
@@ -58,7 +58,9 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 @click.option("--held-out", type=float, default=0.15, show_default=True, help="Share for the final score.")
 @click.option("--seed", type=int, default=1337, show_default=True, help="Of the split and all random numbers.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@_nets.layers_option
 @_options.device_option
+@_options.threads_option
 def command(
     weights: Sequence[str],
     from_scratch: bool,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output, _preprocessing
+from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import json_text, printable
 
@@ -59,11 +59,7 @@ def _print_dump_script(context: click.Context, parameter: click.Parameter, wante
     help="Print the script that records a golden file where Caffe lives (Python 2.7 or 3).",
 )
 @_preprocessing.preprocessing_options
-@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
-@_options.device_option
-@_options.crop_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options()
 def command(
     model: Path,
     weights: Path | None,
@@ -75,13 +71,7 @@ def command(
     gradient_tolerance: float,
     html: Path | None,
     json_file: Path | None,
-    phase: str,
-    device: str | None,
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    crop: str,
-    allow_writes: bool,
+    nets: _nets.NetOptions,
     **settings: Any,
 ) -> int:
     """Run the net in the prototxt MODEL with WEIGHTS beside a reference and compare every blob in the order of layers.
@@ -98,18 +88,9 @@ def command(
         raise UsageError("--image and --input exclude each other")
     if settings["backward"] and reference == "opencv":
         raise UsageError("--backward: OpenCV gives no gradients; use --reference float64, caffe or a golden file")
-    import fcnproto
     from fcnproto.parity import compare, read_recording
 
-    options: dict[str, Any] = {
-        "level": level,
-        "stages": stages,
-        "allow_python": allow_python,
-        "crop": crop,
-        "allow_writes": allow_writes,
-        "phase": phase.lower(),
-    }
-    net = fcnproto.load(model, weights, device=_options.device(device), **options)
+    net = nets.load(model, weights)
     if golden is not None:
         recording = read_recording(golden)
         if weights is None:

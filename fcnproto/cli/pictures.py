@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output, _preprocessing
+from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import file_name
 
@@ -32,11 +32,7 @@ if TYPE_CHECKING:
     "--input", "arrays", metavar="FILE", type=click.Path(path_type=Path), help="Inputs (labels too): .npz by blob."
 )
 @_preprocessing.preprocessing_options
-@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
-@_options.device_option
-@_options.crop_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options()
 def command(
     model: Path,
     weights: Path | None,
@@ -46,13 +42,7 @@ def command(
     gradients: bool,
     images: Sequence[str],
     arrays: Path | None,
-    phase: str,
-    device: str | None,
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    crop: str,
-    allow_writes: bool,
+    nets: _nets.NetOptions,
     **settings: Any,
 ) -> None:
     """Draw the net in the prototxt MODEL with WEIGHTS: filters as grids, blobs as grids, gradients as bars.
@@ -64,20 +54,11 @@ def command(
         raise UsageError("--image and --input exclude each other")
     if (activations or gradients) and not images and arrays is None:
         raise UsageError("--activations and --gradients need an input: give --image or --input")
-    import fcnproto
     from fcnproto.atomic import atomic_write
     from fcnproto.cli.run import image_values
     from fcnproto.inspect.running import read_arrays
 
-    options: dict[str, Any] = {
-        "level": level,
-        "stages": stages,
-        "allow_python": allow_python,
-        "crop": crop,
-        "allow_writes": allow_writes,
-        "phase": phase.lower(),
-    }
-    net = fcnproto.load(model, weights, device=_options.device(device), **options)
+    net = nets.load(model, weights)
     inputs: Mapping[str, Tensor] = {}
     if arrays is not None:
         inputs = read_arrays(arrays, net)

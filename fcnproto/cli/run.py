@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output, _preprocessing
+from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import printable
 
@@ -33,14 +33,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Print the K best classes of a classifier.")
 @click.option("--labels", metavar="FILE", type=click.Path(path_type=Path), help="Class names for --top-k, one a line.")
 @_preprocessing.preprocessing_options
-@_options.crops_option
-@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
-@click.option(
-    "--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of a data layer's top, for setting up."
-)
-@_options.device_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options(cuts_images=True)
 def command(
     model: Path,
     weights: Path | None,
@@ -51,13 +44,7 @@ def command(
     chosen_format: str | None,
     top_k: int | None,
     labels: Path | None,
-    phase: str,
-    shapes: Sequence[str],
-    device: str | None,
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    allow_writes: bool,
+    nets: _nets.NetOptions,
     **settings: Any,
 ) -> None:
     """Run the net in the prototxt MODEL once and give its outputs.
@@ -69,25 +56,11 @@ def command(
     """
     import torch
 
-    import fcnproto
-
     if images and arrays is not None:
         raise UsageError("--image and --input exclude each other")
     if labels is not None and top_k is None:
         raise UsageError("--labels names the classes of --top-k, which is not given")
-    crop_layers, settings["crop"] = settings["crop"]
-    net = fcnproto.load(
-        model,
-        weights,
-        phase=phase.lower(),
-        level=level,
-        stages=stages,
-        allow_python=allow_python,
-        crop=crop_layers,
-        allow_writes=allow_writes,
-        device=_options.device(device),
-        shapes=_options.shapes(shapes),
-    )
+    net = nets.load(model, weights)
     with torch.no_grad():
         outputs = _run(net, model, weights, images, arrays, blobs, settings)
     results = {name: value.float().cpu().numpy() for name, value in outputs.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output, _preprocessing
+from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import printable
 
@@ -108,21 +108,13 @@ def folders_command(
 @click.option("--year", type=int, default=2012, show_default=True, help="For --data voc.")
 @click.option("--iterations", type=click.IntRange(min=1), help="Forward passes on the net's own data layers.")
 @_result_options
-@_options.device_option
-@_options.crop_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options()
 def net_command(
     model: Path,
     weights: Path,
     classes: Sequence[str],
     colours: Sequence[str],
-    device: str | None,
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    crop: str,
-    allow_writes: bool,
+    nets: _nets.NetOptions,
     **settings: Any,
 ) -> None:
     """Score the net MODEL with its WEIGHTS on images with masks, on a published data set, or on its own data layers.
@@ -130,20 +122,10 @@ def net_command(
     Without --images and --data the net's data layers say what is scored: a published val.prototxt its whole split once,
     others --iterations batches. Where the net is a published one, the published figures are printed beside.
     """
-    import fcnproto
     from fcnproto.preprocessing import zoo_record
     from fcnproto.scoring import score_net
 
-    net = fcnproto.load(
-        model,
-        weights,
-        level=level,
-        stages=stages,
-        allow_python=allow_python,
-        crop=crop,
-        allow_writes=allow_writes,
-        device=_options.device(device),
-    )
+    net = nets.load(model, weights)
     record = zoo_record(model, weights)
     names, tables = _options.classes_and_colours(classes, colours)
     outputs = _outputs(net, record, names)

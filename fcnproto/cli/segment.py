@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output, _preprocessing
+from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,13 +61,9 @@ _CLASSES_SHOWN = 8
     metavar="N",
     help="Most images of one size that go through the net together.  [default: as many as are small]",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads for the net.  [default: all cores]")
 @click.option("--cuda-graphs", is_flag=True, help="On a GPU: record the net's work for each size and replay it.")
 @click.option("--max-side", type=click.IntRange(min=1), metavar="N", help="Shrink larger images for the net.")
-@_options.device_option
-@_options.crop_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options()
 def command(
     model: Path,
     weights: Path,
@@ -78,12 +74,7 @@ def command(
     no_legend: bool,
     no_optimize: bool,
     inputs: Sequence[str],
-    device: str | None,
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    crop: str,
-    allow_writes: bool,
+    nets: _nets.NetOptions,
     **settings: Any,
 ) -> int:
     """Segment images of any size with the net in the prototxt MODEL and its WEIGHTS (.caffemodel or .caffemodel.h5).
@@ -102,16 +93,7 @@ def command(
 
     if settings["cuda_graphs"] and no_optimize:
         raise UsageError("--cuda-graphs is part of what --no-optimize leaves out; give one of them")
-    net = fcnproto.load(
-        model,
-        weights,
-        level=level,
-        stages=stages,
-        allow_python=allow_python,
-        crop=crop,
-        allow_writes=allow_writes,
-        device=_options.device(device),
-    )
+    net = nets.load(model, weights)
     segmenter = Segmenter(
         net if no_optimize else fcnproto.optimize(net, cuda_graphs=settings["cuda_graphs"]),
         blobs=settings["blobs"],
@@ -137,8 +119,7 @@ def command(
         recursive=recursive,
         compared=settings["compared"],
     )
-    with _options.threads(settings["threads"]):
-        return _print(results, settings["precision"])
+    return _print(results, settings["precision"])
 
 
 def _print(results: Iterable[Result], precision: str) -> int:

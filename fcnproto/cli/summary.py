@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _nets, _options, _output
 from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
@@ -23,23 +22,13 @@ if TYPE_CHECKING:
     callback=_options.size,
     help="Size of the image and label inputs.  [default: the prototxt's]",
 )
-@click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Whole shape of an input.")
-@click.option("--phase", type=click.Choice(["test", "train"], case_sensitive=False), default="test", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_options.crop_option
-@_options.state_options
-@_options.writes_option
+@_nets.net_options(device="cpu")
 def command(
     model: Path,
     input_size: tuple[int, int] | None,
-    shapes: Sequence[str],
-    phase: str,
     as_json: bool,
-    level: int,
-    stages: Sequence[str],
-    allow_python: bool,
-    crop: str,
-    allow_writes: bool,
+    nets: _nets.NetOptions,
 ) -> None:
     """List the layers of the net in the prototxt MODEL for one size of its input.
 
@@ -52,14 +41,9 @@ def command(
     result = summarise(
         read_net(model),
         input_size,
-        shapes=_options.shapes(shapes),
-        phase=phase.lower(),
-        level=level,
-        stages=stages,
-        allow_python=allow_python,
-        crop=crop,
-        allow_writes=allow_writes,
+        shapes=nets.shapes,
         base_dir=model.resolve().parent,
+        **nets.state,
     )
     if as_json:
         _output.print_json(result.as_dict())

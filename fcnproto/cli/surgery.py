@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _files, _options, _output
+from fcnproto.cli import _files, _nets, _options, _output
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _no_interpolation = click.option(
     "--no-interpolation", is_flag=True, help='Leave layers called "up..." as they are instead of making them bilinear.'
 )
 
+_net = _nets.net_options(device="cpu")
+
 
 @click.group("surgery")
 def command() -> None:
@@ -48,6 +51,7 @@ def command() -> None:
 @click.option("--rename", "renames", metavar="OLD=NEW", multiple=True, help="A layer that the net calls differently.")
 @click.option("--leave-out", metavar="A,B", callback=_options.names, help="Layers of the source not to be copied.")
 @_no_interpolation
+@_net
 def transplant_command(
     model: Path,
     source: Path,
@@ -57,6 +61,7 @@ def transplant_command(
     renames: Sequence[str],
     leave_out: Sequence[str],
     no_interpolation: bool,
+    nets: _nets.NetOptions,
 ) -> None:
     """Copy weights from SOURCE into the net MODEL by layer name.
 
@@ -65,7 +70,7 @@ def transplant_command(
     """
     from fcnproto import surgery
 
-    net = _load(model, weights)
+    net = nets.load(model, weights)
     report = surgery.transplant(
         net, source, suffix, leave_out=leave_out, renamed=_options.assignments(renames, "--rename")
     )
@@ -79,11 +84,18 @@ def transplant_command(
 @click.argument("weights", type=_path, required=False)
 @_output_weights
 @click.option("--layer", "layers", metavar="NAME", multiple=True, help='By default all with "up" in their names.')
-def interpolate_command(model: Path, weights: Path | None, output: Path, layers: Sequence[str]) -> None:
+@_net
+def interpolate_command(
+    model: Path,
+    weights: Path | None,
+    output: Path,
+    layers: Sequence[str],
+    nets: _nets.NetOptions,
+) -> None:
     """Make Deconvolution layers of MODEL enlarge bilinearly; the other layers have the values in WEIGHTS."""
     from fcnproto import surgery
 
-    net = _load(model, weights)
+    net = nets.load(model, weights)
     report = surgery.interpolate(net, list(layers) or None)
     if not report.steps:
         raise UsageError(f'{model}: no Deconvolution layer has "up" in its name; name one with --layer')
@@ -100,6 +112,7 @@ def interpolate_command(model: Path, weights: Path | None, output: Path, layers:
 @click.option(
     "--class", "classes", metavar="NEW=OLD", multiple=True, help="Take class OLD of SOURCE for class NEW (numbers)."
 )
+@_net
 def expand_command(
     model: Path,
     source: Path,
@@ -108,6 +121,7 @@ def expand_command(
     weights: Path | None,
     source_layer: str | None,
     classes: Sequence[str],
+    nets: _nets.NetOptions,
 ) -> None:
     """Copy the classes of a score layer in SOURCE into score LAYER of MODEL, which has others.
 
@@ -115,7 +129,7 @@ def expand_command(
     """
     from fcnproto import surgery
 
-    net = _load(model, weights)
+    net = nets.load(model, weights)
     if classes:
         report = surgery.transfer_classes(net, layer, source, _numbers(classes), source_layer)
     else:
@@ -129,14 +143,22 @@ def expand_command(
 @_output_weights
 @click.option("--layer", help="The net's first layer, by default the first with image weights.")
 @click.option("--from", "source_layer", metavar="LAYER", help="The source's first layer, likewise.")
-def early_command(model: Path, source: Path, output: Path, layer: str | None, source_layer: str | None) -> None:
+@_net
+def early_command(
+    model: Path,
+    source: Path,
+    output: Path,
+    layer: str | None,
+    source_layer: str | None,
+    nets: _nets.NetOptions,
+) -> None:
     """Fill MODEL, whose first layer reads more channels (colour and depth), from SOURCE, whose reads fewer.
 
     Each further channel gets the mean over the old ones.
     """
     from fcnproto import surgery
 
-    net = _load(model, None)
+    net = nets.load(model)
     _finish(net, output, surgery.early_fusion(net, source, layer, source_layer))
 
 
@@ -146,11 +168,12 @@ def early_command(model: Path, source: Path, output: Path, layer: str | None, so
     "--stream", "streams", metavar="SUFFIX=WEIGHTS", multiple=True, required=True, help="As in --stream hha=W; repeat."
 )
 @_output_weights
-def late_command(model: Path, streams: Sequence[str], output: Path) -> None:
+@_net
+def late_command(model: Path, streams: Sequence[str], output: Path, nets: _nets.NetOptions) -> None:
     """Fill MODEL, a net of several streams, each from its own weights, whose layer names lack the stream's suffix."""
     from fcnproto import surgery
 
-    net = _load(model, None)
+    net = nets.load(model)
     _finish(net, output, surgery.late_fusion(net, dict(_options.assignments(streams, "--stream"))))
 
 
@@ -162,7 +185,7 @@ def late_command(model: Path, streams: Sequence[str], output: Path) -> None:
 @click.option("--pad", type=click.IntRange(min=0), help="Padding of the first convolution (100 in the published FCNs).")
 @click.option("--classes", type=click.IntRange(min=2), help="Replace the classifier by an FCN's head for so many.")
 @click.option("--label", is_flag=True, help="With --classes: add the label input and the loss, for training.")
-@click.option("--shape", "shapes", metavar="BLOB=N,C,H,W", multiple=True, help="Shape of an input, if not in MODEL.")
+@_net
 def convolutionalise_command(
     model: Path,
     weights: Path | None,
@@ -171,7 +194,7 @@ def convolutionalise_command(
     pad: int | None,
     classes: int | None,
     label: bool,
-    shapes: Sequence[str],
+    nets: _nets.NetOptions,
 ) -> None:
     """Make the classification net MODEL give a map of scores for images of any size.
 
@@ -184,13 +207,11 @@ def convolutionalise_command(
     _check_weights(weights, output_weights)
     if label and classes is None:
         raise UsageError("--label needs --classes")
-    net, report = surgery.convolutionalise(
-        read_net(model), pad=pad, classifier=classes is None, shapes=_options.shapes(shapes)
-    )
+    net, report = surgery.convolutionalise(read_net(model), pad=pad, classifier=classes is None, shapes=nets.shapes)
     if classes is not None:
         net, head = surgery.add_scores(net, classes, label=label)
         report += head
-    _write_both(net, weights, output, output_weights, report, ())
+    _write_both(nets, net, weights, output, output_weights, report, ())
 
 
 @command.command("set-classes")
@@ -203,8 +224,14 @@ def convolutionalise_command(
 @click.option(
     "--output-weights", type=_files.OutputFile(), help="Weights to write; score layers of another size begin at zero."
 )
+@_net
 def classes_command(
-    model: Path, weights: Path | None, classes: Sequence[str], output: Path, output_weights: Path | None
+    model: Path,
+    weights: Path | None,
+    classes: Sequence[str],
+    output: Path,
+    output_weights: Path | None,
+    nets: _nets.NetOptions,
 ) -> None:
     """Give the net MODEL another number of classes; weights of all other layers stay."""
     from fcnproto import surgery
@@ -220,7 +247,7 @@ def classes_command(
             raise UsageError("--classes: expected a number, or BLOB=NUMBER for each score blob")
         wanted = {name: int(text) for name, text in texts.items()}
     net, report = surgery.set_classes(read_net(model), wanted)
-    _write_both(net, weights, output, output_weights, report, report.layers("changed"))
+    _write_both(nets, net, weights, output, output_weights, report, report.layers("changed"))
 
 
 @command.command("fold-normalisation")
@@ -228,6 +255,7 @@ def classes_command(
 @click.argument("weights", type=_path)
 @click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
 @click.option("--output-weights", required=True, type=_files.OutputFile(), help="Weights to write.")
+@_nets.layers_option
 def fold_command(model: Path, weights: Path, output: Path, output_weights: Path) -> None:
     """Fold BatchNorm and Scale into the convolutions before them: the net computes the same without these layers."""
     from fcnproto import surgery
@@ -236,12 +264,6 @@ def fold_command(model: Path, weights: Path, output: Path, output_weights: Path)
     net, made, report = surgery.fold_normalisation(read_net(model), weights)
     write_message(output, net)
     _finish(made, output_weights, report)
-
-
-def _load(model: Path, weights: Path | None) -> Net:
-    import fcnproto
-
-    return fcnproto.load(model, weights)
 
 
 def _numbers(texts: Sequence[str]) -> dict[int, int]:
@@ -257,6 +279,7 @@ def _check_weights(weights: Path | None, output_weights: Path | None) -> None:
 
 
 def _write_both(
+    nets: _nets.NetOptions,
     net: caffe_pb2.NetParameter,
     weights: Path | None,
     output: Path,
@@ -265,13 +288,12 @@ def _write_both(
     leave_out: Sequence[str],
 ) -> None:
     """Write a definition, and its weights out of those of the net that it was made from."""
-    import fcnproto
     from fcnproto import surgery
     from fcnproto.schema.text import write_message
 
     made = None
     if weights is not None and output_weights is not None:
-        made = fcnproto.load(net)
+        made = replace(nets, shapes={}).load(net)
         with surgery.opened(weights) as layers:
             stored = {layer.name for layer in layers}
         report += surgery.transplant(made, weights, leave_out=[name for name in leave_out if name in stored])

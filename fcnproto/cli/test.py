@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from fcnproto.cli import _options, _output
-from fcnproto.cli._caffe_flags import CaffeCommand, one_gpu
+from fcnproto.cli import _nets, _options, _output
+from fcnproto.cli._caffe_flags import CaffeCommand
 from fcnproto.escaping import printable
 
 
@@ -19,39 +19,20 @@ from fcnproto.escaping import printable
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The net's prototxt.")
 @click.option("--weights", metavar="W[,W2]", required=True, help="Its weights; later files overwrite.")
 @click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="How many batches.")
-@click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
-@_options.device_option
-@_options.crop_option
-@_options.state_options
-@_options.writes_anyway_option
+@_nets.net_options(gpu=True, writes=True)
 def command(
     model: Path,
     weights: str,
     iterations: int,
-    gpu: str | None,
-    device: str | None,
-    level: int,
-    stages: tuple[str, ...],
-    allow_python: bool,
-    crop: str,
+    nets: _nets.NetOptions,
 ) -> None:
     """Run a trained net on its own test data and print the mean of every output."""
     import torch
 
-    import fcnproto
     from fcnproto.solver.log import LOGGER, figure, log_to
     from fcnproto.solver.testing import Means, loss_weights
 
-    net = fcnproto.load(
-        model,
-        _options.names(None, None, weights),
-        level=level,
-        stages=stages,
-        device=_options.device(one_gpu(gpu, device)),
-        allow_python=allow_python,
-        crop=crop,
-        allow_writes=True,
-    )
+    net = nets.load(model, _options.names(None, None, weights))
     handler, means, loss = log_to(), Means(), 0.0
     try:
         with torch.no_grad():

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _files, _options, _output
-from fcnproto.cli._caffe_flags import CaffeCommand, one_gpu
+from fcnproto.cli import _files, _nets, _output
+from fcnproto.cli._caffe_flags import CaffeCommand
 from fcnproto.errors import FcnprotoWarning, UsageError
 
 if TYPE_CHECKING:
@@ -37,11 +37,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
     help="A .solverstate[.h5] to go on from, with its own weights; latest: the newest that is undamaged.",
 )
 @click.option("--iterations", type=click.IntRange(0), help="Stop (with a snapshot) after so many iterations.")
-@click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: by solver_mode]")
-@_options.crop_option
-@_options.state_options
-@_options.writes_anyway_option
+@_nets.net_options(None, gpu=True, writes=True, shapes=False, device="by solver_mode")
 @click.option("--sigint-effect", type=_EFFECTS, default="stop", show_default=True, help="What Ctrl-C does.")
 @click.option("--sighup-effect", type=_EFFECTS, default="snapshot", show_default=True, help="What a hangup does.")
 @click.option(
@@ -68,12 +64,7 @@ def command(
     weights: str | None,
     state: Path | None,
     iterations: int | None,
-    gpu: str | None,
-    device: str | None,
-    level: int,
-    stages: tuple[str, ...],
-    allow_python: bool,
-    crop: str,
+    nets: _nets.NetOptions,
     sigint_effect: str,
     sighup_effect: str,
     precision: str,
@@ -94,9 +85,7 @@ def command(
         raise UsageError("--weights and --snapshot: the snapshot brings its own weights; give one of them")
     if os.environ.get("RANK", "0") != "0":  # workers would warn of the same
         warnings.simplefilter("ignore", FcnprotoWarning)
-    wanted = one_gpu(gpu, device)
-    if wanted is not None:
-        _options.device(wanted)
+    wanted = nets.device_name
     from fcnproto.schema.text import read_solver
     from fcnproto.solver import Options, Request, Solver, distributed
     from fcnproto.solver.signals import SignalRequests
@@ -104,13 +93,15 @@ def command(
     param = read_solver(solver_file)
     if wanted is None and param.solver_mode == param.CPU:
         wanted = "cpu"
-    _adjust(param, level, stages, weights, state)
+    _adjust(param, nets.level, nets.stages, weights, state)
     if compiles and optimizes:
         raise UsageError("--compile and --optimize rewrite the net in two ways; give one of them")
     options = Options(precision, channels_last, compiles, _sampling(sample_loss), optimizes)
     signals = SignalRequests(Request(sigint_effect), Request(sighup_effect))
     with distributed.worker_group(wanted) as own, signals, _display(live):
-        solver = Solver(param, device=own, options=options, allow_python=allow_python, crop=crop, path=solver_file)
+        solver = Solver(
+            param, device=own, options=options, allow_python=nets.allow_python, crop=nets.crop, path=solver_file
+        )
         solver.request = signals
         with _Shown(live, log_dir, plot, no_plot).around(solver):
             solver.solve(state, iterations)

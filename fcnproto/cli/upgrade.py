@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _files, _output
+from fcnproto.cli import _files, _nets, _output
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command("upgrade")
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=_files.OutputFile(may_be_input=True))
+@_nets.layers_option
 def command(source: Path, target: Path) -> int:
     """Read the net or solver IN, in text (.prototxt) or binary (.caffemodel) form, and write it to OUT in the same form
     and in the current format.

@@ -1,0 +1,160 @@
+"""The options of every command that loads a net, and the loading: one decorator, one `NetOptions` that it hands on.
+
+What can be checked without the net (the device, modules of one's own, shapes) is checked before the command begins.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fcnproto.cli import _options
+from fcnproto.cli._caffe_flags import one_gpu
+
+if TYPE_CHECKING:
+    import torch
+
+    from fcnproto.net import Net
+    from fcnproto.schema import caffe_pb2
+
+_PHASES = click.Choice(["test", "train"], case_sensitive=False)
+
+
+@dataclass(frozen=True)
+class NetOptions:
+    """How the command line wants its net: what `fcnproto.load` takes, and the device."""
+
+    phase: str
+    level: int
+    stages: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+    crop: str
+    allow_python: bool
+    allow_writes: bool
+    device_name: str | None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of `--device`, or the best one of this machine."""
+        return _options.device(self.device_name)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What says which layers there are and how they are read: arguments of `load`, `Net` and `summarise`."""
+        return {
+            "phase": self.phase,
+            "level": self.level,
+            "stages": self.stages,
+            "allow_python": self.allow_python,
+            "crop": self.crop,
+            "allow_writes": self.allow_writes,
+        }
+
+    def load(self, model: Path | caffe_pb2.NetParameter, weights: Path | Sequence[str | Path] | None = None) -> Net:
+        """The net of a prototxt (or of a definition), with its weights, on the device."""
+        import fcnproto
+
+        return fcnproto.load(model, weights, device=self.device, shapes=self.shapes, **self.state)
+
+
+def layers_option(function: _options.Function) -> _options.Function:
+    """`--layers` alone, for commands that read a definition without making a net of it."""
+    return click.option(
+        "--layers",
+        "modules",
+        metavar="FILE.py|MODULE",
+        multiple=True,
+        expose_value=False,
+        callback=_import,
+        is_eager=True,
+        help="Import (run) a module of yours that registers layer types; repeat for more.",
+    )(function)
+
+
+def _import(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> None:
+    """A click callback: import modules of layers, in the order given."""
+    if values and not context.resilient_parsing:
+        from fcnproto.cli._modules import import_layers
+
+        for value in values:
+            import_layers(value)
+
+
+def net_options(
+    phase: str | None = "test",
+    *,
+    gpu: bool = False,
+    cuts_images: bool = False,
+    writes: bool = False,
+    shapes: bool = True,
+    device: str = "cuda where there is one, else cpu",
+) -> Callable[[_options.Function], _options.Function]:
+    """Decorator: the options of a net; the command gets them as its argument `nets`.
+
+    Args:
+        phase: the default of `--phase`; None where there is no choice (a solver's nets).
+        gpu: take Caffe's `--gpu N` too.
+        cuts_images: `--crop` is the size of a cut as well; the command gets it as its argument `crop`.
+        writes: layers that write files do so in any case, as Caffe's do; `--allow-writes` is accepted.
+        shapes: whether the command has a use for `--shape`.
+        device: the default of `--device` in words; "cpu" is that one, others are left to `NetOptions.device`.
+    """
+
+    def decorate(function: _options.Function) -> _options.Function:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            crop = values.pop("crop")
+            if cuts_images:
+                crop, values["crop"] = crop
+            name = values.pop("device") or ("cpu" if device == "cpu" else None)
+            nets = NetOptions(
+                phase=values.pop("phase", "test").lower(),
+                level=values.pop("level"),
+                stages=tuple(values.pop("stages")),
+                shapes=_options.shapes(values.pop("shapes", ())),
+                crop=crop,
+                allow_python=values.pop("allow_python"),
+                allow_writes=values.pop("allow_writes", True),
+                device_name=one_gpu(values.pop("gpu"), name) if gpu else name,
+            )
+            if nets.device_name not in (None, "cpu"):
+                _options.device(nets.device_name)
+            return function(nets=nets, **values)
+
+        wrapped: Any = command
+        for option in reversed(_options_of(phase, gpu, cuts_images, writes, shapes, device)):
+            wrapped = option(wrapped)
+        return wrapped  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def _options_of(
+    phase: str | None, gpu: bool, cuts_images: bool, writes: bool, shapes: bool, device: str
+) -> list[Callable[[Any], Any]]:
+    """The decorators of the single options, in the order in which `--help` lists them."""
+    help_device = f"cpu, cuda, cuda:1, ...  [default: {device}]"
+    return [
+        *([click.option("--shape", "shapes", **_SHAPE)] if shapes else []),
+        *([click.option("--phase", type=_PHASES, default=phase, show_default=True, help=_PHASE)] if phase else []),
+        _options.state_options,
+        _options.crops_option if cuts_images else _options.crop_option,
+        _options.writes_anyway_option if writes else _options.writes_option,
+        layers_option,
+        *([click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")] if gpu else []),
+        click.option("--device", metavar="NAME", help=help_device),
+        _options.threads_option,
+    ]
+
+
+_SHAPE: dict[str, Any] = {
+    "metavar": "BLOB=N,C,H,W",
+    "multiple": True,
+    "help": "Shape of an input or a data layer's top.",
+}
+_PHASE = "Whether it is for training or testing."
