@@ -23,6 +23,8 @@ from fcnproto.errors import UsageError
 
 _PATHS = re.compile(r"FILE|DIR|PATH|MEAN|WEIGHTS|\bW\b")
 """Words of a metavar whose option takes paths, perhaps after `BLOB=` or several with commas between them."""
+_GUARDED = "guards_outputs"
+"""The attribute of a command's function that checks its outputs already."""
 Function = Callable[..., Any]
 
 
@@ -99,7 +101,7 @@ def guard(command: click.Command) -> None:
             guard(inner)
         return
     work = command.callback
-    if work is None or hasattr(work, "__wrapped__") or not _outputs(command):
+    if work is None or hasattr(work, _GUARDED) or not _outputs(command):
         return
 
     @functools.wraps(work)
@@ -107,6 +109,7 @@ def guard(command: click.Command) -> None:
         with _checked(click.get_current_context()):
             return work(*arguments, **values)
 
+    setattr(guarded, _GUARDED, True)
     command.callback = guarded
 
 
