@@ -29,8 +29,8 @@ from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
 from fcnproto.net import Net
 from fcnproto.net.calling import first_line
+from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 from fcnproto.preprocessing import known_net, preprocessing_of
-from fcnproto.safetensors_file import read_safetensors, write_safetensors
 from fcnproto.schema.weights import open_weights
 
 FORMATS = (".safetensors", ".pt", ".caffemodel.h5", ".h5", ".caffemodel", ".py", ".pt2", ".onnx")

@@ -301,7 +301,7 @@ class Net(nn.Module):
         self._unfilled.clear()
 
     def copy_from(self, path: PathLike) -> CopyReport:
-        """Copy weights from a .caffemodel or .caffemodel.h5 by layer name, by Caffe's rules.
+        """Copy weights from a .caffemodel or .caffemodel.h5 by layer name, by Caffe's rules, or from a .safetensors.
 
         Layers that the file lacks keep their values; a warning names them. Returns what was copied, left and ignored.
 
@@ -403,8 +403,8 @@ def load(
 
     Args:
         net: path of the .prototxt (any version of the format), or an upgraded `NetParameter`.
-        weights: path of a .caffemodel or .caffemodel.h5, or several (later ones overwrite). Without, and for
-            layers that the file lacks, parameters hold their fillers' values.
+        weights: path of a .caffemodel, .caffemodel.h5 or .safetensors, or several (later ones overwrite).
+            Without, and for layers that the file lacks, parameters hold their fillers' values.
         phase: "train" or "test"; with `level` and `stages` it selects the layers (Caffe: NetState).
         device: where the parameters go; the CPU by default.
         allow_python: permit the import of modules that Python layers name (they run with your rights).

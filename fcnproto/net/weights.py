@@ -19,7 +19,7 @@ from torch import Tensor
 from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
-from fcnproto.safetensors_file import write_safetensors
+from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import StoredBlob
 from fcnproto.schema.saving import write_caffemodel, write_hdf5_weights
@@ -52,12 +52,15 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
 
     Caffe's rules: the first layer of a name is the target (of HDF5 files the last one), layers unknown to either side
     are passed over, the number of blobs and their shapes must agree (legacy 4-D shapes after padding with ones on the
-    left). In HDF5 files a blob may be absent where the net shares it by name.
+    left). In HDF5 files a blob may be absent where the net shares it by name. Files in the safetensors format go by the
+    names of `state_dict`, each tensor straight from the file; a blob shared by name may stand under any of its names.
 
     Raises `WeightsError`.
     """
     if net.device.type == "meta":
         raise WeightsError(f"{path}: can't be copied: the net is on the device 'meta', so its blobs hold no values")
+    if path.name.lower().endswith(".safetensors"):
+        return _copy_tensors(net, path)
     with open_weights(path) as stored:
         targets: dict[str, tuple[int, Layer]] = {}
         for i, layer in enumerate(net.layers):
@@ -87,6 +90,38 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
         if any(net._shared.get((i, k), (i, k)) not in filled for k in range(len(layer.blob_names)))
     ]
     return CopyReport(tuple(copied), tuple(dict.fromkeys(missing)), tuple(ignored)), filled
+
+
+def _copy_tensors(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
+    stored, own = read_safetensors(path), net.state_dict()
+    for name, value in stored.items():
+        if name in own and value.shape != own[name].shape:
+            raise WeightsError(
+                f"{path}: {name!r} has the shape {tuple(value.shape)}, the net's "
+                f"{tuple(own[name].shape)}; {_MATCH_ADVICE}"
+            )
+    found = [name for name in stored if name in own]
+    if own and not found:
+        raise WeightsError(
+            f"{path}: fills no layer of net {net.graph.name!r}; its names are {_some(list(stored))}, "
+            f"the net's are {_some(list(own))}; is it the weight file of another net?"
+        )
+    with torch.no_grad():
+        for name in found:
+            own[name].copy_(stored[name])
+    copied, missing = [], []
+    keys = [
+        [(net._shared.get((i, k), (i, k)), f"{module}.{blob}") for k, blob in enumerate(layer.blob_names)]
+        for i, (module, layer) in enumerate(zip(net._module_names, net.layers, strict=True))
+    ]
+    filled = {place for layer in keys for place, key in layer if key in stored}
+    for layer, places in zip(net.layers, keys, strict=True):
+        if any(place not in filled for place, _ in places):
+            missing.append(layer.name)
+        elif any(key in stored for _, key in places):
+            copied.append(layer.name)
+    ignored = tuple(name for name in stored if name not in own)
+    return CopyReport(tuple(copied), tuple(dict.fromkeys(missing)), ignored), filled
 
 
 def copy_all(net: Net, paths: Sequence[str | os.PathLike[str]]) -> None:

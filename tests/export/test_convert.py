@@ -17,7 +17,7 @@ from tiny_nets import small_fcn
 import fcnproto
 from fcnproto.cli._main import main
 from fcnproto.export import checking, convert
-from fcnproto.safetensors_file import read_safetensors, write_safetensors
+from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 
 onnx_missing = any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime"))
 
@@ -393,6 +393,13 @@ class TestSafetensors:
         header = json.dumps({"x": entry}).encode()
         (tmp_path / "t.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
         with pytest.raises(fcnproto.WeightsError, match="tensor 'x'"):
+            read_safetensors(tmp_path / "t.safetensors")
+
+    def test_tensors_in_one_place(self, tmp_path: Path) -> None:
+        entry = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
+        header = json.dumps({f"t{index}": entry for index in range(1000)}).encode()
+        (tmp_path / "t.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+        with pytest.raises(fcnproto.WeightsError, match=r"t\.safetensors: the tensors 't0' and 't1' overlap"):
             read_safetensors(tmp_path / "t.safetensors")
 
     @pytest.mark.parametrize(

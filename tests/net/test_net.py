@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import fcnproto
-from fcnproto.errors import GraphError, LayerError, WeightsError
+from fcnproto.errors import FcnprotoWarning, GraphError, LayerError, WeightsError
+from fcnproto.net.tensor_files import write_safetensors
+from fcnproto.net.weights import CopyReport
 
 NET = """
 name: "small"
@@ -263,10 +266,30 @@ def test_weights_survive_saving_and_loading(net: fcnproto.Net, path: Path, suffi
     assert [p.name for p in path.parent.iterdir() if "tmp" in p.name] == []
 
 
-def test_safetensors(net: fcnproto.Net, tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
+def test_safetensors(net: fcnproto.Net, path: Path, tmp_path: Path) -> None:
     net.save(tmp_path / "w.safetensors")
-    assert sorted(safetensors.load_file(tmp_path / "w.safetensors")) == sorted(net.state_dict())
+    assert sorted(safetensors.torch.load_file(tmp_path / "w.safetensors")) == sorted(net.state_dict())
+    torch.manual_seed(2)
+    other = fcnproto.load(path, tmp_path / "w.safetensors")
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in net.state_dict().items())
+
+
+def test_safetensors_that_do_not_fit(net: fcnproto.Net, tmp_path: Path) -> None:
+    state, file = {name: value.detach().clone() for name, value in net.state_dict().items()}, tmp_path / "w.safetensors"
+    write_safetensors(
+        file, {"conv.weight": state["conv.weight"], "conv.bias": state["conv.bias"] + 1, "x": state["score.bias"]}
+    )
+    with pytest.warns(FcnprotoWarning, match="has no values for score"):
+        report = net.copy_from(file)
+    assert report == CopyReport(("conv",), ("score",), ("x",))
+    assert torch.equal(net.params["conv"][1], state["conv.bias"] + 1)
+    write_safetensors(file, {"conv.bias": state["conv.bias"], "conv.weight": state["conv.weight"][:1]})
+    with pytest.raises(WeightsError, match=r"w\.safetensors: 'conv.weight' has the shape \(1, 3, 3, 3\), the net's"):
+        net.copy_from(file)
+    assert torch.equal(net.params["conv"][1], state["conv.bias"] + 1)
+    write_safetensors(file, {"a": state["conv.bias"]})
+    with pytest.raises(WeightsError, match="fills no layer of net 'small'; its names are a, the net's are conv.weight"):
+        net.copy_from(file)
 
 
 def test_unknown_suffix_is_an_error_and_writes_nothing(net: fcnproto.Net, tmp_path: Path) -> None:
