@@ -1,11 +1,13 @@
-"""SIGINT and SIGHUP as requests to a running solver, as Caffe's command line has them.
+"""SIGINT, SIGHUP and SIGTERM as requests to a running solver, the first two as Caffe's command line has them.
 
 Nothing is installed by importing this, and nothing by `Solver` itself.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,15 +17,19 @@ from fcnproto.solver.listeners import Request
 class SignalRequests:
     """While the block runs, signals become requests; asked (called), it gives the pending one once.
 
-    `sigint` and `sighup` say what each asks for; `Request.NONE` makes the signal do nothing. A request waits until it
-    is asked for: after the iteration or test batch that is running. Use it in the main thread: elsewhere Python
-    can't install handlers (ValueError).
+    `sigint` and `sighup` say what each asks for; `Request.NONE` makes the signal do nothing. SIGTERM, by which systems
+    end a process, asks to stop. A request waits until it is asked for: after the iteration or test batch that is
+    running. Whoever doesn't want to wait interrupts again: a second SIGINT after one that asks to stop is a
+    KeyboardInterrupt. (Under torchrun only after two seconds: it passes on the terminal's own to each worker.) Use it
+    in the main thread: elsewhere Python can't install handlers (ValueError).
     """
 
     def __init__(self, sigint: Request = Request.STOP, sighup: Request = Request.SNAPSHOT) -> None:
         self._effects: dict[int, Request] = {signal.SIGINT: sigint}
         if hasattr(signal, "SIGHUP"):  # Windows has none
             self._effects[signal.SIGHUP] = sighup
+        self._effects[signal.SIGTERM] = Request.STOP
+        self._interrupted: float | None = None
         self._pending: set[Request] = set()
         self._previous: dict[int, Any] = {}
 
@@ -47,5 +53,15 @@ class SignalRequests:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         request = self._effects[number]
+        if number == signal.SIGINT and request is Request.STOP:
+            now = time.monotonic()
+            if self._interrupted is not None and now - self._interrupted >= _repeated_within():
+                raise KeyboardInterrupt
+            self._interrupted = self._interrupted or now
         if request is not Request.NONE:
             self._pending.add(request)
+
+
+def _repeated_within() -> float:
+    """The seconds within which a second SIGINT is the first once more."""
+    return 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcnproto.errors import SolverError
 from fcnproto.escaping import printable
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
@@ -24,6 +25,7 @@ from fcnproto.schema.upgrade import upgrade_solver
 from fcnproto.solver import debug, distributed, health, nets, resume, settings, snapshots
 from fcnproto.solver.engine import Engine, Options
 from fcnproto.solver.listeners import Listener, Request
+from fcnproto.solver.locking import PrefixLock
 from fcnproto.solver.log import LOGGER, LossWindow, Pace, figure, log_to, output_lines
 from fcnproto.solver.policies import LearningRatePolicy
 from fcnproto.solver.testing import loss_weights, run_test
@@ -106,6 +108,7 @@ class Solver:
         self.last_snapshot: str | None = None
         self.stopping = False
         self._snapshot_wanted = False
+        self._lock = PrefixLock()
         self._rate: float | None = None
         self._watch = health.LossWatch()
         self._window, self._keep_window = LossWindow(self.param.average_loss, 0), False
@@ -203,6 +206,14 @@ class Solver:
         """
         if self.param.snapshot_after_train:
             self._check_snapshots()
+        if self.param.snapshot_after_train or self.param.snapshot:
+            self._acquire()
+        try:
+            self._solve(state, iterations)
+        finally:
+            self._lock.release()
+
+    def _solve(self, state: PathLike | None, iterations: int | None) -> None:
         if not self.param.HasField("max_iter"):
             settings.warn("max_iter is not given, so solve() trains nothing")
         self.say(f"Solving {self.net.graph.name}")
@@ -296,6 +307,16 @@ class Solver:
         if files.model.suffix == ".h5":
             check_hdf5_names(files.model, [node.name for node in self.net.graph.nodes])
 
+    def _acquire(self) -> None:
+        """Take the right to write snapshots under the prefix, for all workers."""
+        failure: Exception | None = None
+        if self._leads:
+            try:
+                self._lock.acquire(nets.snapshot_prefix(self.param, self._file))
+            except (SolverError, OSError) as error:
+                failure = error
+        distributed.raise_together(failure)
+
     def _snapshot_files(self) -> snapshots.Names:
         hdf5 = self.param.snapshot_format == caffe_pb2.SolverParameter.HDF5
         return snapshots.names(nets.snapshot_prefix(self.param, self._file), self.iter, hdf5)
@@ -303,9 +324,11 @@ class Solver:
     def snapshot(self) -> str:
         """Write the model and the solver state under the snapshot prefix; returns the path of the state.
 
-        Raises `DivergedError` where a parameter is not finite: the last good snapshot stays the last one.
+        No other process may write under this prefix within `solve`, or until this solver is gone. Raises `SolverError`
+        where one does, `DivergedError` where a parameter is not finite: the last good snapshot stays the last one.
         """
         self._snapshot_wanted = False
+        self._acquire()
         files = self._snapshot_files()
         broken = health.broken_parameter(self.net)
         if broken is not None:
