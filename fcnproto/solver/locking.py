@@ -42,11 +42,12 @@ class PrefixLock:
         self._path: Path | None = None
         self._finalizer: Any = None
 
-    def acquire(self, prefix: str) -> None:
-        """Take the lock, if this object hasn't got it. SolverError, naming the holder, where another process has it."""
+    def acquire(self, prefix: str) -> bool:
+        """Take the lock; False if this object has it already. SolverError, naming the holder, where another process has
+        it."""
         path = Path(os.path.realpath(Path(prefix).parent)) / f".{Path(prefix).name}.lock"
         if self._path == path and self._finalizer.alive and path in _held and _held[path].process == os.getpid():
-            return
+            return False
         self.release()
         held = _held.get(path)
         if held is None or held.process != os.getpid():  # a child has the table of its parent, but not its locks
@@ -55,6 +56,7 @@ class PrefixLock:
         held.users += 1
         self._path = path
         self._finalizer = weakref.finalize(self, _give_back, path, os.getpid())
+        return True
 
     def release(self) -> None:
         """Give the lock back, if this object has it."""

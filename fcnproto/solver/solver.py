@@ -307,15 +307,17 @@ class Solver:
         if files.model.suffix == ".h5":
             check_hdf5_names(files.model, [node.name for node in self.net.graph.nodes])
 
-    def _acquire(self) -> None:
-        """Take the right to write snapshots under the prefix, for all workers."""
+    def _acquire(self) -> bool:
+        """Take the right to write snapshots under the prefix, for all workers; False where this one has it already."""
         failure: Exception | None = None
+        fresh = False
         if self._leads:
             try:
-                self._lock.acquire(nets.snapshot_prefix(self.param, self._file))
+                fresh = self._lock.acquire(nets.snapshot_prefix(self.param, self._file))
             except (SolverError, OSError) as error:
                 failure = error
         distributed.raise_together(failure)
+        return fresh
 
     def _snapshot_files(self) -> snapshots.Names:
         hdf5 = self.param.snapshot_format == caffe_pb2.SolverParameter.HDF5
@@ -328,7 +330,15 @@ class Solver:
         where one does, `DivergedError` where a parameter is not finite: the last good snapshot stays the last one.
         """
         self._snapshot_wanted = False
-        self._acquire()
+        fresh = self._acquire()
+        try:
+            return self._snapshot()
+        except BaseException:
+            if fresh:  # what was not written need not be kept from others
+                self._lock.release()
+            raise
+
+    def _snapshot(self) -> str:
         files = self._snapshot_files()
         broken = health.broken_parameter(self.net)
         if broken is not None:
