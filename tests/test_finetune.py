@@ -331,3 +331,48 @@ def test_refusals(scenes: Path, tmp_path: Path) -> None:
     write_message(tmp_path / "c.prototxt", net.to_proto())
     with pytest.raises(UsageError, match="surgery convolutionalise"):
         finetune.plan(settings(scenes, tmp_path, tmp_path / "c.prototxt"))
+
+
+def binary_scenes(scenes: Path, folder: Path) -> Path:
+    """The scenes' masks as people have them: black and white."""
+    (folder / "binary").mkdir()
+    for path in (scenes / "masks").iterdir():
+        Image.fromarray(np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(
+            folder / "binary" / path.name
+        )
+    return folder / "binary"
+
+
+def test_binary_masks(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Read as labels they are void where the object is, and a net that says "background" everywhere scores 1.0000."""
+    masks, model = binary_scenes(scenes, tmp_path), slim_net(tmp_path)
+    options = {"masks": masks, "iterations": 2, "interval": 2}
+    with pytest.raises(
+        DataError, match=r"binary: the masks hold nothing but label 0 \('background'\) and void .*--binary"
+    ):
+        finetune.plan(settings(scenes, tmp_path / "out", model, **options))
+    assert finetune.plan(settings(scenes, tmp_path / "out", model, allow_empty_classes=True, **options))
+    made = finetune.plan(settings(scenes, tmp_path / "out", model, binary_masks=True, **options))
+    (line,) = (line for line in made.lines() if line.startswith("pixels"))
+    counts = made.pixels["label"]["train"]
+    assert f"object {counts[1]} ({100 * counts[1] / counts.sum():.2g} %), void 0" in line and counts[1] > 0
+    outcome = finetune.run(made)
+    assert outcome.score is not None and outcome.score.confusion[1].sum() > 0
+    net = fcnproto.load(tmp_path / "out" / "train.prototxt", phase="train")  # the files read the masks so, too
+    assert set(np.unique(net(blobs=["label"])["label"].numpy())) == {0, 1}
+    with pytest.raises(UsageError, match="binary masks hold two classes"):
+        settings(scenes, tmp_path, model, classes=("a", "b", "c"), binary_masks=True)
+    command = ["finetune", "--model", str(model), "--from-scratch", "--images", str(scenes / "images")]
+    command += ["--masks", str(masks), "--classes", str(scenes / "classes.txt"), "-o", str(tmp_path / "two")]
+    assert main([*command, "--dry-run"]) == 1
+    assert main([*command, "--dry-run", "--binary-masks"]) == 0
+    assert "pixels to train on: background" in capsys.readouterr().out
+
+
+def test_classes_that_no_training_mask_holds(scenes: Path, tmp_path: Path) -> None:
+    options = {"classes": ("background", "object", "unicorn"), "iterations": 1, "interval": 1}
+    model = slim_net(tmp_path)
+    with pytest.raises(DataError, match=r"masks: no mask of the training part holds 'unicorn' \(label 2\); masks of 0"):
+        finetune.plan(settings(scenes, tmp_path / "out", model, **options))
+    made = finetune.plan(settings(scenes, tmp_path / "out", model, allow_empty_classes=True, **options))
+    assert any("unicorn 0 (0 %)" in line for line in made.lines())

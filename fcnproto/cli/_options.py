@@ -30,6 +30,20 @@ def device_option(function: Function) -> Function:
     )(function)
 
 
+def binary_masks_option(function: Function) -> Function:
+    """`--binary-masks`: how masks of 0 and 255 are read."""
+    return click.option("--binary-masks", is_flag=True, help="Masks' values 0 and 255 are the labels 0 and 1.")(
+        function
+    )
+
+
+def empty_classes_option(function: Function) -> Function:
+    """`--allow-empty-classes`: masks in which classes are missing are not refused."""
+    return click.option(
+        "--allow-empty-classes", is_flag=True, help="Take masks that hold nothing of a class (or of any but the first)."
+    )(function)
+
+
 def state_options(function: Function) -> Function:
     """`--level`, `--stage` and `--allow-python`: which layers of the net there are (Caffe's NetState)."""
     for option in (

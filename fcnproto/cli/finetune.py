@@ -43,6 +43,8 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
     "--colours", metavar="[BLOB=]FILE", multiple=True, help="Table of classes and colours, for colour-coded masks."
 )
 @click.option("-o", "--output", type=_files.OutputFolder(), required=True, help="Folder for the results.")
+@_options.binary_masks_option
+@_options.empty_classes_option
 @click.option(
     "--optimization", type=click.Choice(_OPTIMIZATIONS), default="heavy", show_default=True, help="See below."
 )

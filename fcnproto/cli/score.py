@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,14 @@ def _result_options(function: _options.Function) -> _options.Function:
         ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, the confusion matrix included."),
         click.option("--leave-out", metavar="A,B", callback=_options.names, help="Classes left out of the means."),
-        click.option("--leave-out-absent", is_flag=True, help="Leave classes that the truth lacks out of the means."),
+        click.option(
+            "--leave-out-absent/--count-absent",
+            default=True,
+            show_default=True,
+            help="Classes that the truth lacks: out of the means, or with an IU of 0 where predicted.",
+        ),
+        _options.empty_classes_option,
+        _options.binary_masks_option,
         click.option(
             "--ignore-label", type=int, default=255, show_default=True, help="Label that does not count (nor does 255)."
         ),
@@ -79,7 +86,10 @@ def folders_command(
             names,
             ignore_label=settings["ignore_label"],
             colours=tables.get(""),
+            binary=settings["binary_masks"],
             leave_out=_numbers(settings["leave_out"], names),
+            count_absent=not settings["leave_out_absent"],
+            allow_empty_classes=settings["allow_empty_classes"],
             told=told,
         )
     _show([scored], settings, None)
@@ -139,6 +149,8 @@ def net_command(
             count=count,
             ignore_label=settings["ignore_label"],
             leave_out=_numbers(settings["leave_out"], named),
+            count_absent=not settings["leave_out_absent"],
+            allow_empty_classes=settings["allow_empty_classes"] or settings["data_set"] is not None,
             told=told,
         )
     _show(scored, settings, record)
@@ -234,7 +246,10 @@ def _folders(
     _preprocessing.tell_assumptions(how)
     return ImageFolders(
         {blob: Images(places[blob], how[blob]) for blob in inputs},
-        {label: Masks(masks[label], len(names[label]), colours.get(label)) for label in labels},
+        {
+            label: Masks(masks[label], len(names[label]), colours.get(label), settings["binary_masks"])
+            for label in labels
+        },
     )
 
 
@@ -277,12 +292,11 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 def _show(results: Sequence[Scored], settings: Mapping[str, Any], record: ModelInfo | None) -> None:
     """Print the results and write the picture."""
-    from fcnproto.scoring.metrics import absent
-
     if record is not None and {len(one.names) for one in results} != {len(one.classes) for one in record.outputs}:
         record = None  # a net of other classes under a published one's name
     if settings["leave_out_absent"]:
-        results = [dataclasses.replace(one, leave_out=_joined(one.leave_out, absent(one.confusion))) for one in results]
+        for one in results:
+            _tell_absent(one, len(results) > 1)
     if settings["as_json"]:
         published = [] if record is None else _published_figures(record)
         _output.print_json({"results": [scored.as_dict() for scored in results], "published": published})
@@ -295,8 +309,14 @@ def _show(results: Sequence[Scored], settings: Mapping[str, Any], record: ModelI
         _write_pictures(results, settings["picture"])
 
 
-def _joined(first: Collection[int], second: Collection[int]) -> tuple[int, ...]:
-    return tuple(sorted({*first, *second}))
+def _tell_absent(scored: Scored, several: bool) -> None:
+    """Say which classes the truth lacks; they are left out of the means."""
+    from fcnproto.scoring.metrics import absent
+
+    missing = [scored.names[index] for index in absent(scored.confusion)]
+    if missing:
+        of = f"{scored.blob}: " if several else ""
+        _output.note(f"{of}left out of the means, since the masks hold none of it: {', '.join(missing)}")
 
 
 def _print_tables(scored: Scored, several: bool) -> None:

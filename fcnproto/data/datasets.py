@@ -174,11 +174,12 @@ class Images:
 @dataclass(frozen=True)
 class Masks:
     """The masks of one labelling: pixels are 0 .. classes - 1, or 255 where void; `colours` gives the label of each RGB
-    colour where colours stand for classes (`masks.read_colours`)."""
+    colour where colours stand for classes (`masks.read_colours`); `binary`: values 0 and 255 are the labels 0 and 1."""
 
     folder: PathLike
     classes: int
     colours: Mapping[Colour, int] | None = None
+    binary: bool = False
 
 
 Scene = tuple[dict[str, Image.Image], dict[str, np.ndarray]]
@@ -232,7 +233,7 @@ class ImageFolders(SegmentationDataset):
         images = {}
         for key, one in self.images.items():
             images[key] = (read_depth if one.preprocessing.kind == "depth" else read_image)(paths[key])
-        masks = {key: read_mask(paths[key], one.colours) for key, one in self.masks.items()}
+        masks = {key: read_mask(paths[key], one.colours, one.binary) for key, one in self.masks.items()}
         pixels = {key: np.empty((0, image.height, image.width)) for key, image in images.items()}
         self.check(pixels | masks, {key: str(path) for key, path in paths.items()})
         return images, masks
@@ -255,7 +256,7 @@ class ImageFolder(ImageFolders):
     """`ImageFolders` of one colour image and one labelling: the keys are `data` and `label`.
 
     Args:
-        images, masks, classes, colours: as in `Images` and `Masks`.
+        images, masks, classes, colours, binary: as in `Images` and `Masks`.
         mean: BGR, taken off after the channels are turned.
         preprocessing: in place of `mean`, for images that become blobs in another way.
         ids, augment: as in `ImageFolders`; `augment` changes one image and its mask.
@@ -268,6 +269,7 @@ class ImageFolder(ImageFolders):
         classes: int,
         *,
         colours: Mapping[Colour, int] | None = None,
+        binary: bool = False,
         mean: Sequence[float] = MEAN,
         preprocessing: Preprocessing | None = None,
         ids: Sequence[str] | None = None,
@@ -276,7 +278,7 @@ class ImageFolder(ImageFolders):
         how = preprocessing or Preprocessing("bgr", np.array(mean, dtype=np.float64))
         super().__init__(
             {"data": Images(images, how)},
-            {"label": Masks(masks, classes, colours)},
+            {"label": Masks(masks, classes, colours, binary)},
             ids=ids,
             augment=None if augment is None else functools.partial(_one_of_each, augment),
         )

@@ -30,15 +30,17 @@ class ImageMaskLayer(PublishedLayer):
     """One image of a folder a call, whole, with the mask of the same name; 255 is void.
 
     Options: `images` and `masks`, folders; `split`, a text file of the images' names without suffix; `classes`, their
-    number; `mean` (BGR); `colours`, pairs of an RGB colour and its label where masks are colour-coded; `randomize`
-    (False: in order) and `seed`; `augment`, a dict of what `Augmentation` takes.
+    number; `mean` (BGR); `colours`, pairs of an RGB colour and its label where masks are colour-coded; `binary`, True
+    where masks of 0 and 255 mean the labels 0 and 1; `randomize` (False: in order) and `seed`; `augment`, a dict of
+    what `Augmentation` takes.
 
     For several images or labellings `images` is a list of dicts with `folder`, `kind` ("bgr", "rgb", "grey", "depth")
-    and `mean`, and `masks` one of dicts with `folder`, `classes` and `colours`; tops are the images, then the labels.
+    and `mean`, and `masks` one of dicts with `folder`, `classes`, `colours` and `binary`; tops are the images, then
+    the labels.
     """
 
     required = ("images", "masks", "split")
-    optional = ("classes", "mean", "randomize", "seed", "colours", "augment")
+    optional = ("classes", "mean", "randomize", "seed", "colours", "binary", "augment")
     handles: ClassVar[tuple[str, ...]] = ("ids", "data")
 
     def __init__(self, param: Any, num_tops: int | None = None) -> None:
@@ -51,7 +53,7 @@ class ImageMaskLayer(PublishedLayer):
     def _parse_options(self) -> dict[str, Any]:
         options = super()._parse_options()
         single = {"folder": options["images"], "kind": "bgr", "mean": options.get("mean")}
-        task = {"folder": options["masks"], "classes": options.get("classes"), "colours": options.get("colours")}
+        task = {"folder": options["masks"], **{key: options.get(key) for key in ("classes", "colours", "binary")}}
         if "mean" not in options and isinstance(options["images"], str):
             self.fail("param_str lacks 'mean'")
         self.inputs = [self._images(one) for one in self._dicts("images", options["images"], single)]
@@ -89,7 +91,7 @@ class ImageMaskLayer(PublishedLayer):
         if not isinstance(classes, int) or not 2 <= classes <= 255:
             self.fail(f"param_str: 'classes' must be a number from 2 to 255, not {classes!r}")
         table = None if colours is None else {tuple(colour): label for colour, label in colours}
-        return Masks(one["folder"], classes, table)
+        return Masks(one["folder"], classes, table, bool(one.get("binary")))
 
     def top_kinds(self) -> list[str]:
         return [one.preprocessing.kind for one in self.inputs] + ["label"] * len(self.labellings)
@@ -129,7 +131,7 @@ class ImageMaskLayer(PublishedLayer):
                 for top, one in zip(tops[:count], self.inputs, strict=True)
             }
             masks = {
-                top: Masks(self._resolved(one.folder), one.classes, one.colours)
+                top: Masks(self._resolved(one.folder), one.classes, one.colours, one.binary)
                 for top, one in zip(tops[count:], self.labellings, strict=True)
             }
             self.data = ImageFolders(images, masks, ids=self.read_ids())

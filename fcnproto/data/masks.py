@@ -15,11 +15,12 @@ Colour = tuple[int, int, int]
 PathLike = str | os.PathLike[str]
 
 
-def read_mask(path: PathLike, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
+def read_mask(path: PathLike, colours: Mapping[Colour, int] | None = None, binary: bool = False) -> np.ndarray:
     """The labels (height, width) uint8 in an image file.
 
     Without `colours` the pixels of a palette, grey (8 or 16 bits, up to 255) or one-bit image; with it those that the
-    table gives for the pixels' RGB colours. Raises `DataError` naming the file for other images and for a colour
+    table gives for the pixels' RGB colours. With `binary` black and white (0 and 255) are the labels 0 and 1; an image
+    of 0 and 1 has these labels already. Raises `DataError` naming the file for other images and for a colour
     (and where it is) that the table lacks.
     """
     name = os.fspath(path)
@@ -30,6 +31,8 @@ def read_mask(path: PathLike, colours: Mapping[Colour, int] | None = None) -> np
         raise DataError(f"{name}: not a readable image ({error})") from error
     if colours is not None:
         return _decode(np.asarray(image.convert("RGB")), colours, name)
+    if binary:
+        return _black_and_white(np.asarray(image.convert("RGB") if image.mode == "RGBA" else image), name)
     if image.mode not in ("P", "L", "1", "I", "I;16"):
         raise DataError(
             f"{name}: a mask's pixels are labels (a palette or grey image), this image's mode is {image.mode}; "
@@ -39,6 +42,17 @@ def read_mask(path: PathLike, colours: Mapping[Colour, int] | None = None) -> np
     if values.dtype != np.uint8 and values.dtype != bool and (values.min() < 0 or values.max() > 255):
         raise DataError(f"{name}: has labels {values.min()} to {values.max()}; 0 to 255 can be used")
     return values.astype(np.uint8)
+
+
+def _black_and_white(values: np.ndarray, name: str) -> np.ndarray:
+    if values.ndim == 3 and (values == values[:, :, :1]).all():
+        values = values[:, :, 0]
+    found = np.unique(values).tolist()
+    if values.ndim != 2 or not (set(found) <= {0, 255} or set(found) <= {0, 1}):
+        shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        what = f"its values are {shown}" if values.ndim == 2 else "it has colours"
+        raise DataError(f"{name}: a binary mask's values are 0 and 255, for the labels 0 and 1; {what}")
+    return (values > 0).astype(np.uint8)
 
 
 def _decode(pixels: np.ndarray, colours: Mapping[Colour, int], name: str) -> np.ndarray:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fcnproto.data.datasets import ImageFolders, Images, Masks
-from fcnproto.errors import UsageError
+from fcnproto.data.datasets import VOID, ImageFolders, Images, Masks
+from fcnproto.errors import DataError, UsageError
 from fcnproto.finetune.nets import Base
 from fcnproto.finetune.settings import Settings
 from fcnproto.net.assigning import assign, by_name
+from fcnproto.scoring.scoring import nothing_to_see
 
 _MOST_COUNTED = 500
 
@@ -35,7 +36,10 @@ def folders(settings: Settings, base: Base, ids: Sequence[str] | None = None) ->
     colours = assign(settings.colours, "colours", base.labels, needed=False)
     return ImageFolders(
         {blob: Images(images[blob], how) for blob, how in base.images.items()},
-        {label: Masks(masks[label], len(classes[label]), colours.get(label)) for label in base.labels},
+        {
+            label: Masks(masks[label], len(classes[label]), colours.get(label), settings.binary_masks)
+            for label in base.labels
+        },
         ids=ids,
     )
 
@@ -56,6 +60,8 @@ def layer_options(
         masks.append({"folder": os.path.abspath(labelling.folder), "classes": labelling.classes})
         if labelling.colours is not None:
             masks[-1]["colours"] = list(labelling.colours.items())
+        if labelling.binary:
+            masks[-1]["binary"] = True
     source: dict[str, Any] = {"images": images, "masks": masks, "split": split_file}
     if len(images) == len(masks) == 1 and images[0]["kind"] == "bgr":
         # The short form, for the usual case.
@@ -82,6 +88,48 @@ def split(ids: Sequence[str], settings: Settings) -> dict[str, list[str]]:
     ends = counts[0], counts[0] + counts[1]
     parts = {"train": shuffled[ends[1] :], "val": shuffled[: ends[0]], "test": shuffled[ends[0] : ends[1]]}
     return {name: sorted(part) for name, part in parts.items()}
+
+
+Pixels = dict[str, dict[str, np.ndarray]]
+"""By label blob and part ("train", "val", "test"): the pixels of each class, then those of void, int64."""
+
+
+def count_pixels(data: ImageFolders, splits: Mapping[str, Sequence[str]]) -> Pixels:
+    """Read every image and mask, and count the masks' pixels by class. Raises `DataError` for what can't be used."""
+    found: Pixels = {label: {} for label in data.classes}
+    for part, ids in splits.items():
+        for label, classes in data.classes.items():
+            found[label][part] = np.zeros(classes + 1, dtype=np.int64)
+        for id in ids:
+            item = data.load(id)
+            for label, classes in data.classes.items():
+                mask = item[label].numpy().astype(np.uint8)
+                counts = np.bincount(mask.ravel(), minlength=256)
+                found[label][part] += np.array([*counts[:classes], counts[VOID]])
+    return found
+
+
+def check_classes(pixels: Pixels, names: Mapping[str, Sequence[str]], folders: Mapping[str, Any]) -> None:
+    """Raise `DataError` where no training mask holds a class, naming the ways out.
+
+    `names` are the classes' by label blob, `folders` the masks'.
+    """
+    for label, parts in pixels.items():
+        train, everything = parts["train"][:-1], np.sum(list(parts.values()), axis=0)[:-1]
+        where = f"{folders[label]}"
+        if not everything[1:].any():
+            held = f"nothing but label 0 ({names[label][0]!r}) and void" if everything[0] else "nothing but void"
+            raise DataError(f"{where}: {nothing_to_see(held)}")
+        missing = np.flatnonzero(train == 0)
+        if len(missing):
+            listed = ", ".join(f"{names[label][int(index)]!r} (label {index})" for index in missing)
+            elsewhere = everything[missing].any()
+            raise DataError(
+                f"{where}: no mask of the training part holds {listed}"
+                + (" (others do: another --seed may help)" if elsewhere else "")
+                + "; masks of 0 and 255 are read with --binary-masks, colours with --colours; --allow-empty-classes"
+                " trains without"
+            )
 
 
 def balanced_weights(data: ImageFolders, label: str) -> np.ndarray:

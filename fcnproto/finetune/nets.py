@@ -14,7 +14,7 @@ from fcnproto.errors import UsageError, WeightsError
 from fcnproto.images import Preprocessing
 from fcnproto.layers.registry import lookup
 from fcnproto.net import Net, load
-from fcnproto.preprocessing import known_net, preprocessing_of
+from fcnproto.preprocessing import preprocessing_of, zoo_record
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
 from fcnproto.scoring import judged_blobs
@@ -102,7 +102,7 @@ def read_base(model: str, classes: int | Mapping[str, int] | None = None) -> Bas
     built = Net(param, "train", base_dir=path.resolve().parent, fill=False)
     layers = _between_data_and_losses(param, built)
     read = {name for layer in layers.layer for name in layer.bottom if name not in layer.top}
-    record = zoo.info(model) if model in zoo.names() else known_net(built, path)
+    record = zoo.info(model) if model in zoo.names() else zoo_record(path)
     images = {name: preprocessing_of(built, name, record) for name in built.source_shapes if name in read}
     blobs = [name for name in dict.fromkeys(top for layer in layers.layer for top in layer.top) if name not in read]
     if not images or not blobs:

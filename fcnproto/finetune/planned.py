@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fcnproto import zoo
+from fcnproto.finetune.data import Pixels
 from fcnproto.finetune.nets import Base
 from fcnproto.finetune.settings import OPTIMIZATIONS, Settings
 from fcnproto.net import Net
@@ -23,7 +24,8 @@ class Plan:
     """A fine-tuning ready to start: its files, its nets and the values they begin with.
 
     `splits` are the images' names under "train", "val" and "test"; `solver` is the solver.prototxt; `classes` are the
-    names by score blob; `class_weights` has a factor for each class of a score blob, or is empty.
+    names by score blob; `pixels` has the masks' pixels by class (`data.Pixels`), if they were counted; `class_weights`
+    has a factor for each class of a score blob, or is empty.
     """
 
     settings: Settings
@@ -34,6 +36,7 @@ class Plan:
     solver: caffe_pb2.SolverParameter
     interval: int
     classes: dict[str, tuple[str, ...]]
+    pixels: Pixels = field(default_factory=dict)
     class_weights: dict[str, np.ndarray] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
@@ -46,6 +49,7 @@ class Plan:
             yield f"{len(names)} classes{of}: {', '.join(names)}"
         counts = ", ".join(f"{name} {len(ids)}" for name, ids in self.splits.items())
         yield f"{sum(map(len, self.splits.values()))} images: {counts}"
+        yield from self._pixel_lines()
         files = [f"{suffix}={path}" if suffix else str(path) for suffix, path in by_name(settings.weights).items()]
         yield f"weights: {', '.join(files) or 'none, random values'}"
         yield from (f"  {line}" for line in self.report.lines())
@@ -58,6 +62,18 @@ class Plan:
             yield f"class weights: {pairs}"
         yield f"{solver.max_iter} iterations, validated every {self.interval}; results in {settings.output}"
 
+    def _pixel_lines(self) -> Iterator[str]:
+        """The shares of the classes in the masks of the training part, a line for each labelling."""
+        for one in self.base.scores:
+            counts = self.pixels.get(one.label, {}).get("train")
+            if counts is None:
+                continue
+            total = max(1, int(counts.sum()))
+            named = zip([*self.classes[one.blob], "void"], counts, strict=True)
+            shares = ", ".join(f"{name} {int(count)} ({100 * count / total:.2g} %)" for name, count in named)
+            of = f" of {one.blob}" if len(self.base.scores) > 1 else ""
+            yield f"pixels{of} to train on: {shares}"
+
     def request(self) -> dict[str, Any]:
         """What makes a fine-tuning the same one, for going on with it; how long it takes and where is no part of it."""
         settings = self.settings
@@ -67,7 +83,9 @@ class Plan:
         }
         model = settings.model if settings.model in zoo.names() else os.path.abspath(settings.model)
         colours = {key: sorted(table.items()) for key, table in by_name(settings.colours).items()}
-        plain = ("optimization", "solver", "validation", "held_out", "class_weights", "seed")
+        plain = ["optimization", "solver", "validation", "held_out", "class_weights", "seed"]
+        if settings.binary_masks:
+            plain.append("binary_masks")
         return {
             "model": model,
             **paths,

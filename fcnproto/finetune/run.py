@@ -18,7 +18,7 @@ from fcnproto.atomic import atomic_write
 from fcnproto.data.datasets import ImageFolders
 from fcnproto.errors import Error, UsageError
 from fcnproto.finetune import progress
-from fcnproto.finetune.data import balanced_weights, class_names, folders, split
+from fcnproto.finetune.data import balanced_weights, check_classes, class_names, count_pixels, folders, split
 from fcnproto.finetune.nets import first_weights, read_base
 from fcnproto.finetune.output import per_map, write_files, write_table
 from fcnproto.finetune.pictures import sample_picture
@@ -70,15 +70,16 @@ def plan(settings: Settings, verify: bool = True) -> Plan:
     base = read_base(settings.model, {blob: len(names) for blob, names in classes.items()})
     data = folders(settings, base)
     splits = split(data.ids, settings)
-    if verify:
-        for index in range(len(data)):
-            data[index]
+    pixels = count_pixels(data, splits) if verify else {}
+    if not settings.allow_empty_classes:
+        names = {one.label: classes[one.blob] for one in base.scores}
+        check_classes(pixels, names, {label: one.folder for label, one in data.masks.items()})
     torch.manual_seed(settings.seed)
     net, report, has_scores = first_weights(base, by_name(settings.weights), classes)
     iterations = settings.iterations or max(2000, 20 * len(splits["train"]))
     interval = settings.interval or max(1, iterations // 10)
     solver = _solver(settings, has_scores, iterations)
-    made = Plan(settings, base, net, report, splits, solver, interval, classes)
+    made = Plan(settings, base, net, report, splits, solver, interval, classes, pixels)
     if settings.class_weights == "balanced":
         train = folders(settings, base, splits["train"])
         made.class_weights = {one.blob: balanced_weights(train, one.label) for one in base.scores}
@@ -207,7 +208,7 @@ class _Training:
 def _score(made: Plan, net: Net, data: ImageFolders) -> list[Scored]:
     """The net's scores on images, one for each of its maps of scores."""
     outputs = {one.blob: (one.label, made.classes[one.blob]) for one in made.base.scores}
-    return score_net(net, _each(data), outputs, count=len(data))
+    return score_net(net, _each(data), outputs, count=len(data), allow_empty_classes=True)
 
 
 def _each(data: ImageFolders) -> Iterator[Any]:

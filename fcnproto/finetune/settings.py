@@ -61,6 +61,8 @@ class Settings:
         classes: their names, label 0 first; or in a dict, likewise.
         output: the folder for everything that is made.
         colours: for masks whose colours stand for classes; or in a dict, likewise.
+        binary_masks: values 0 and 255 of the masks are the labels 0 and 1.
+        allow_empty_classes: train though no training mask holds a class.
         optimization: a key of OPTIMIZATIONS; `solver` holds fields that are to be different.
         iterations, interval: training steps, and after how many to validate; None for the defaults.
         validation, held_out: shares of the images for choosing the best weights, and for the final score.
@@ -85,6 +87,8 @@ class Settings:
     held_out: float = 0.15
     augmentation: Augmentation = field(default_factory=Augmentation)
     class_weights: str = "none"
+    binary_masks: bool = False
+    allow_empty_classes: bool = False
     seed: int = 1337
     device: str | None = None
 
@@ -95,6 +99,8 @@ class Settings:
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise UsageError(f"two classes have the same name, {twice!r}")
+            if self.binary_masks and len(names) != 2:
+                raise UsageError(f"binary masks hold two classes, labels 0 and 1; {len(names)} are named")
         if self.optimization not in OPTIMIZATIONS:
             raise UsageError(f"optimization {self.optimization!r}: choose one of {', '.join(OPTIMIZATIONS)}")
         if self.validation <= 0 or self.held_out <= 0 or self.validation + self.held_out >= 1:

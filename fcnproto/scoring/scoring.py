@@ -26,7 +26,7 @@ from fcnproto.escaping import printable
 from fcnproto.images import find_images
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net import Net
-from fcnproto.scoring.metrics import Metrics, confusion_matrix, metrics
+from fcnproto.scoring.metrics import Metrics, absent, confusion_matrix, metrics
 from fcnproto.segment import score_blobs
 
 _LONGEST_NAME = 60  # characters of a class in the picture
@@ -88,13 +88,18 @@ def score_folders(
     *,
     ignore_label: int = 255,
     colours: Mapping[Colour, int] | None = None,
+    binary: bool = False,
     leave_out: Collection[int] = (),
+    count_absent: bool = False,
+    allow_empty_classes: bool = False,
     told: Told | None = None,
 ) -> Scored:
     """Score label images in a folder against those of the same names in another.
 
     The prediction for cat.png is cat.png or cat_labels.png (as `segment` writes it). Every truth must have one.
-    `colours` is the table of colour-coded images, of both sides.
+    `colours` is the table of colour-coded images, of both sides; `binary` says that values 0 and 255 are the labels 0
+    and 1. Classes that the truth lacks have no part in the means, unless `count_absent` (then their IU is 0 as soon as
+    one pixel is taken for them). A truth of nothing but label 0 and void is refused, unless `allow_empty_classes`.
 
     Raises `DataError` naming the file that is missing, can't be read, or has another size or labels than expected.
     """
@@ -104,19 +109,39 @@ def score_folders(
         predicted = found.get(name) or found.get(f"{name}_labels")
         if predicted is None:
             raise DataError(f"{path}: has no prediction {name}.png or {name}_labels.png in {os.fspath(predictions)}")
-        labels, mask = read_mask(predicted, colours), read_mask(path, colours)
+        labels, mask = (read_mask(file, colours, binary) for file in (predicted, path))
         if labels.shape != mask.shape:
             sizes = [f"{shape[1]}x{shape[0]}" for shape in (labels.shape, mask.shape)]
             raise DataError(f"{predicted}: is {sizes[0]}, but {path} is {sizes[1]}")
         matrix += _confusion(mask, labels, len(names), ignore_label, str(path), str(predicted))
         if told:
             told(number, len(expected))
-    return Scored(matrix, tuple(names), len(expected), _left_out(leave_out, ignore_label, len(names)))
+    if not allow_empty_classes:
+        _check_truth(matrix, names, os.fspath(truth))
+    return Scored(matrix, tuple(names), len(expected), _left_out(leave_out, ignore_label, matrix, count_absent))
 
 
-def _left_out(leave_out: Collection[int], ignore_label: int, classes: int) -> tuple[int, ...]:
-    """The classes without a part in the means: one whose label is ignored can only be predicted, and wrongly."""
-    return tuple(sorted({*leave_out, *({ignore_label} & set(range(classes)))}))
+def _left_out(leave_out: Collection[int], ignore_label: int, matrix: np.ndarray, count_absent: bool) -> tuple[int, ...]:
+    """The classes without a part in the means: one whose label is ignored, or that the truth lacks, can only be
+    predicted, and wrongly. (One that is neither in the truth nor predicted has no IU at all.)"""
+    ignored = {ignore_label} & set(range(len(matrix)))
+    lacking = set() if count_absent else {index for index in absent(matrix) if matrix[:, index].any()}
+    return tuple(sorted({*leave_out, *ignored, *lacking}))
+
+
+def _check_truth(matrix: np.ndarray, names: Sequence[str], where: str) -> None:
+    """Raise `DataError` where the truth of a confusion matrix holds nothing but label 0."""
+    if not matrix[1:].any():
+        held = f"nothing but label 0 ({names[0]!r}) and void" if matrix[0].any() else "nothing but void"
+        raise DataError(f"{where}: {nothing_to_see(held)}")
+
+
+def nothing_to_see(held: str) -> str:
+    """What to say of masks that hold nothing that is worth a score or a training, with the ways out."""
+    return (
+        f"the masks hold {held} (255); are they masks of 0 and 255 (--binary-masks reads these as the labels 0 and 1), "
+        "or do colours stand for classes (--colours)? --allow-empty-classes takes them as they are"
+    )
 
 
 def _by_name(folder: PathLike) -> dict[str, Path]:
@@ -180,6 +205,8 @@ def score_net(
     count: int | None = None,
     ignore_label: int = 255,
     leave_out: Collection[int] = (),
+    count_absent: bool = False,
+    allow_empty_classes: bool = False,
     told: Told | None = None,
 ) -> list[Scored]:
     """Score a net on items that hold its inputs and the labels, one image (or batch) each; a result per labelling.
@@ -192,8 +219,11 @@ def score_net(
             blob and "label".
         count: how many items there are, for `told`.
         leave_out: classes of the first output without a part in the means.
+        count_absent: give the classes that no label names a part in the means: an IU of 0 as soon as one is predicted.
+        allow_empty_classes: score labels of nothing but 0 and void, too.
 
-    Raises `UsageError` where an item lacks a label, `DataError` where its labels or size don't fit.
+    Raises `UsageError` where an item lacks a label, `DataError` where its labels or size don't fit, or where all labels
+    are 0 and void.
     """
     pairs = dict(outputs) if outputs is not None else {blob: (label, ()) for blob, label in _default_pairs(net).items()}
     tally = _Tally(net, pairs, ignore_label)
@@ -208,7 +238,7 @@ def score_net(
                 told(tally.items, count or tally.items)
     if not tally.items:
         raise UsageError("there is nothing to score")
-    return tally.results(leave_out)
+    return tally.results(leave_out, count_absent, allow_empty_classes)
 
 
 def _origins(net: Net) -> list[str]:
@@ -246,13 +276,15 @@ class _Tally:
             counts = _confusion(truth, scores.argmax(1).cpu().numpy(), classes, self.ignore_label, where, where)
             self.matrices[blob] = self.matrices.get(blob, 0) + counts
 
-    def results(self, leave_out: Collection[int]) -> list[Scored]:
+    def results(self, leave_out: Collection[int], count_absent: bool, allow_empty_classes: bool) -> list[Scored]:
         """One result for each labelling."""
         loss = float(np.mean(self.losses)) if self.losses else None
         results: list[Scored] = []
         for blob, matrix in self.matrices.items():
             names = tuple(self.pairs[blob][1]) or tuple(f"class {index}" for index in range(len(matrix)))
-            left_out = _left_out(() if results else leave_out, self.ignore_label, len(matrix))
+            if not allow_empty_classes:
+                _check_truth(matrix, names, f"labels {self.pairs[blob][0]!r}")
+            left_out = _left_out(() if results else leave_out, self.ignore_label, matrix, count_absent)
             results.append(Scored(matrix, names, self.items, left_out, blob, loss))
         return results
 

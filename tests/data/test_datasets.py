@@ -177,3 +177,30 @@ def test_bad_tables_of_colours(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "colours.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         read_colours(tmp_path / "colours.txt")
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "RGBA", "P"])
+def test_binary_masks(tmp_path: Path, mode: str) -> None:
+    truth = np.zeros((4, 5), np.uint8)
+    truth[1:3, 2:] = 1
+    image = Image.fromarray(truth * 255)
+    if mode == "P":
+        image = Image.fromarray(truth * 255).convert("P")
+        image.putpalette([0, 0, 0] * 255 + [255, 255, 255])
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png", binary=True) == truth).all()
+    Image.fromarray(truth).save(tmp_path / "labels.png")
+    assert (read_mask(tmp_path / "labels.png", binary=True) == truth).all()
+
+
+def test_binary_masks_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 128, 255]], np.uint8)).save(tmp_path / "grey.png")
+    with pytest.raises(
+        DataError, match=r"grey\.png: a binary mask's values are 0 and 255, .* its values are 0, 128, 255"
+    ):
+        read_mask(tmp_path / "grey.png", binary=True)
+    Image.fromarray(np.array([[[255, 0, 0]]], np.uint8)).save(tmp_path / "red.png")
+    with pytest.raises(DataError, match="it has colours"):
+        read_mask(tmp_path / "red.png", binary=True)

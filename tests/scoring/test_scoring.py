@@ -189,6 +189,50 @@ def test_command_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"pixel accuracy {48 / 51:.4f}" in capsys.readouterr().out
 
 
+def test_masks_of_nothing_but_background_and_void(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks of 0 and 255, the commonest binary ones: what the net is to find is void in them, so all scores are 1."""
+    truth = np.zeros((6, 9), np.uint8)
+    truth[:, 3:6] = 1
+    save(tmp_path / "images" / "a.png", np.zeros((6, 9, 3)))
+    save(tmp_path / "binary" / "a.png", truth * 255)
+    save(tmp_path / "found" / "a.png", np.zeros((6, 9)))
+    (tmp_path / "classes.txt").write_text("background\nobject\nother\n")
+    (tmp_path / "two.txt").write_text("background\nobject\n")
+    net = ["score", "net", *map(str, colour_net(tmp_path)), "--images", str(tmp_path / "images")]
+    net += ["--masks", str(tmp_path / "binary"), "--classes", str(tmp_path / "classes.txt")]
+    folders = ["score", "folders", str(tmp_path / "found"), str(tmp_path / "binary")]
+    folders += ["--classes", str(tmp_path / "two.txt")]
+    for command in (net, folders):
+        assert main(command) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "nothing but label 0 ('background') and void" in error
+        assert all(way in error for way in ("--binary-masks", "--colours", "--allow-empty-classes"))
+        assert main([*command, "--allow-empty-classes"]) == 0
+        assert "pixel accuracy" in capsys.readouterr().out
+        assert main([*command, "--binary-masks"]) == 0
+        assert f"accuracy {36 / 54:.4f}" in capsys.readouterr().out or command is net
+    scored = score_folders(tmp_path / "found", tmp_path / "binary", ("background", "object"), binary=True)
+    assert scored.confusion.tolist() == [[36, 0], [18, 0]] and scored.metrics.mean_iu == pytest.approx(36 / 54 / 2)
+    save(tmp_path / "binary" / "a.png", np.full((6, 9), 255))
+    with pytest.raises(DataError, match="nothing but void"):
+        score_folders(tmp_path / "found", tmp_path / "binary", ("background", "object"))
+
+
+def test_absent_classes_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+    truth[:2], found[:2], found[3, 3] = 1, 1, 2  # class 2 is predicted once, class 3 neither
+    save(tmp_path / "truth" / "a.png", truth)
+    save(tmp_path / "found" / "a.png", found)
+    (tmp_path / "classes.txt").write_text("background\ncat\ndog\nemu\n")
+    command = ["score", "folders", str(tmp_path / "found"), str(tmp_path / "truth")]
+    command += ["--classes", str(tmp_path / "classes.txt")]
+    assert main(command) == 0
+    out, error = capsys.readouterr()
+    assert f"mean IU {(7 / 8 + 1) / 2:.4f}" in out and "dog, emu" in error and "cat" not in error
+    assert main([*command, "--count-absent"]) == 0
+    assert f"mean IU {(7 / 8 + 1 + 0) / 3:.4f}" in capsys.readouterr().out
+
+
 def test_command_on_the_nets_own_data_layer_beside_published_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
