@@ -26,7 +26,7 @@ GOLDEN = HERE.parent / "tests" / "golden"
 HEAD = """# Layer types
 
 Made by `make docs` from the registry; a test keeps it current. All layer types of Caffe 1.0 (with its OpenCV and Python
-layers) are here, forward and backward, in both phases, on the CPU and on CUDA.
+layers) are here, forward and backward, in both phases, on the CPU and on CUDA; those of Caffe's forks follow.
 
 *Recorded cases*: the cases recorded from the original Caffe in which the type takes part; the tests compare each blob
 and gradient with a tolerance of 1e-5 of the largest value (tests/layers/test_golden.py, tests/test_fcn_golden.py), data
@@ -35,6 +35,16 @@ and shapes exactly. ImageData and WindowData have none: they are tested against 
 
 | type | bottoms | tops | settings | recorded cases |
 |---|---|---|---|---|
+"""
+
+
+FORKS = """
+## Layer types of Caffe's forks
+
+The forks named have the type; recordings are those of the forks themselves (tests/dialects/test_recordings.py).
+
+| type | forks | bottoms | tops | settings | recorded cases |
+|---|---|---|---|---|---|
 """
 
 
@@ -60,10 +70,10 @@ def settings(cls: type[Layer]) -> str:
     return "; ".join(parts)
 
 
-def cases() -> Counter[str]:
-    """In how many recorded cases each type takes part."""
+def cases(*groups: str) -> Counter[str]:
+    """In how many recorded cases of the groups each type takes part."""
     found: Counter[str] = Counter()
-    for group in ("layers", "fcn", "fillers"):
+    for group in groups:
         with zipfile.ZipFile(GOLDEN / f"{group}.zip") as archive:
             for name in archive.namelist():
                 if name.endswith("/case.json"):
@@ -74,20 +84,24 @@ def cases() -> Counter[str]:
 
 def document() -> str:
     """The whole page."""
-    counted = cases()
-    rows, notes = [], []
+    counted, of_forks = cases("layers", "fcn", "fillers"), cases("dialects")
+    rows, forks, notes = [], [], []
     for name in sorted(types(), key=str.lower):
         cls = lookup(name)
         if not cls.__module__.startswith("fcnproto."):
             continue  # registered by somebody else
-        rows.append(f"| {name} | {count(cls.bottoms)} | {count(cls.tops)} | {settings(cls)} | {counted[name]} |")
+        counts = f"{count(cls.bottoms)} | {count(cls.tops)} | {settings(cls)}"
+        if cls.fork:
+            forks.append(f"| {name} | {cls.fork} | {counts} | {of_forks[name]} |")
+        else:
+            rows.append(f"| {name} | {counts} | {counted[name]} |")
         if cls.differences:
             notes.append(f"* **{name}**: {cls.differences}")
     tail = (
         "\n## Differences from Caffe\n\nNone where Caffe is right. Where it aborts the process, is silently wrong or "
         "leaves a value undefined, this is what happens instead:\n\n"
     )
-    return HEAD + "\n".join(rows) + "\n" + tail + "\n".join(notes) + "\n"
+    return HEAD + "\n".join(rows) + "\n" + FORKS + "\n".join(forks) + "\n" + tail + "\n".join(notes) + "\n"
 
 
 def rules() -> str:

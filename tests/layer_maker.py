@@ -8,7 +8,8 @@ import torch
 from google.protobuf import text_format
 from torch import Tensor, nn
 
-import fcnproto.layers  # noqa: F401  (registers the types)
+import fcnproto.dialects
+import fcnproto.layers  # noqa: F401  (these register the types)
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2

@@ -52,6 +52,8 @@ class Layer(nn.Module):
     """The field of `LayerParameter` with this type's settings, such as "convolution_param"."""
     also_reads: ClassVar[tuple[str, ...]] = ()
     """Further settings fields that the type reads, such as "loss_param"; others draw a warning."""
+    fork: ClassVar[str] = ""
+    """The forks of Caffe that have the type, for docs/layers.md; empty for Caffe's own."""
     fork_fields: ClassVar[tuple[str, ...]] = ()
     """The fields that Caffe's forks add to these messages and the type acts on, such as "pooling_param.ceil_mode"."""
     is_loss: ClassVar[bool] = False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fcnproto.data
+import fcnproto.dialects
 import fcnproto.layers
 import fcnproto.scenes  # noqa: F401  these register the layer types
 from fcnproto import precision
