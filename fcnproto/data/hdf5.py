@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcnproto.data.paths import resolve
+from fcnproto.data.paths import read_list, resolve
 from fcnproto.errors import DataError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
@@ -128,11 +128,7 @@ class HDF5Data(SourceLayer):
 
     def _read_list(self) -> list[str]:
         path = resolve(self.config.source, self.base_dir, "hdf5_data_param.source")
-        try:
-            with open(path, encoding="utf-8") as file:
-                names = file.read().split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a readable list of files ({error})") from error
+        names = read_list(path, "list of files").split()
         if not names:
             raise DataError(f"{path}: names no HDF5 files")
         return names

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.data.images import decode, open_image, resize_bilinear
-from fcnproto.data.paths import resolve
+from fcnproto.data.paths import read_list, resolve
 from fcnproto.data.transform import DataTransform
 from fcnproto.errors import DataError
 from fcnproto.layers.base import Shape
@@ -29,20 +29,14 @@ def read_image_list(path: str) -> list[Entry]:
     Empty lines are passed over. Raises `DataError` with file and line.
     """
     entries = []
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline=None) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                name, blank, label = line.rstrip().rpartition(" ")
-                found = re.match(r"\s*([+-]?\d+)", label)  # the leading digits count, as in C's atoi
-                if not blank or found is None:
-                    raise DataError(
-                        f"{path}:{number}: expected a path, a blank and a whole number, found {line.strip()!r}"
-                    )
-                entries.append((name, int(found.group(1))))
-    except OSError as error:
-        raise DataError(f"{path}: not a readable list of images ({error.strerror})") from error
+    for number, line in enumerate(read_list(path, "list of images").split("\n"), start=1):
+        if not line.strip():
+            continue
+        name, blank, label = line.rstrip().rpartition(" ")
+        found = re.match(r"\s*([+-]?\d+)", label)  # the leading digits count, as in C's atoi
+        if not blank or found is None:
+            raise DataError(f"{path}:{number}: expected a path, a blank and a whole number, found {line.strip()!r}")
+        entries.append((name, int(found.group(1))))
     if not entries:
         raise DataError(f"{path}: the list of images is empty")
     return entries

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fcnproto.data.images import FAULTS, open_image
 from fcnproto.data.matlab import load_variable
-from fcnproto.data.paths import resolve
+from fcnproto.data.paths import read_list, resolve
 from fcnproto.data.python_layer import register_python_layer
 from fcnproto.errors import DataError
 from fcnproto.layers.base import Shape
@@ -145,10 +145,10 @@ class PublishedLayer(SourceLayer):
         if self.ids is None:
             path = self.split_file()
             try:
-                with open(path, encoding="utf-8") as file:
-                    self.ids = [line.strip() for line in file if line.strip()]
-            except (OSError, UnicodeDecodeError) as error:
-                self.data_error(f"can't read the list of images {path}: {error}")
+                lines = read_list(path, "list of images").split("\n")
+            except DataError as error:
+                self.data_error(str(error))
+            self.ids = [line.strip() for line in lines if line.strip()]
         if not self.ids:
             self.data_error(f"the list of images {self.split_file()} is empty")
         return self.ids
@@ -327,11 +327,7 @@ class PASCALContextSegDataLayer(PublishedLayer):
     @staticmethod
     def _label_names(path: str) -> list[str]:
         """The names in a file of lines "index: name", without blanks. A background entry (index 0) is left out."""
-        try:
-            with open(path, encoding="utf-8") as file:
-                pairs = [line.split(":", 1) for line in file if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"can't read the list of labels {path}: {error}") from error
+        pairs = [line.split(":", 1) for line in read_list(path, "list of labels").split("\n") if line.strip()]
         if any(len(pair) != 2 for pair in pairs):
             raise DataError(f"{path}: expected lines of the form 'index: name'")
         return [name.replace(" ", "").strip() for index, name in pairs if index.strip() != "0"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.data.images import decode, resize_bilinear
-from fcnproto.data.paths import resolve
+from fcnproto.data.paths import read_list, resolve
 from fcnproto.data.transform import read_mean_image
 from fcnproto.errors import DataError
 from fcnproto.layers.base import Shape
@@ -62,11 +62,7 @@ def read_windows(path: str, foreground_from: float, background_below: float) -> 
     The file: for each image `# index`, its path, channels, height, width, the number of windows, and for each of
     these `class overlap x1 y1 x2 y2`. Raises `DataError`.
     """
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            words = iter(file.read().split())
-    except OSError as error:
-        raise DataError(f"{path}: not a readable window file ({error.strerror})") from error
+    words = iter(read_list(path, "window file").split())
     lists = WindowLists([], [])
     images = 0
     try:

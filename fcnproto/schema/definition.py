@@ -16,14 +16,15 @@ from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import fields_of
 from fcnproto.schema.kinds import HEAD_BYTES, WEIGHTS, is_hdf5, open_binary
-from fcnproto.schema.upgrade import upgrade_net
-from fcnproto.schema.wire import LENGTH, Field, MessageReader, Window, encode_tag, encode_varint
+from fcnproto.schema.upgrade import V1_NUMBERS, upgrade_net
+from fcnproto.schema.wire import LENGTH, VARINT, Field, MessageReader, Window, encode_tag, encode_varint
 
 # Definitions have some kilobytes; this much of one is something else.
 _LARGEST = 64 << 20
 _NET = caffe_pb2.NetParameter.DESCRIPTOR
 # Where blobs lie: per message the field of the blobs, and the fields to descend into.
 _BLOBS = {"LayerParameter": 7, "V1LayerParameter": 6, "V0LayerParameter": 50}
+_V1_TYPE, _V1_TYPES = 5, caffe_pb2.V1LayerParameter.LayerType.DESCRIPTOR
 _INNER = {("NetParameter", 2), ("NetParameter", 100), ("V1LayerParameter", 1)}
 
 
@@ -54,6 +55,13 @@ def net_definition(path: PathLike) -> caffe_pb2.NetParameter:
         message = f"{name}: fields that Caffe does not know are left out (numbers {numbers}); another program wrote it"
         warnings.warn(message, FcnprotoWarning, stacklevel=2)
     upgrade_net(net, name)
+    typeless = [layer.name for layer in net.layer if not layer.type]
+    if typeless:
+        numbers = f" (numbers {', '.join(map(str, sorted(stripper.types)))})" if stripper.types else ""
+        raise WeightsError(
+            f"{name}: the definition in it has no known type{numbers} for layer {', '.join(map(repr, typeless[:3]))}"
+            f"{', ...' if len(typeless) > 3 else ''}; write it by hand, the weights load into a net with these names"
+        )
     return net
 
 
@@ -75,6 +83,8 @@ class _Stripper:
     def __init__(self, window: Window) -> None:
         self.window = window
         self.unknown: set[int] = set()
+        self.types: set[int] = set()
+        """The numbers of V1 layer types that nobody knows."""
         self.size = 0
 
     def message(self, start: int, end: int, descriptor: Descriptor) -> bytes:
@@ -91,9 +101,20 @@ class _Stripper:
                 assert known.message is not None
                 inner = self.message(found.start, found.end, known.message)
                 content += encode_tag(found.number, LENGTH) + encode_varint(len(inner)) + inner
+            elif (table.name, found.number, found.wire) == ("V1LayerParameter", _V1_TYPE, VARINT):
+                content += encode_tag(_V1_TYPE, VARINT) + encode_varint(self._type(found.value))
             else:
                 content += self._copy(found)
         return bytes(content)
+
+    def _type(self, number: int) -> int:
+        """The number by which the schema knows a V1 layer type of the file."""
+        if number in _V1_TYPES.values_by_number:
+            return number
+        if number in V1_NUMBERS:
+            return int(_V1_TYPES.values_by_name[V1_NUMBERS[number]].number)
+        self.types.add(number)
+        return 0
 
     def _copy(self, found: Field) -> bytes:
         self.size += found.end - found.begin

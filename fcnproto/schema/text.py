@@ -20,7 +20,7 @@ from fcnproto.errors import PrototxtError
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import FIRST_ADDED, INTEGER_RANGES, Field, MessageFields, fields_of, suggestion
 from fcnproto.schema.kinds import HEAD_BYTES, foreign_kind, is_hdf5, looks_binary
-from fcnproto.schema.tokens import Token, Tokens, place
+from fcnproto.schema.tokens import Token, Tokens, text_of
 from fcnproto.schema.upgrade import upgrade_net, upgrade_solver
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -46,7 +46,10 @@ def read_solver(path: PathLike) -> caffe_pb2.SolverParameter:
 
 
 def parse_file(path: PathLike, message_class: type[AnyMessage]) -> AnyMessage:
-    """The message in a text file (UTF-8, a byte order mark is skipped), as written, without upgrades."""
+    """The message in a text file, as written, without upgrades.
+
+    A byte order mark is skipped. Comments and strings may be in any encoding, as protobuf's C++ parser reads them: a
+    string that is not UTF-8 (GBK, Latin-1) becomes one character a byte; see `tokens.text_of`."""
     file = os.fspath(path)
     try:
         content = Path(path).read_bytes()
@@ -55,12 +58,7 @@ def parse_file(path: PathLike, message_class: type[AnyMessage]) -> AnyMessage:
     except OSError as error:
         raise PrototxtError(f"can't be read: {error.strerror or error}", file) from None
     _check_is_text(content[:HEAD_BYTES], file)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = content[: error.start].decode("utf-8", "replace")
-        line, column = place(before, len(before))
-        raise PrototxtError(f"byte 0x{content[error.start]:02x} is not UTF-8 text", file, line, column) from None
+    text = content.decode("utf-8-sig", "surrogateescape")
     if not text.strip():
         raise PrototxtError("the file is empty", file)
     if "\n" not in text:
@@ -224,12 +222,7 @@ class _Parser:
             value += tokens.string(tokens.advance())
         if field.kind == "bytes":
             return value
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            raise tokens.error(
-                f'the text of "{field.name}" is not UTF-8 once its escapes are resolved', first
-            ) from None
+        return text_of(value)
 
     def _bool(self, field: Field) -> bool:
         token = self.tokens.current

@@ -50,7 +50,19 @@ class Token:
         shown = self.text if len(self.text) <= 40 else self.text[:37] + "..."
         if self.kind == "string":
             return shown
+        if 0xDC80 <= ord(shown[0]) <= 0xDCFF:  # text that is not UTF-8, as surrogateescape reads it
+            return f"the byte 0x{ord(shown[0]) - 0xDC00:02x}"
         return f'"{shown}"' if shown.isprintable() else f"the character U+{ord(shown[0]):04X}"
+
+
+def text_of(value: bytes) -> str:
+    """The text that bytes of a file stand for: UTF-8, or else one character a byte (Latin-1).
+
+    Nothing is lost: equal names stay equal, and `data/paths.py` finds the file whose name has just these bytes."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def place(text: str, offset: int) -> tuple[int, int]:
@@ -125,13 +137,13 @@ class Tokens:
         return float(token.text[: match.start("suffix")])
 
     def string(self, token: Token) -> bytes:
-        """The bytes that one string literal stands for (without its quotes, escapes resolved, text as UTF-8)."""
+        """The bytes that one string literal stands for (without its quotes, escapes resolved, else as in the file)."""
         body, parts, position = token.text[1:-1], [], 0
         for match in _ESCAPE.finditer(body):
-            parts.append(body[position : match.start()].encode("utf-8"))
+            parts.append(body[position : match.start()].encode("utf-8", "surrogateescape"))
             parts.append(self._unescape(match, token.offset + 1 + match.start()))
             position = match.end()
-        parts.append(body[position:].encode("utf-8"))
+        parts.append(body[position:].encode("utf-8", "surrogateescape"))
         return b"".join(parts)
 
     def _unescape(self, match: re.Match[str], offset: int) -> bytes:

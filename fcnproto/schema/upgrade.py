@@ -94,6 +94,8 @@ V1_TYPES: dict[str, str] = {
     "UPSAMPLE": "Upsample",
     "VIDEO_DATA": "VideoData",
 }
+V1_NUMBERS: dict[int, str] = {40: "CROP"}
+"""Numbers of V1 layer types that Caffe itself never had, but trained nets do: the first branch of the FCN authors."""
 SOLVER_TYPES: dict[str, str] = {
     "SGD": "SGD",
     "NESTEROV": "Nesterov",

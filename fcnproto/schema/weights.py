@@ -24,7 +24,8 @@ from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import Array, StoredBlob, encode_blob, expect, read_binary_blob, storable
 from fcnproto.schema.hdf5 import HDF5Blob, find_member, hdf5_errors, member, numbered, open_hdf5
 from fcnproto.schema.kinds import BLOB, HEAD_BYTES, STATE, WEIGHTS, is_hdf5, open_binary, wrong_kind
-from fcnproto.schema.upgrade import V1_TYPES
+from fcnproto.schema.tokens import text_of
+from fcnproto.schema.upgrade import V1_NUMBERS, V1_TYPES
 from fcnproto.schema.upgrade_v0 import V0_TYPES
 from fcnproto.schema.wire import LENGTH, VARINT, Field, MessageReader, Window
 
@@ -172,7 +173,7 @@ class _BinaryNet:
         expect(self.window, found, LENGTH)
         if found.end - found.start > _LONGEST_NAME:
             raise self.window.damaged(found.start, f"a name is {found.end - found.start} bytes long")
-        return self.window.read(found.start, found.end).decode("utf-8", "replace")
+        return text_of(self.window.read(found.start, found.end))
 
     def _count(self, parts: int) -> None:
         self.parts += parts
@@ -187,7 +188,7 @@ def blob_label(layer: str, index: int) -> str:
 
 def _v1_type(number: int) -> str:
     values = caffe_pb2.V1LayerParameter.LayerType.DESCRIPTOR.values_by_number
-    return V1_TYPES[values[number].name] if number in values else ""
+    return V1_TYPES[values[number].name if number in values else V1_NUMBERS.get(number, "NONE")]
 
 
 def _hdf5_layers(file: h5py.File, name: str) -> list[StoredLayer]:

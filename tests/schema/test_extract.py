@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 from golden_cases import group_folder
 
 import fcnproto
-from fcnproto.errors import UsageError
+from fcnproto.cli._main import main
+from fcnproto.errors import UsageError, WeightsError
 from fcnproto.net.weights import definition
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.definition import net_definition
 from fcnproto.schema.extract import loadable
 from fcnproto.schema.text import parse
+from fcnproto.schema.weights import open_weights
+from fcnproto.schema.wire import LENGTH, VARINT, encode_tag, encode_varint
 
 
 def net_of(text: str) -> caffe_pb2.NetParameter:
@@ -95,3 +99,24 @@ def test_files_of_the_original_caffe() -> None:
         ], file
         loaded += 1
     assert loaded >= 5
+
+
+def old_layer(name: str, number: int, bottoms: list[str], top: str) -> bytes:
+    """A V1 layer with a type number that the schema's enum need not have."""
+    body = caffe_pb2.V1LayerParameter(name=name, bottom=bottoms, top=[top]).SerializeToString()
+    body += encode_tag(5, VARINT) + encode_varint(number)
+    return encode_tag(2, LENGTH) + encode_varint(len(body)) + body
+
+
+def test_old_types_that_caffe_never_had(tmp_path: Path) -> None:
+    path = tmp_path / "v1.caffemodel"
+    path.write_bytes(old_layer("conv", 4, ["data"], "up") + old_layer("score", 40, ["up", "data"], "score"))
+    assert [layer.type for layer in net_definition(path).layer] == ["Convolution", "Crop"]
+    with open_weights(path) as stored:
+        assert [layer.type for layer in stored.layers] == ["Convolution", "Crop"]
+    path.write_bytes(old_layer("conv", 4, ["data"], "up") + old_layer("mine", 4711, ["up"], "y"))
+    with pytest.raises(WeightsError, match=r"v1\.caffemodel: .* no known type \(numbers 4711\) for layer 'mine'"):
+        net_definition(path)
+    out = tmp_path / "out.prototxt"
+    assert main(["extract", str(path), "-o", str(out)]) == 1
+    assert not out.exists()

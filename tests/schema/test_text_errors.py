@@ -9,7 +9,7 @@ import pytest
 
 from fcnproto.errors import PrototxtError
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.text import parse, parse_file, read_net
+from fcnproto.schema.text import parse, parse_file, read_net, write_message
 
 NET, SOLVER = caffe_pb2.NetParameter, caffe_pb2.SolverParameter
 
@@ -54,7 +54,6 @@ NET, SOLVER = caffe_pb2.NetParameter, caffe_pb2.SolverParameter
         ('name: "\\ud800"', 1, 8, ["escape"]),
         ('name: "\\U00110000"', 1, 8, ["escape"]),
         ('name: "\\777"', 1, 8, ["more than one byte"]),
-        ('name: "x" "\\377"', 1, 7, ["not UTF-8"]),
         ("layer {", 1, 8, ['"}" is missing', "LayerParameter that begins on line 1"]),
         ("layer {\n name: 'x'\n", 3, 1, ['"}" is missing']),
         ("layer { > ", 1, 9, ["expected a field of LayerParameter", '">"']),
@@ -129,12 +128,29 @@ def test_files_of_other_kinds(tmp_path: Path, content: bytes, words: str) -> Non
     assert str(path) in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+def test_texts_of_any_encoding(tmp_path: Path) -> None:
+    """Comments and strings are bytes, as in protobuf's C++ parser; outside of them other encodings stay errors."""
     path = tmp_path / "net.prototxt"
-    path.write_bytes(b'name: "a"\n# caf\xe9\n')
-    with pytest.raises(PrototxtError, match="byte 0xe9 is not UTF-8") as caught:
+    for encoding, text in (
+        ("gbk", "全卷积网络"),
+        ("utf-8", "全卷积网络"),
+        ("big5", "全"),
+        ("latin-1", "café"),
+        ("cp1252", "€é"),
+    ):
+        path.write_bytes(b"\xef\xbb\xbf# " + text.encode(encoding) + b'\nname: "' + text.encode(encoding) + b'" # x\n')
+        name = parse_file(path, NET).name
+        expected = text.encode(encoding)
+        assert expected in (name.encode("utf-8"), name.encode("latin-1", "ignore"))
+    path.write_bytes(b'name: "\\377\xe9"')
+    assert parse_file(path, NET).name == "ÿé"
+    write_message(path, parse_file(path, NET))
+    assert parse_file(path, NET).name == "ÿé"
+    path.write_bytes(b'name: "a"\nforce_backward\xe9: 1\n')
+    with pytest.raises(PrototxtError, match="found the byte 0xe9") as caught:
         parse_file(path, NET)
-    assert (caught.value.line, caught.value.column) == (2, 6)
+    assert (caught.value.line, caught.value.column) == (2, 15)
+    assert str(caught.value).isprintable()
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
