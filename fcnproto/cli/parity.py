@@ -14,7 +14,7 @@ from fcnproto.escaping import json_text, printable
 
 if TYPE_CHECKING:
     from fcnproto.net import Net
-    from fcnproto.parity import Recording, Report
+    from fcnproto.parity import Entry, Recording, Report
 
 _TOLERANCES = {"golden": 1e-5, "float64": 1e-5, "caffe": 1e-5, "opencv": 1e-4}
 
@@ -175,7 +175,7 @@ def _print(report: Report) -> None:
                 printable(what, 100),
                 "x".join(map(str, entry.shape)),
                 *numbers,
-                "" if entry.agrees else "departs",
+                _verdict(entry),
             ]
         )
     columns = ["layer", "blob", "shape", "max rel", "max abs", "mean rel", "cosine", "argmax", ""]
@@ -185,6 +185,8 @@ def _print(report: Report) -> None:
     for names, where in ((report.not_compared, "not in the reference"), (report.unknown, "in the reference alone")):
         if names:
             _output.note(f"{where}: {', '.join(printable(name, 100) for name in names)}")
+    for entry in report.roundings:
+        _output.print_line(f"{printable(entry.name, 100)!r}: rounding alone: {entry.judgement}")
     departure = report.departure
     if departure is None:
         _output.print_line(f"agrees with {report.reference}: {len(rows)} arrays, largest deviation {report.worst:.3g}")
@@ -196,6 +198,10 @@ def _print(report: Report) -> None:
     )
     if departure.cause:
         _output.print_line(departure.cause)
+
+
+def _verdict(entry: Entry) -> str:
+    return "rounding" if entry.is_rounding else "" if entry.agrees else "departs"
 
 
 def _write_page(path: Path, report: Report, net: Net, recording: Recording) -> None:

@@ -13,12 +13,13 @@ from fcnproto.parity.references import (
     opencv_reference,
     random_inputs,
 )
-from fcnproto.parity.report import Departure, Entry, Report
+from fcnproto.parity.report import Departure, Entry, Judgement, Report
 
 __all__ = [
     "DUMP_SCRIPT",
     "Departure",
     "Entry",
+    "Judgement",
     "Measures",
     "Recording",
     "Report",

@@ -28,6 +28,7 @@ from fcnproto.parity.measures import measure
 from fcnproto.parity.own_layer import own_deviation, to_tensor
 from fcnproto.parity.recording import Recording
 from fcnproto.parity.report import Departure, Entry, Kind, Report
+from fcnproto.parity.rounding import judge
 from fcnproto.parity.ties import near_ties
 
 Array = npt.NDArray[Any]
@@ -184,11 +185,16 @@ class _Comparer:
             yield self._param_entry("parameter", key, self._param(key), value, 0.0)
 
     def blobs(self, outputs: Mapping[str, Tensor], names: list[str]) -> Iterator[Entry]:
-        """The blobs, in the order of `names`."""
+        """The blobs, in the order of `names`; up to the first departure those beyond the tolerance are judged."""
+        departed = False
         for name in names:
             node = self.net.graph.blobs[name].producer
             ours, theirs = _array(outputs[name]), self.reference.blobs[name]
-            yield self._entry("blob", node.name, name, ours, theirs, self.tolerance, name in self.score_names)
+            entry = self._entry("blob", node.name, name, ours, theirs, self.tolerance, name in self.score_names)
+            if not entry.agrees and entry.measures is not None and not departed:
+                entry = replace(entry, judgement=judge(self.net, self.reference, name, ours, self.tolerance))
+            departed = departed or not entry.agrees
+            yield entry
 
     def data(self, readings: Mapping[str, Array]) -> Iterator[Entry]:
         """What data layers gave, where nothing else is recorded."""

@@ -63,7 +63,7 @@ def _verdict(report: Report) -> str:
     if departure is None:
         return (
             f'<p class="verdict good">All {len(report.entries)} arrays agree; the largest deviation is '
-            f"{report.worst:.3g}.</p>"
+            f"{report.worst:.3g}.{_roundings(report)}</p>"
         )
     off = sum(not entry.agrees for entry in report.entries)
     entry = departure.entry
@@ -73,6 +73,13 @@ def _verdict(report: Report) -> str:
         f'<p class="verdict bad">{off} of {len(report.entries)} arrays depart. The first is {entry.kind} '
         f"<b>{_named(entry.name)}</b> of layer <b>{_named(entry.layer)}</b> ({_named(entry.type)}), deviation "
         f"{size}.<br>It looks like this: {markup(departure.looks_like)}.{cause}</p>"
+    )
+
+
+def _roundings(report: Report) -> str:
+    return "".join(
+        f"<br>{_named(entry.name)} lies beyond the tolerance by rounding alone: {markup(entry.judgement)}."
+        for entry in report.roundings
     )
 
 

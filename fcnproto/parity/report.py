@@ -19,6 +19,18 @@ Kind = Literal["parameter", "blob", "parameter gradient", "input gradient"]
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """Deviations of both sides from the same layer in float64, and whether they are no more than float32's rounding."""
+
+    ours: float
+    reference: float
+    is_rounding: bool
+
+    def __str__(self) -> str:
+        return f"the reference's own {self.reference:.2g}, ours {self.ours:.2g}, both against the layer in float64"
+
+
+@dataclass(frozen=True)
 class Entry:
     """One array compared: `name` is a blob's, or `<layer>.<i>`; `measures` is None where the shapes differ."""
 
@@ -32,6 +44,8 @@ class Entry:
     measures: Measures | None
     rounding: float = 0.0
     """An absolute difference that is rounding whatever the reference's own size: gradients that cancel to nothing."""
+    judgement: Judgement | None = None
+    """Of a blob beyond the tolerance, where the layer can be judged by itself."""
 
     @property
     def deviation(self) -> float:
@@ -41,10 +55,17 @@ class Entry:
 
     @property
     def agrees(self) -> bool:
-        """Whether the shapes are equal and the deviation is within the tolerance."""
+        """Whether the shapes are equal and the deviation is within the tolerance, or is float32's rounding."""
         if self.measures is None:
             return False
+        if self.is_rounding:
+            return True
         return self.deviation <= self.tolerance or self.measures.max_abs <= self.rounding
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether it is beyond the tolerance by the rounding of float32 alone."""
+        return self.judgement is not None and self.judgement.is_rounding
 
     @property
     def severity(self) -> float:
@@ -73,7 +94,8 @@ class Departure:
             return ""
         if self.own <= self.entry.tolerance:
             return f"given the reference's inputs the layer agrees ({self.own:.2g}): the cause lies before it"
-        return f"given the reference's inputs the layer still departs ({self.own:.2g}): the cause is in it"
+        judged = "" if self.entry.judgement is None else f" ({self.entry.judgement})"
+        return f"given the reference's inputs the layer still departs ({self.own:.2g}): the cause is in it{judged}"
 
 
 @dataclass
@@ -100,8 +122,13 @@ class Report:
 
     @property
     def worst(self) -> float:
-        """The largest relative deviation of all entries."""
-        return max((entry.deviation for entry in self.entries), default=0.0)
+        """The largest relative deviation of all entries but those that are rounding."""
+        return max((entry.deviation for entry in self.entries if not entry.is_rounding), default=0.0)
+
+    @property
+    def roundings(self) -> list[Entry]:
+        """The entries that lie beyond the tolerance by rounding alone."""
+        return [entry for entry in self.entries if entry.is_rounding]
 
     def to_dict(self) -> dict[str, Any]:
         """The report in dicts, lists, texts and numbers, for JSON (numbers that are not finite as texts)."""
