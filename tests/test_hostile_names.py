@@ -177,8 +177,10 @@ def test_definitions(given: tuple[str, str], run) -> None:  # type: ignore[no-un
         assert hostile.is_clean(Path(file).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "pt", "caffemodel"])
-def test_conversions(given: tuple[str, str], run, ending: str) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("ending", ["safetensors", "pt", "caffemodel", "py", "pt2", "onnx"])
+def test_conversions(given: tuple[str, str], run, folder: Path, ending: str) -> None:  # type: ignore[no-untyped-def]
+    if ending in ("pt2", "onnx"):  # made by tracing, which takes its time
+        given = hostile.files(folder, hostile.chain(NAMES[2::9], TITLE))
     run("convert", *given, f"net.{ending}")
     assert {Path(name).stem for name in os.listdir()} == {"net"}
 
