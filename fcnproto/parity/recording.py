@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from fcnproto.errors import DataError
 from fcnproto.schema.arrays import is_archive, read_npy, read_npz
-from fcnproto.schema.hdf5 import all_datasets, file_budget, hdf5_errors, open_hdf5, read_dataset
+from fcnproto.schema.hdf5 import all_datasets, file_budget, hdf5_errors, read_dataset
 
 Array = npt.NDArray[Any]
 
@@ -92,7 +92,11 @@ def _items(file: Path) -> Iterator[tuple[str, Array]]:
     if not file.is_file():
         raise DataError(f"{file}: no such file")
     if h5py.is_hdf5(file):
-        with open_hdf5(str(file), DataError) as content, hdf5_errors(str(file), DataError):
+        try:
+            opened = h5py.File(file, "r")
+        except OSError as error:
+            raise DataError(f"{file}: not a readable HDF5 file ({error})") from error
+        with opened as content, hdf5_errors(str(file), DataError):
             budget = file_budget(file)
             for key, dataset in _golden_datasets(content):
                 yield key, read_dataset(dataset, str(file), budget, DataError)
