@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ class CopyReport:
     ignored: tuple[str, ...]
 
 
+DiffOf = Callable[[Tensor], Tensor | None]
+"""What stands in the `diff` of a parameter's tensor; None for zeros."""
 BlobPlace = tuple[int, int]
 """Where a parameter blob is: the index of the layer that owns it, and its own."""
 
@@ -199,13 +201,13 @@ def arrays(layer: Layer) -> list[np.ndarray[Any, Any]]:
     return [layer.blob(k).detach().to("cpu", torch.float32).contiguous().numpy() for k in range(len(layer.blob_names))]
 
 
-def gradients(layer: Layer) -> list[np.ndarray[Any, Any]]:
-    """The gradients of a layer's blobs as arrays like `arrays`, zero where there is none."""
+def _diffs(layer: Layer, diff_of: DiffOf) -> list[np.ndarray[Any, Any]]:
+    """What `diff_of` gives for a layer's blobs as arrays like `arrays`, zero where that is None."""
     result = []
     for k, shape in enumerate(layer.blob_shapes):
-        gradient = getattr(layer, layer.blob_names[k]).grad
+        diff = diff_of(getattr(layer, layer.blob_names[k]))
         zero = np.zeros(shape, np.float32)
-        result.append(zero if gradient is None else gradient.detach().to("cpu", torch.float32).reshape(shape).numpy())
+        result.append(zero if diff is None else diff.detach().to("cpu", torch.float32).reshape(shape).numpy())
     return result
 
 
@@ -223,8 +225,8 @@ def definition(net: Net) -> caffe_pb2.NetParameter:
     return result
 
 
-def save_weights(net: Net, path: Path, *, diffs: bool = False, format_of: Path | None = None) -> None:
-    """Write a net's weights in the format of the path's suffix; `diffs` adds the gradients (Caffe: snapshot_diff).
+def save_weights(net: Net, path: Path, *, diff_of: DiffOf | None = None, format_of: Path | None = None) -> None:
+    """Write a net's weights in the format of the path's suffix, with the diffs that `diff_of` gives for its tensors.
 
     `format_of` is another path whose suffix says the format, for files that are to be renamed to it. Raises
     `WeightsError` for an unknown suffix, a path that can't be written to, and a net without values (device "meta").
@@ -232,26 +234,26 @@ def save_weights(net: Net, path: Path, *, diffs: bool = False, format_of: Path |
     if net.device.type == "meta":
         raise WeightsError(f"{path}: can't be written: the net is on the device 'meta', so its blobs have no values")
     try:
-        _save_by_suffix(net, path, diffs, (format_of or path).name)
+        _save_by_suffix(net, path, diff_of, (format_of or path).name)
     except OSError as error:
         raise WeightsError(f"{path}: can't be written: {error.strerror or error}") from error
 
 
-def _save_by_suffix(net: Net, path: Path, diffs: bool, name: str) -> None:
+def _save_by_suffix(net: Net, path: Path, diff_of: DiffOf | None, name: str) -> None:
     if name.endswith(".safetensors"):
         _save_safetensors(net, path)
         return
     layers = net.layers
     blobs = [arrays(layer) for layer in layers]
-    slopes = [gradients(layer) for layer in layers] if diffs else None
+    diffs = None if diff_of is None else [_diffs(layer, diff_of) for layer in layers]
     if name.endswith(".h5"):
         kept = [
             [None if (i, k) in net._shared else value for k, value in enumerate(values)]
             for i, values in enumerate(blobs)
         ]
-        write_hdf5_weights(path, [layer.name for layer in layers], kept, slopes)
+        write_hdf5_weights(path, [layer.name for layer in layers], kept, diffs)
     elif name.endswith(".caffemodel"):
-        write_caffemodel(path, definition(net), blobs, slopes)
+        write_caffemodel(path, definition(net), blobs, diffs)
     else:
         raise WeightsError(
             f"{path}: can't tell the format; end the name in .caffemodel, .caffemodel.h5 or .safetensors"

@@ -41,8 +41,8 @@ class Scored:
     """What scoring one labelling gave.
 
     `confusion` (classes, classes) int64 has the truth in rows; `names` are the classes'; `leave_out` the classes
-    without a part in the means; `blob` is the score blob (empty for folders); `loss` the mean loss over the images
-    where the net has one.
+    without a part in the means; `images` how many were scored; `blob` is the score blob (empty for folders); `loss` the
+    mean loss over the forward passes where the net has one.
     """
 
     confusion: np.ndarray
@@ -253,7 +253,7 @@ class _Tally:
         self.net, self.pairs, self.ignore_label = net, pairs, ignore_label
         self.matrices: dict[str, np.ndarray] = {}
         self.losses: list[float] = []
-        self.items = 0
+        self.items = self.images = 0
 
     def add(self, item: Mapping[str, Tensor]) -> None:
         """Run the net on an item and count."""
@@ -275,6 +275,7 @@ class _Tally:
             truth = label.cpu().numpy().astype(np.int64)
             counts = _confusion(truth, scores.argmax(1).cpu().numpy(), classes, self.ignore_label, where, where)
             self.matrices[blob] = self.matrices.get(blob, 0) + counts
+        self.images += max((found[blob].shape[0] for blob in self.pairs), default=0)
 
     def results(self, leave_out: Collection[int], count_absent: bool, allow_empty_classes: bool) -> list[Scored]:
         """One result for each labelling."""
@@ -285,7 +286,7 @@ class _Tally:
             if not allow_empty_classes:
                 _check_truth(matrix, names, f"labels {self.pairs[blob][0]!r}")
             left_out = _left_out(() if results else leave_out, self.ignore_label, matrix, count_absent)
-            results.append(Scored(matrix, names, self.items, left_out, blob, loss))
+            results.append(Scored(matrix, names, self.images, left_out, blob, loss))
         return results
 
 

@@ -88,6 +88,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
         self.clip_gradients = clip_gradients
         self.iter_size = iter_size
         self.regularization_type = regularization_type
+        self._updates: dict[Tensor, Tensor] | None = None
         shared = {"lr": lr, "lr_mult": 1.0, "decay_mult": 1.0, "momentum": momentum, "weight_decay": weight_decay}
         # The number of updates done is a setting of every group, so that state_dict keeps it.
         super().__init__(params, {**shared, **settings, "iteration": 0})
@@ -101,6 +102,18 @@ class CaffeOptimizer(torch.optim.Optimizer):
     def iteration(self, value: int) -> None:
         for group in self.param_groups:
             group["iteration"] = value
+
+    def keep_updates(self) -> None:
+        """Keep each parameter's last update from now on, in memory of the parameters' size; see `last_update`."""
+        if self._updates is None:
+            self._updates = {}
+
+    def last_update(self, tensor: Tensor) -> Tensor | None:
+        """What the last step has taken off a parameter, which is what Caffe leaves in its `diff`; None for nothing.
+
+        Known of the steps after `keep_updates`."""
+        negative = None if self._updates is None else self._updates.get(tensor)
+        return None if negative is None else -negative
 
     def _ordered(self) -> list[Tensor]:
         """All parameters in Caffe's order: by `order` where the groups have it, else as given."""
@@ -186,7 +199,13 @@ class CaffeOptimizer(torch.optim.Optimizer):
             decay = group["weight_decay"] * group["decay_mult"]
             for weights, grads, states in self._buckets(group, rate):
                 grads = self._normalise(weights, grads, decay, scales.get(weights[0].device))
-                self._update(group, rate, weights, grads, states)
+                if self._updates is None:
+                    self._update(group, rate, weights, grads, states)
+                    continue
+                *states, updates = states
+                torch._foreach_zero_(updates)
+                self._update(group, rate, updates, grads, states)  # zeros become the update's negative
+                torch._foreach_add_(weights, updates)
             group["iteration"] += 1
         return loss
 
@@ -227,7 +246,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
         return grads
 
     def _buckets(self, group: dict[str, Any], rate: float) -> Iterator[tuple[Tensors, Tensors, list[Tensors]]]:
-        """Lists of (weights, gradients, states by name) that can go through one foreach operation each."""
+        """Lists of (weights, gradients, states by name and updates if kept) that one foreach operation takes."""
         kinds: dict[tuple[Any, ...], list[list[Tensor]]] = {}
         for tensor in group["params"]:
             if self._idle(group, rate, tensor):
@@ -236,7 +255,12 @@ class CaffeOptimizer(torch.optim.Optimizer):
             kind = (tensor.device, tensor.dtype, tensor.grad is None)
             # Caffe's diffs are zero where no gradient arrives: the parameter still decays and keeps its momentum.
             grad = tensor.new_zeros(()).expand(tensor.shape) if tensor.grad is None else tensor.grad
-            kinds.setdefault(kind, []).append([tensor, grad, *(state[name] for name in self.histories)])
+            row = [tensor, grad, *(state[name] for name in self.histories)]
+            if self._updates is not None:
+                if tensor not in self._updates:
+                    self._updates[tensor] = torch.zeros_like(tensor, requires_grad=False)
+                row.append(self._updates[tensor])
+            kinds.setdefault(kind, []).append(row)
         for (device, *_), rows in kinds.items():
             for bucket in buckets.pack(rows, device):
                 weights, grads, *states = (list(column) for column in zip(*bucket, strict=True))
@@ -249,7 +273,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
     def _update(
         self, group: dict[str, Any], rate: float, weights: Tensors, grads: Tensors, states: list[Tensors]
     ) -> None:
-        """Change `states` and `weights` in place; `grads` may be the parameters' own and must stay as they are."""
+        """Change `states`, and take the update off `weights`, whose values play no part; `grads` stay as they are."""
         raise NotImplementedError
 
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from fcnproto.atomic import TEMPORARY, atomic_write, sync_folder
 from fcnproto.errors import SolverError, WeightsError
 from fcnproto.net import Net
+from fcnproto.net.weights import DiffOf, save_weights
 from fcnproto.net.weights import arrays as net_arrays
-from fcnproto.net.weights import save_weights
 from fcnproto.schema.blobs import StoredBlob
 from fcnproto.schema.state import StateFile, open_state, write_state
 from fcnproto.schema.weights import open_weights
@@ -74,16 +74,16 @@ def write(
     current_step: int,
     history: Sequence[Tensor],
     workers: Sequence[dict[str, Any]],
-    diffs: bool = False,
+    diff_of: DiffOf | None = None,
 ) -> None:
-    """Write a snapshot; `workers` are the resume states by rank, `diffs` adds gradients (Caffe: snapshot_diff)."""
+    """Write a snapshot; `workers` are the resume states by rank, `diff_of` gives parameters' diffs (snapshot_diff)."""
     files.state.parent.mkdir(parents=True, exist_ok=True)
     clean(files)
     finals = files.in_order()
     temporary = [_partial(path) for path in finals]
     arrays = [_array(blob) for blob in history]
     try:
-        save_weights(net, temporary[0], diffs=diffs, format_of=files.model)
+        save_weights(net, temporary[0], diff_of=diff_of, format_of=files.model)
         write_state(temporary[2], iteration, str(files.model), current_step, arrays, hdf5=files.state.suffix == ".h5")
         _read_back(net, temporary[0], temporary[2], arrays)
         sums = {

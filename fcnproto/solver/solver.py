@@ -99,6 +99,8 @@ class Solver:
         self._policy = LearningRatePolicy(self.param) if self.param.lr_policy else None
         self.engine = Engine(self.net, options or Options())
         self.optimizer = settings.make_optimizer(self.param, self.net)
+        if self.param.snapshot_diff:
+            self.optimizer.keep_updates()
         self.iter = 0
         if self.param.snapshot:
             self._check_snapshots()
@@ -349,9 +351,10 @@ class Solver:
             kind = "HDF5" if files.state.suffix == ".h5" else "binary proto"
             self.say(f"Snapshotting to {kind} file {files.model}")
             self.say(f"Snapshotting solver state to {kind} file {files.state}")
-            history, diffs = self.optimizer.history, self.param.snapshot_diff
+            history = self.optimizer.history
+            diff_of = self.optimizer.last_update if self.param.snapshot_diff else None
             try:
-                snapshots.write(files, self.net, self.iter, self._current_step(), history, workers, diffs=diffs)
+                snapshots.write(files, self.net, self.iter, self._current_step(), history, workers, diff_of)
             except Exception as error:
                 failure = error
         distributed.raise_together(failure)

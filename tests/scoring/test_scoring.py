@@ -360,3 +360,18 @@ def test_command_on_hha(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     model = write_slim(tmp_path / "nyud-fcn32s-hha", net)
     assert main(["score", "net", *model, "--data", "nyud", "--root", str(root), "--split", "test"]) == 0
     assert "pixel accuracy 1.0000" in capsys.readouterr().out
+
+
+def test_images_of_batches_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.prototxt").write_text("""
+        layer { name: "d" type: "DummyData" top: "data" top: "label"
+          dummy_data_param { shape { dim: 3 dim: 2 dim: 4 dim: 5 } shape { dim: 3 dim: 1 dim: 4 dim: 5 } } }
+        layer { name: "score" type: "Convolution" bottom: "data" top: "score"
+          convolution_param { num_output: 2 kernel_size: 1 } }
+        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "score" bottom: "label" top: "loss" }
+    """)
+    fcnproto.load(tmp_path / "net.prototxt").save(tmp_path / "net.caffemodel")
+    net = [str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel")]
+    assert main(["score", "net", *net, "--iterations", "4", "--json", "--allow-empty-classes"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["results"]
+    assert found["images"] == 12 and sum(map(sum, found["confusion"])) == 12 * 4 * 5

@@ -71,8 +71,9 @@ def entries(dtype: torch.dtype = torch.float64) -> list[Entry]:
 
 @pytest.mark.parametrize("regularization", ["L1", "L2"])
 @pytest.mark.parametrize("clip", [-1.0, 1.5, 1e6])
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("kind", list(SETTINGS))
-def test_update_follows_the_formulas(kind: str, clip: float, regularization: str) -> None:
+def test_update_follows_the_formulas(kind: str, kept: bool, clip: float, regularization: str) -> None:
     made, iter_size, decay, rng = entries(), 3, 0.05, np.random.default_rng(5)
     optimizer = optimizers.TYPES[kind](
         optimizers.param_groups(made),
@@ -83,6 +84,8 @@ def test_update_follows_the_formulas(kind: str, clip: float, regularization: str
         iter_size=iter_size,
         **SETTINGS[kind],
     )
+    if kept:
+        optimizer.keep_updates()
     weights = [entry.tensor.detach().numpy().copy() for entry in made]
     history = [[np.zeros_like(w) for _ in optimizer.histories] for w in weights]
     for time in range(1, 5):
@@ -99,7 +102,13 @@ def test_update_follows_the_formulas(kind: str, clip: float, regularization: str
             grad = grads[index] * factor / iter_size
             direction = weights[index] if regularization == "L2" else np.sign(weights[index])
             grad = grad + decay * entry.decay_mult * direction
-            weights[index] -= reference(kind, grad, rate * entry.lr_mult, time, history[index], SETTINGS[kind])
+            update = reference(kind, grad, rate * entry.lr_mult, time, history[index], SETTINGS[kind])
+            weights[index] -= update
+            ours = optimizer.last_update(entry.tensor)
+            if ours is None:
+                assert not kept or not update.any()
+            else:
+                np.testing.assert_allclose(ours.numpy(), update, rtol=1e-9, atol=1e-13)
             np.testing.assert_allclose(entry.tensor.detach().numpy(), weights[index], rtol=1e-9, atol=1e-11)
             if entry.tensor.grad is not None:
                 np.testing.assert_array_equal(entry.tensor.grad.numpy(), grads[index])

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import solver_toy as toy
@@ -166,7 +167,7 @@ def test_snapshot_diff_and_prefix_rules(tmp_path: Path, monkeypatch: pytest.Monk
     model = caffe_pb2.NetParameter()
     model.ParseFromString((tmp_path / "solver_iter_1.caffemodel").read_bytes())
     stored = {layer.name: layer for layer in model.layer}["ip"].blobs[0].diff
-    np.testing.assert_array_equal(np.array(stored, np.float32), solver.net.params["ip"][0].grad.flatten().numpy())
+    np.testing.assert_array_equal(np.array(stored, np.float32), solver.optimizer.history[2].flatten().numpy())
     (tmp_path / "into").mkdir()
     other = Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/into"))
     assert other.snapshot() == str(tmp_path / "into" / "solver_iter_0.solverstate")
@@ -176,6 +177,25 @@ def test_snapshot_diff_and_prefix_rules(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "into" / "new" / "folder" / "snap_iter_0.caffemodel").exists()
     with pytest.raises(fcnproto.SolverError, match=r"solver\.prototxt is no folder that can be written to"):
         Solver(toy.write(tmp_path, snapshot_prefix=f"{tmp_path}/solver.prototxt/snap", snapshot=5))
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
+def test_snapshot_diff_is_the_last_update(tmp_path: Path, kind: str) -> None:
+    """As in Caffe, whose update takes the diffs off the weights and leaves them: not the gradients."""
+    momentum = None if kind in ("AdaGrad", "RMSProp") else 0.9
+    form = caffe_pb2.SolverParameter.HDF5
+    path = toy.write(tmp_path, type=kind, momentum=momentum, snapshot_diff=True, snapshot_format=form, weight_decay=0.1)
+    solver = Solver(path)
+    solver.step(2)
+    before = {name: [blob.detach().clone() for blob in blobs] for name, blobs in solver.net.params.items()}
+    solver.step(1)
+    solver.snapshot()
+    with h5py.File(tmp_path / "snap_iter_3.caffemodel.h5") as file:
+        for name in ("conv", "ip"):
+            for index, blob in enumerate(solver.net.params[name]):
+                step = (before[name][index].double() - blob.detach().double()).numpy()
+                stored = file[f"diff/{name}/{index}"][:]
+                assert np.abs(stored - step).max() <= 1e-6 * max(1.0, float(blob.detach().abs().max())) and stored.any()
 
 
 def test_weights_go_into_all_nets(tmp_path: Path) -> None:
