@@ -107,19 +107,16 @@ def _zoo_structure(name: str, any_classes: bool) -> list[Any]:
     return _structure(build_graph(read_net(zoo.path(name, "deploy")), type_facts, "test"), any_classes)
 
 
-_ASIDE = ("Dropout", "Split", "Silence", "Accuracy", "Softmax", "ArgMax")
-"""Layers that don't make a net another one."""
-
-
 def _structure(graph: Graph, any_classes: bool) -> list[Any]:
     """What computes in a graph: each layer's type, settings and the places of the layers it reads."""
     places: dict[str, int] = {}
     rows: list[Any] = []
     for node in graph.nodes:
-        if node.is_data or node.facts.is_loss:
+        facts = node.facts
+        if node.is_data or facts.is_loss:
             continue
         read = [places.get(blob.name, -1) for blob in node.bottoms]
-        if node.type in _ASIDE:
+        if facts.judges or facts.passes_on or facts.idle or facts.ranks(node.param):  # makes no other net of it
             places.update({blob.name: read[0] if read else -1 for blob in node.tops})
             continue
         settings = _settings(node, any_classes)

@@ -19,10 +19,10 @@ import fcnproto
 from fcnproto.cli._main import main
 from fcnproto.drawing.diagram import kind_of
 from fcnproto.graph import coord_map
-from fcnproto.inspect.running import images_stay_apart
 from fcnproto.inspect.summary import summarise
 from fcnproto.layers import registry
 from fcnproto.net.examples import draw_inputs
+from fcnproto.net.roles import images_stay_apart
 from fcnproto.passes.folding import FoldedChain
 from fcnproto.schema.definition import net_definition
 from fcnproto.schema.text import format_message, parse, read_net

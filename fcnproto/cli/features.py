@@ -50,7 +50,7 @@ def command(
     """
     from fcnproto.images import find_images
     from fcnproto.inspect.features import FORMATS, extract_features, summary
-    from fcnproto.inspect.running import fixed_image_size, image_inputs
+    from fcnproto.net.roles import fixed_image_size, image_inputs
     from fcnproto.preprocessing import known_net, preprocessing_of
 
     kind = _files.ending(output, chosen_format, ".txt")

@@ -96,8 +96,8 @@ def _run(
     blobs: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Mapping[str, Tensor]:
-    from fcnproto.inspect.running import computable_outputs, read_arrays, run_with
-    from fcnproto.segment import score_blobs
+    from fcnproto.inspect.running import read_arrays, run_with
+    from fcnproto.net.roles import computable_outputs, score_blobs
 
     if arrays is not None:
         values = read_arrays(arrays, net)
@@ -118,7 +118,8 @@ def image_values(
     net: Net, model: Path, weights: Path | None, images: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """The inputs that `--image` and the preprocessing options (with resize and crop) in `settings` name."""
-    from fcnproto.inspect.running import fixed_image_size, image_value
+    from fcnproto.inspect.running import image_value
+    from fcnproto.net.roles import fixed_image_size
     from fcnproto.preprocessing import known_net, preprocessing_of
 
     record, inputs = known_net(net, model, weights), list(net.source_shapes)

@@ -174,8 +174,7 @@ def _outputs(
 ) -> dict[str, tuple[str, Sequence[str]]] | None:
     """Score blobs with their labels and class names (none where unknown); None where the net itself says them."""
     from fcnproto.net.assigning import assign
-    from fcnproto.scoring import judged_blobs
-    from fcnproto.segment import score_blobs
+    from fcnproto.net.roles import judged_blobs, score_blobs
 
     pairs = judged_blobs(net)
     known: dict[str, Sequence[str]] = {}
@@ -226,10 +225,9 @@ def _folders(
     """The images and masks in the folders of `--images` and `--masks`, by the net's blobs and labels."""
     from fcnproto.data.datasets import ImageFolders, Images, Masks
     from fcnproto.images import parse_mean
-    from fcnproto.inspect.running import image_inputs
     from fcnproto.net.assigning import assign
+    from fcnproto.net.roles import image_inputs, score_blobs
     from fcnproto.preprocessing import preprocessing_of
-    from fcnproto.segment import score_blobs
 
     inputs: dict[str, Sequence[str]] = dict.fromkeys(image_inputs(net, score_blobs(net)), ())
     labels = {label: (blob,) for blob, (label, _) in outputs.items()}

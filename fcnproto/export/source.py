@@ -23,10 +23,9 @@ from fcnproto.export.audit import check_source
 from fcnproto.export.code import BUILTINS, WIDTH, call, identifier, number, prose, several, text, with_comment
 from fcnproto.export.emitters import MODULE, Piece, Request, Unsayable, emit
 from fcnproto.graph import Blob, Node
-from fcnproto.inspect.running import computable_outputs, image_inputs
 from fcnproto.layers.base import Layer
 from fcnproto.net import Net
-from fcnproto.segment import score_blobs
+from fcnproto.net.roles import computable_outputs, image_inputs, score_blobs
 
 Shape = tuple[int, ...]
 

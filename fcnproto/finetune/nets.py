@@ -14,10 +14,10 @@ from fcnproto.errors import UsageError, WeightsError
 from fcnproto.images import Preprocessing
 from fcnproto.layers.registry import lookup
 from fcnproto.net import Net, load
+from fcnproto.net.roles import judged_blobs
 from fcnproto.preprocessing import preprocessing_of, zoo_record
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
-from fcnproto.scoring import judged_blobs
 from fcnproto.surgery import Report
 from fcnproto.surgery.nets import is_source
 from fcnproto.surgery.sources import relation
@@ -25,7 +25,6 @@ from fcnproto.zoo import ModelInfo
 
 IGNORE_LABEL = 255
 _MODES = caffe_pb2.LossParameter
-_JUDGES = ("Accuracy", "Softmax", "ArgMax", "Silence")
 _LEARNS = ("Convolution", "InnerProduct")
 
 
@@ -84,7 +83,7 @@ class Base:
     def deploy(self, size: tuple[int, int] = (256, 256)) -> caffe_pb2.NetParameter:
         """The net on inputs, without dropout and loss."""
         net = _on_inputs(self.layers, {blob: how.channels for blob, how in self.images.items()}, size)
-        kept = [one for one in net.layer if one.type != "Dropout" or one.bottom != one.top]
+        kept = [one for one in net.layer if not lookup(one.type).passes_on or one.bottom != one.top]
         del net.layer[:]
         net.layer.extend(kept)
         return net
@@ -131,7 +130,8 @@ def _between_data_and_losses(param: caffe_pb2.NetParameter, built: Net) -> caffe
     layers = caffe_pb2.NetParameter(name=param.name)
     kept = {node.name for node in built.graph.nodes}
     for layer in param.layer:
-        judges = lookup(layer.type, layer.name).is_loss or layer.type in _JUDGES
+        known = lookup(layer.type, layer.name)
+        judges = known.is_loss or known.judges or known.idle or known.ranks(layer)
         if layer.name in kept and not is_source(layer) and not judges:
             layers.layer.add().CopyFrom(layer)
     return layers

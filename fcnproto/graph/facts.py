@@ -33,6 +33,9 @@ class TypeFacts(Protocol):
     moves_values: bool
     gradient_reads_top: bool
     may_overwrite: bool
+    judges: bool
+    makes_data: bool
+    passes_on: bool
 
     @staticmethod
     def coordinates(param: caffe_pb2.LayerParameter) -> CoordMap | None:
@@ -41,6 +44,14 @@ class TypeFacts(Protocol):
     @classmethod
     def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
         """Whether the tops are the first bottom's memory in Caffe."""
+
+    @classmethod
+    def fixes_image_size(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether a net with such a layer is made for one size of image."""
+
+    @classmethod
+    def ranks(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether the top only ranks or normalises the scores of the classes in the bottom."""
 
 
 _table: dict[str, TypeFacts] = {}

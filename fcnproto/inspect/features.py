@@ -20,8 +20,9 @@ from torch import Tensor
 from fcnproto.errors import DataError, UsageError
 from fcnproto.escaping import printable
 from fcnproto.images import Preprocessing, open_image
-from fcnproto.inspect.running import image_inputs, image_value, run_with, write_array_text, write_arrays
+from fcnproto.inspect.running import image_value, run_with, write_array_text, write_arrays
 from fcnproto.net import Net
+from fcnproto.net.roles import image_inputs
 from fcnproto.schema.hdf5_writing import new_hdf5
 
 Array = npt.NDArray[Any]

@@ -18,11 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from fcnproto.atomic import atomic_write
-from fcnproto.errors import DataError, GraphError, UsageError
+from fcnproto.errors import DataError, UsageError
 from fcnproto.escaping import printable
 from fcnproto.images import Preprocessing, read_depth, read_image, resize, to_blob
 from fcnproto.net import Net
-from fcnproto.net.plan import missing_inputs, runnable
 from fcnproto.schema.arrays import is_archive, read_npy, read_npz
 
 Array = npt.NDArray[Any]
@@ -39,68 +38,16 @@ def run_with(net: Net, values: Mapping[str, Tensor], blobs: Sequence[str]) -> Ma
     `GraphError` where a blob, or every output, needs another input.
     """
     idle = [layer for layer in net.data_layers() if not any(top in values for top in layer.param.top)]
-    if all(layer.type == "DummyData" for layer in idle):
+    if all(layer.makes_data for layer in idle):
         outputs: Mapping[str, Tensor] = net(dict(values), blobs=list(blobs))
         return outputs
     made = dict(values)
     for layer in idle:
-        if layer.type == "DummyData":
+        if layer.makes_data:
             made |= {top: value.to(net.device, net.dtype) for top, value in zip(layer.param.top, layer(), strict=True)}
     plan = net.plan(list(made), list(blobs))
     results = plan.module(*(made[name] for name in plan.inputs))
     return {name: results[position] for name, position in plan.keys.items()}
-
-
-def image_inputs(net: Net, blobs: Sequence[str]) -> list[str]:
-    """The inputs that `blobs` depend on, in the net's order. `GraphError` for an unknown blob or if there are none."""
-    nothing = {blob: False for node in net.graph.nodes for blob in [*node.bottoms, *node.tops]}
-    needed = {name for blob in blobs for name in missing_inputs(net.graph, net.graph.blob(blob), nothing)}
-    self_made = {blob.name for node in net.graph.nodes if node.type == "DummyData" for blob in node.tops}
-    inputs = [name for name in net.source_shapes if name in needed - self_made]
-    if not inputs:
-        raise GraphError(f"net {net.graph.name!r}: {', '.join(map(repr, blobs))} depends on no input")
-    return inputs
-
-
-def images_stay_apart(net: Net, blobs: Sequence[str]) -> bool:
-    """Whether the layers behind `blobs` are known to compute each image of a batch by itself.
-
-    Layers say it of themselves (`Layer.keeps_images_apart`); those that may mix images, such as a BatchNorm by the
-    batch's own statistics, a Reshape or a Python layer, count as mixing.
-    """
-    layers = dict(zip(net.graph.nodes, net.layers, strict=True))
-    stack, seen = [net.graph.blob(name).producer for name in blobs], set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if not node.is_data and not layers[node].keeps_images_apart():
-            return False
-        stack += [blob.producer for blob in node.bottoms]
-    return not any(node.type == "DummyData" for node in seen)
-
-
-def computable_outputs(net: Net, inputs: Sequence[str]) -> list[str]:
-    """The net's outputs that can be computed from these inputs (and DummyData layers) alone."""
-    made = [blob.name for node in net.graph.nodes if node.type == "DummyData" for blob in node.tops]
-    known = runnable(net.graph, list(dict.fromkeys([*inputs, *made])))
-    return [name for name in net.outputs if known[net.graph.blobs[name]]]
-
-
-def fixed_image_size(net: Net, blob: str) -> tuple[int, int] | None:
-    """(height, width) of the input in the prototxt if the net is made for that size alone, else None.
-
-    So it is with an InnerProduct layer, whose weights depend on it, and by custom with a global pooling.
-    """
-    shape = net.source_shapes.get(blob)
-    if shape is None or len(shape) != 4 or shape[2] is None or shape[3] is None:
-        return None
-    classifies = any(
-        node.type == "InnerProduct" or (node.type == "Pooling" and node.param.pooling_param.global_pooling)
-        for node in net.graph.nodes
-    )
-    return (shape[2], shape[3]) if classifies else None
 
 
 def image_value(

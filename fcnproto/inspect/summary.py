@@ -143,7 +143,7 @@ def _source_shapes(
                 f"give it (--shape {blob.name}=N,C,H,W)"
             )
         extents = list(shape)
-        if len(extents) == 4 and input_size is not None and node.type != "DummyData" and blob.name not in given:
+        if len(extents) == 4 and input_size is not None and not node.facts.makes_data and blob.name not in given:
             extents[2:] = input_size
         if None in extents[2:]:
             _warn_of_usual_size()

@@ -81,7 +81,7 @@ def _time_layer(
         milliseconds, tops = measure(lambda: _read(net, node, layer, shapes))
         values.update(zip(node.tops, tops, strict=True))
         return milliseconds, 0.0
-    if node.type in ("Split", "Silence"):  # no work: a split's readers read the same tensor
+    if node.type == "Split" or node.facts.idle:  # no work: a split's readers read the same tensor
         values.update((blob, values[node.bottoms[0]]) for blob in node.tops)
         return 0.0, 0.0
     bottoms = [values[blob].detach().requires_grad_(values[blob].is_floating_point()) for blob in node.bottoms]

@@ -175,6 +175,10 @@ class ReLU(Pointwise):
     config_field = "relu_param"
     may_overwrite = True
 
+    def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
+        near = (bottoms[0].abs() <= reach) & (bottoms[0] != 0)  # at 0 itself the rule decides, not a digit
+        return int(near.sum()), bottoms[0].numel(), "values"
+
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """The top; `overwrite` permits to write it over `x`, which nobody reads again."""
         slope = self.config.negative_slope
@@ -232,6 +236,10 @@ class Dropout(Pointwise):
     differences = "`dropout_ratio` outside of [0, 1) is an error (Caffe checks it in debug builds only)."
 
     config_field = "dropout_param"
+    passes_on = True
+
+    def draws_numbers(self) -> bool:
+        return self.training
 
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:

@@ -72,6 +72,12 @@ class Eltwise(Layer):
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
         return True
 
+    def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
+        if self.config.operation != caffe_pb2.EltwiseParameter.MAX:
+            return None
+        gap = (bottoms[1] - bottoms[0]).abs()
+        return int(((gap <= reach) & (gap > 0)).sum()), gap.numel(), "places"
+
     @classmethod
     def settings_text(cls, param: caffe_pb2.LayerParameter) -> str:
         return str(caffe_pb2.EltwiseParameter.EltwiseOp.Name(param.eltwise_param.operation)).lower()
@@ -153,6 +159,10 @@ class ArgMax(Layer):
 
     def keeps_images_apart(self) -> bool:
         return self.given_axis is None or self.given_axis > 0
+
+    @classmethod
+    def ranks(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return param.argmax_param.axis in (1, -3)
 
     def forward(self, x: Tensor) -> Tensor:
         config, x = self.config, x.detach()

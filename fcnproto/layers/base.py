@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -56,6 +56,8 @@ class Layer(nn.Module):
     """The forks of Caffe that have the type, for docs/layers.md; empty for Caffe's own."""
     fork_fields: ClassVar[tuple[str, ...]] = ()
     """The fields that Caffe's forks add to these messages and the type acts on, such as "pooling_param.ceil_mode"."""
+    replaced_fields: ClassVar[Mapping[str, str]] = {}
+    """Deprecated fields of the settings, with the field that says the same now."""
     is_loss: ClassVar[bool] = False
     """A loss layer: its first top has loss weight 1 unless the prototxt says otherwise."""
     is_data: ClassVar[bool] = False
@@ -83,6 +85,12 @@ class Layer(nn.Module):
     """There is nothing to run (Silence): plans leave the layer out."""
     moves_values: ClassVar[bool] = False
     """The tops hold values of the first bottom, unchanged: what is an index in one is one in the other."""
+    passes_on: ClassVar[bool] = False
+    """In the TEST phase the tops are the bottom itself (Dropout, Split)."""
+    judges: ClassVar[bool] = False
+    """It says how good its first bottom is by its second: scores and labels (Accuracy, the losses)."""
+    makes_data: ClassVar[bool] = False
+    """A source of data that reads nothing from outside (DummyData)."""
     may_overwrite: ClassVar[bool] = False
     """`forward` takes `overwrite=True`, by which the layer may write over its bottom's memory."""
     gradient_reads_top: ClassVar[bool] = True
@@ -142,6 +150,25 @@ class Layer(nn.Module):
     def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
         """Whether in Caffe the tops are the first bottom's memory, so that in-place layers change both."""
         return False
+
+    @classmethod
+    def ranks(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether the top only ranks or normalises the scores of classes that the bottom holds along its channels."""
+        return False
+
+    @classmethod
+    def fixes_image_size(cls, param: caffe_pb2.LayerParameter) -> bool:
+        """Whether a net with such a layer is made for one size of image: its weights, or by custom its use, need it."""
+        return False
+
+    def draws_numbers(self) -> bool:
+        """Whether, in its phase, random numbers take part."""
+        return False
+
+    def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
+        """How many decisions are so close that values `reach` apart may decide them otherwise, of how many, and what
+        they are called; None where a layer decides nothing. A gradient may rightly go another way there."""
+        return None
 
     def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         """The multiply-adds of one forward pass for blobs of these shapes; 0 where they don't count beside others."""

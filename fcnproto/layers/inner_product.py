@@ -28,6 +28,10 @@ class InnerProduct(Layer):
     def keeps_images_apart(self) -> bool:
         return bool(self.config.axis > 0)
 
+    @classmethod
+    def fixes_image_size(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return True
+
     def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         return math.prod(tops[0]) * self.inputs
 

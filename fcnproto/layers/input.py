@@ -55,6 +55,8 @@ class DummyData(SourceLayer):
     """
 
     config_field = "dummy_data_param"
+    makes_data = True
+    replaced_fields = dict.fromkeys(("num", "channels", "height", "width"), "shape")
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.top_shapes(shapes)

@@ -37,6 +37,7 @@ class LossLayer(Layer):
     bottoms = (2, 2)
     kind = "loss"
     is_loss = True
+    judges = True
     force_backward_refuses: ClassVar[tuple[int, ...]] = (1,)
     index_bottoms: ClassVar[tuple[int, ...]] = (1,)
     default_mode: ClassVar[int] = _Mode.VALID

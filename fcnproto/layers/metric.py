@@ -27,6 +27,7 @@ class Accuracy(Layer):
 
     config_field = "accuracy_param"
     kind = "loss"
+    judges = True
     bottoms = (2, 2)
     tops = (1, 2)
     force_backward_refuses = (0, 1)

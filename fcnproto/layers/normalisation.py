@@ -258,6 +258,10 @@ class Softmax(SameShape):
     def keeps_images_apart(self) -> bool:
         return bool(self.config.axis > 0)
 
+    @classmethod
+    def ranks(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return param.softmax_param.axis in (1, -3)
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.axis(self.config.axis, shapes[0])
 

@@ -150,7 +150,10 @@ class _Pool(Layer):
     kind = "pooling"
 
     def keeps_images_apart(self) -> bool:
-        return not (self.training and self.config.pool == _STOCHASTIC)
+        return not self.draws_numbers()
+
+    def draws_numbers(self) -> bool:
+        return bool(self.training and self.config.pool == _STOCHASTIC)
 
     def check_bottom(self, shape: Sequence[int]) -> None:
         """Refuse a bottom that isn't (N, C, H, W)."""
@@ -198,6 +201,10 @@ class Pooling(_Pool):
     config_field = "pooling_param"
     tops = (1, 2)
     coordinates = staticmethod(maps.pooling)
+
+    @classmethod
+    def fixes_image_size(cls, param: caffe_pb2.LayerParameter) -> bool:
+        return bool(param.pooling_param.global_pooling)
 
     @classmethod
     def settings_text(cls, param: caffe_pb2.LayerParameter) -> str:
@@ -258,6 +265,24 @@ class Pooling(_Pool):
             return getattr(config, f"{name}_h"), getattr(config, f"{name}_w")
         value = getattr(config, name) if config.HasField(name) else default
         return value, value
+
+    def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
+        x = bottoms[0]
+        if self.method != _MAX:
+            return None
+        windows = self.windows_of(x.shape)
+        (height, width), (down, right) = windows.kernel, windows.stride
+        padded = F.pad(x, windows.margins(x.shape[2:]), value=-torch.inf)
+        near = total = 0
+        for item in padded:  # one at a time: the windows take several times the blob's memory
+            values = item.unfold(1, height, down).unfold(2, width, right).flatten(3)
+            if values.shape[-1] < 2:
+                return None
+            best = values.topk(2, dim=-1).values
+            gap = best[..., 0] - best[..., 1]
+            near += int(((gap <= reach) & (gap > 0)).sum())
+            total += gap.numel()
+        return near, total, "windows"
 
     def windows_of(self, shape: Sequence[int]) -> Windows:
         """The windows for a bottom of `shape`: global pooling takes the whole plane."""

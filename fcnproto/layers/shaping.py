@@ -49,6 +49,7 @@ class Concat(_AlongAxis):
 
     config_field = "concat_param"
     old_name = "concat_dim"
+    replaced_fields = {"concat_dim": "axis"}  # noqa: RUF012
     bottoms = (1, None)
     coordinates = staticmethod(maps.concat)
 
@@ -77,6 +78,7 @@ class Slice(_AlongAxis):
 
     config_field = "slice_param"
     old_name = "slice_dim"
+    replaced_fields = {"slice_dim": "axis"}  # noqa: RUF012
     tops = (1, None)
 
     @classmethod
@@ -117,6 +119,7 @@ class Split(Layer):
     kind = "shaping"
     coordinates = staticmethod(maps.same)
     moves_values = True
+    passes_on = True
 
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:

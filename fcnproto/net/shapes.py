@@ -34,13 +34,6 @@ PartialShape = tuple[int | None, ...]
 _GUESSES = ((1, 3, 256, 320), (1, 4, 288, 384))
 _COLOUR_GUESS = (1, 3, 288, 384)
 
-# Deprecated fields of layer types that are still current, with what says the same now.
-_REPLACED = {
-    "Concat": {"concat_dim": "axis"},
-    "Slice": {"slice_dim": "axis"},
-    "DummyData": dict.fromkeys(("num", "channels", "height", "width"), "shape"),
-}
-
 # Some more than any machine has; torch's own sums of sizes don't overflow below it.
 _MOST_ADDRESSED = 1 << 56
 
@@ -100,7 +93,7 @@ def _warn_deprecated(layers: Sequence[Layer]) -> None:
     """Warn, once for all layers, of fields that others have replaced; they work as they did."""
     used: dict[tuple[str, str, str], list[str]] = {}
     for layer in layers:
-        for old, new in _REPLACED.get(layer.type, {}).items():
+        for old, new in layer.replaced_fields.items():
             if any(field.name == old for field, _ in layer.config.ListFields()):
                 used.setdefault((str(layer.config_field), old, new), []).append(layer.name)
     for (message_name, old, new), names in used.items():

@@ -129,7 +129,7 @@ def backward(net: Net, outputs: Mapping[str, Tensor], seeds: Mapping[str, Tensor
 
 
 def _warn_of_chance(net: Net) -> None:
-    drawn = [layer.name for layer in net.layers if layer.training and layer.type == "Dropout"]
+    drawn = [layer.name for layer in net.layers if layer.draws_numbers()]
     if drawn:
         warnings.warn(
             f"{', '.join(drawn)} draw(s) random numbers in the TRAIN phase: what follows can't agree with a reference; "
@@ -269,7 +269,7 @@ class _Comparer:
 
 
 def _scores(net: Net) -> set[str]:
-    from fcnproto.segment import score_blobs
+    from fcnproto.net.roles import score_blobs
 
     try:
         return set(score_blobs(net))

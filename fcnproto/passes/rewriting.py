@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fcnproto import precision
-from fcnproto.layers.activation import Dropout, ReLU
+from fcnproto.layers.activation import ReLU
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution, Deconvolution
@@ -160,10 +160,10 @@ class _Rewriter:
         self.trace.graph.erase_node(node)
 
     def remove_dropout(self) -> None:
-        """Dropout does nothing in the TEST phase."""
+        """Dropout, and what else hands its bottom on in the TEST phase, is not there in it."""
         for node in list(self.trace.graph.nodes):
             layer = self.layer(node)
-            if isinstance(layer, Dropout) and not layer.training:
+            if layer is not None and layer.passes_on and not layer.training and layer.num_tops == 1:
                 self.replace(node, _source(node))
 
     def drop_unread(self) -> None:

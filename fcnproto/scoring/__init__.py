@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
+    from fcnproto.net.roles import judged_blobs
     from fcnproto.scoring.metrics import Metrics, absent, confusion_matrix, metrics
     from fcnproto.scoring.scoring import (
         Scored,
         confusion_picture,
-        judged_blobs,
         own_batches,
         own_length,
         score_folders,
@@ -43,7 +43,7 @@ __getattr__, __dir__ = lazily(
         "absent": "fcnproto.scoring.metrics",
         "confusion_matrix": "fcnproto.scoring.metrics",
         "confusion_picture": "fcnproto.scoring.scoring",
-        "judged_blobs": "fcnproto.scoring.scoring",
+        "judged_blobs": "fcnproto.net.roles",
         "metrics": "fcnproto.scoring.metrics",
         "own_batches": "fcnproto.scoring.scoring",
         "own_length": "fcnproto.scoring.scoring",

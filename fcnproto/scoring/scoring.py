@@ -26,8 +26,8 @@ from fcnproto.escaping import printable
 from fcnproto.images import find_images
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net import Net
+from fcnproto.net.roles import judged_blobs, score_blobs
 from fcnproto.scoring.metrics import Metrics, absent, confusion_matrix, metrics
-from fcnproto.segment import score_blobs
 
 _LONGEST_NAME = 60  # characters of a class in the picture
 
@@ -165,22 +165,6 @@ def _confusion(
         return confusion_matrix(truth, labels, classes, ignore_label)
     except UsageError as error:
         raise DataError(f"{predicted}: {error}") from None
-
-
-def judged_blobs(net: Net) -> dict[str, str]:
-    """The blobs of scores whose labels the net knows, with the label's blob: what its losses and accuracies read."""
-    found = {}
-    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
-        if (layer.is_loss or node.type == "Accuracy") and len(node.bottoms) > 1:
-            scores, label = (_unsplit(blob) for blob in node.bottoms[:2])
-            found[scores] = label
-    return found
-
-
-def _unsplit(blob: Any) -> str:
-    while blob.producer.type == "Split":
-        blob = blob.producer.bottoms[0]
-    return str(blob.name)
 
 
 def own_length(net: Net) -> int | None:

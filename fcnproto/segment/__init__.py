@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
+    from fcnproto.net.roles import score_blobs
     from fcnproto.segment.segmenter import (
         Result,
         Scene,
         Segmentation,
         Segmenter,
         is_out_of_memory,
-        score_blobs,
         segment,
     )
 
@@ -38,7 +38,7 @@ __getattr__, __dir__ = lazily(
         "Segmentation": "fcnproto.segment.segmenter",
         "Segmenter": "fcnproto.segment.segmenter",
         "is_out_of_memory": "fcnproto.segment.segmenter",
-        "score_blobs": "fcnproto.segment.segmenter",
+        "score_blobs": "fcnproto.net.roles",
         "segment": "fcnproto.segment.segmenter",
     },
 )

@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fcnproto.errors import DataError, Error, FcnprotoWarning, GraphError, LayerError, UsageError
-from fcnproto.graph import Blob
+from fcnproto.errors import DataError, Error, FcnprotoWarning, LayerError, UsageError
 from fcnproto.images import Preprocessing, as_image, find_images, limit_side, pixel_count, resize, to_blob
-from fcnproto.inspect.running import image_inputs, images_stay_apart, run_with
+from fcnproto.inspect.running import run_with
 from fcnproto.net import Net
+from fcnproto.net.roles import image_inputs, images_stay_apart, score_blobs
 from fcnproto.passes import optimize
 from fcnproto.precision import canonical, computing
 from fcnproto.preprocessing import class_names, own_record, preprocessing_of, published_with
@@ -287,39 +287,6 @@ class Segmenter:
         if len(self.blobs) > 1:
             return class_names(blob, count, self.record)
         raise UsageError(f"{len(self.classes)} class names are given, but blob {blob!r} has {count} classes")
-
-
-def score_blobs(net: Net) -> list[str]:
-    """The blobs that may hold class scores: what losses and accuracies are taken of, and the net's other outputs.
-
-    Of a Softmax or ArgMax over the channels, what it reads. `GraphError` if there is none.
-    """
-    found: dict[str, None] = {}
-    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
-        if (layer.is_loss or node.type == "Accuracy") and node.bottoms:
-            found[_scores_of(node.bottoms[0]).name] = None
-    for name in net.outputs:
-        producer = net.graph.blobs[name].producer
-        judged = producer.type == "Accuracy" or net.layer(producer.name).is_loss
-        if not judged and not producer.is_data:
-            found[_scores_of(net.graph.blobs[name]).name] = None
-    candidates = [name for name in found if not net.graph.blobs[name].producer.is_data]
-    if not candidates:
-        raise GraphError(f"net {net.graph.name!r}: no blob of class scores found; name it with blobs= or --blob")
-    return candidates
-
-
-def _scores_of(blob: Blob) -> Blob:
-    """The blob before splits and before the layers that only rank or normalise scores."""
-    while blob.producer.bottoms:
-        node = blob.producer
-        over_channels = (node.type == "Softmax" and node.param.softmax_param.axis in (1, -3)) or (
-            node.type == "ArgMax" and node.param.argmax_param.axis in (1, -3)
-        )
-        if node.type != "Split" and not over_channels:
-            break
-        blob = node.bottoms[0]
-    return blob
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,10 +18,8 @@ from fcnproto.schema import caffe_pb2
 from fcnproto.surgery.report import Report
 
 _AVERAGE = caffe_pb2.PoolingParameter.AVE
-# Layers that say how good scores are or rank them: their first bottom is the scores.
-_JUDGES = {"Accuracy", "ArgMax", "Softmax"}
-# Layers after a classifier that have no part in a map of scores.
-_AFTER_SCORES = _JUDGES | {"Flatten", "Reshape", "Dropout", "Pooling", "Silence"}
+# Layers after a classifier that bring its scores into another form, which maps of scores need not.
+_RESHAPING = {"Flatten", "Reshape", "Pooling"}
 LEARNED = ({"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0})
 
 
@@ -120,7 +118,7 @@ class _Convolution:
             if is_source(layer):
                 continue
             after = layer is not last and self.layers.index(layer) > self.layers.index(last)
-            if wanted.isdisjoint(layer.top) or (after and layer.type in _AFTER_SCORES):
+            if wanted.isdisjoint(layer.top) or (after and _follows_scores(layer)):
                 self.report.add("dropped", layer.name, f"{layer.type}: not needed for the scores {last.top[0]!r}")
                 continue
             wanted.update(layer.bottom)
@@ -304,14 +302,22 @@ def is_source(layer: caffe_pb2.LayerParameter) -> bool:
     return bool(lookup(layer.type, layer.name).is_data) or (layer.type == "Python" and not layer.bottom)
 
 
+def _judges(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer says how good scores are or ranks them: then its first bottom is the scores."""
+    known = lookup(layer.type, layer.name)
+    return known.is_loss or known.judges or known.ranks(layer)
+
+
+def _follows_scores(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether a layer after a classifier has no part in a map of scores."""
+    known = lookup(layer.type, layer.name)
+    return known.judges or known.ranks(layer) or known.idle or known.passes_on or layer.type in _RESHAPING
+
+
 def _score_blobs(net: caffe_pb2.NetParameter) -> dict[str, coord_map.LinkedBlob]:
     """The blobs of class scores by name, in their last version."""
     blobs = coord_map.link(net)
-    judged = {
-        layer.bottom[0]
-        for layer in net.layer
-        if layer.bottom and (layer.type in _JUDGES or lookup(layer.type, layer.name).is_loss)
-    }
+    judged = {layer.bottom[0] for layer in net.layer if layer.bottom and _judges(layer)}
     if not judged:
         read = {name for layer in net.layer for name in layer.bottom if name not in layer.top}
         data = {name for layer in net.layer if is_source(layer) for name in layer.top}

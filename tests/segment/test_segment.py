@@ -16,6 +16,7 @@ import fcnproto
 from fcnproto import zoo
 from fcnproto.errors import DataError, UsageError
 from fcnproto.images import Preprocessing
+from fcnproto.net.roles import score_blobs
 from fcnproto.preprocessing import (
     background_labels,
     class_names,
@@ -26,7 +27,7 @@ from fcnproto.preprocessing import (
     zoo_record,
 )
 from fcnproto.schema.text import read_net
-from fcnproto.segment import Scene, Segmenter, score_blobs, segment
+from fcnproto.segment import Scene, Segmenter, segment
 
 PLAIN = {"data": Preprocessing("bgr")}
 
