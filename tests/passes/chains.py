@@ -21,6 +21,7 @@ from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse
 
 Blobs = Mapping[str, Tensor]
+MODES = ("gradients", "changed weights", "inference", "no_grad")
 POINTWISE = [
     *('"Dropout"', '"PReLU"', '"ELU"', '"Sigmoid"', '"TanH"', '"BNLL"', '"Swish"', '"Softmax"', '"MVN"'),
     '"Power" power_param { power: 2 scale: 0.5 shift: 0.7 }',
@@ -180,7 +181,7 @@ class Trial:
     def faults(self) -> Iterator[str]:
         """Every way in which the optimised net departs, over sizes, with and without gradients, as weights change."""
         for size in self.sizes:
-            for mode in ("gradients", "no_grad", "inference", "changed weights"):
+            for mode in MODES if size is self.sizes[0] else MODES[:2]:
                 self._level(change=mode == "changed weights")
                 for fault in self._faults(size, mode):
                     yield f"{size} {mode}: {fault}"
