@@ -261,6 +261,8 @@ def departures(plain: Blobs, fast: Blobs, exact: Blobs, tolerance: float, floor:
             continue
         ours, theirs = (float((each[name].detach() - value.detach()).abs().max()) for each in (fast, plain))
         largest = float(value.detach().abs().max())
+        if not largest < 1e30:  # float32 overflows: nothing to compare
+            continue
         if not ours <= max(tolerance * largest, 4 * theirs, floor * most):
             yield f"{name}: off by {ours:.2g} of {largest:.2g}, the plain net by {theirs:.2g}"
 
