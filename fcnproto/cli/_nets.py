@@ -34,6 +34,7 @@ class NetOptions:
     stages: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]]
     crop: str
+    dialect: str | None
     allow_python: bool
     allow_writes: bool
     device_name: str | None
@@ -52,6 +53,7 @@ class NetOptions:
             "stages": self.stages,
             "allow_python": self.allow_python,
             "crop": self.crop,
+            "dialect": self.dialect,
             "allow_writes": self.allow_writes,
         }
 
@@ -118,6 +120,7 @@ def net_options(
                 stages=tuple(values.pop("stages")),
                 shapes=_options.shapes(values.pop("shapes", ())),
                 crop=crop,
+                dialect=values.pop("dialect"),
                 allow_python=values.pop("allow_python"),
                 allow_writes=values.pop("allow_writes", True),
                 device_name=one_gpu(values.pop("gpu"), name) if gpu else name,
@@ -144,6 +147,7 @@ def _options_of(
         *([click.option("--phase", type=_PHASES, default=phase, show_default=True, help=_PHASE)] if phase else []),
         _options.state_options,
         _options.crops_option if cuts_images else _options.crop_option,
+        _options.dialect_option,
         _options.writes_anyway_option if writes else _options.writes_option,
         layers_option,
         *([click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")] if gpu else []),

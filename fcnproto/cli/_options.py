@@ -84,6 +84,15 @@ def crop_option(function: Function) -> Function:
     )(function)
 
 
+def dialect_option(function: Function) -> Function:
+    """`--dialect`: the fork of Caffe that a net was written for, for `load`."""
+    return click.option(
+        "--dialect",
+        metavar="NAME",
+        help="The fork of Caffe that the net was written for (ssd, segnet, hed, ...), where its text doesn't say it.",
+    )(function)
+
+
 def crops_option(function: Function) -> Function:
     """`--crop` of a command that cuts images, too: the value is (how Crop layers are read, size of the cut or None)."""
     return click.option(

@@ -100,7 +100,13 @@ def command(
     signals = SignalRequests(Request(sigint_effect), Request(sighup_effect))
     with distributed.worker_group(wanted) as own, signals, _display(live):
         solver = Solver(
-            param, device=own, options=options, allow_python=nets.allow_python, crop=nets.crop, path=solver_file
+            param,
+            device=own,
+            options=options,
+            allow_python=nets.allow_python,
+            crop=nets.crop,
+            dialect=nets.dialect,
+            path=solver_file,
         )
         solver.request = signals
         with _Shown(live, log_dir, plot, no_plot).around(solver):

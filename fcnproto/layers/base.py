@@ -38,7 +38,7 @@ class Layer(nn.Module):
 
     Attributes set for every layer: `name`, `param` (the `LayerParameter`), `num_tops`, `base_dir` (the folder of the
     prototxt, from which file names are looked up too), `prototxt` (its path, for messages), `allow_python`,
-    `allow_writes`, and after
+    `allow_writes`, `dialect` (the fork that the net was written for, None where nobody said it), and after
     `setup` `blob_names`, `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
     """
 
@@ -106,6 +106,7 @@ class Layer(nn.Module):
         self.prototxt: str | None = None
         self.allow_python = False
         self.allow_writes = False
+        self.dialect: str | None = None
         self.blob_names: list[str] = []
         self.blob_shapes: list[Shape] = []
         self.blob_fillers: list[caffe_pb2.FillerParameter] = []

@@ -20,6 +20,7 @@ from fcnproto.errors import DataError, GraphError, LayerError
 from fcnproto.escaping import one_line
 from fcnproto.graph import Graph, build_graph
 from fcnproto.graph.crops import read_offsets
+from fcnproto.graph.dialect import ALIGNED_CROPS, checked
 from fcnproto.graph.facts import TypeFacts
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
@@ -59,6 +60,7 @@ class Net(nn.Module):
         shapes: shapes of data tops that nothing else tells, by name.
         fill: give the parameters their fillers' values at once; else they stay uninitialised until `fill_params`.
         crop: where a Crop without offset begins: "caffe" at 0, "aligned" where the coordinate map says.
+        dialect: the fork of Caffe that the net was written for, as for `load`.
 
     Raises:
         GraphError, LayerError, UnsupportedLayerError: the net can't be built.
@@ -78,6 +80,7 @@ class Net(nn.Module):
         shapes: Mapping[str, Sequence[int]] | None = None,
         fill: bool = True,
         crop: str = "caffe",
+        dialect: str | None = None,
     ) -> None:
         super().__init__()
         if needs_upgrade(param):
@@ -85,9 +88,10 @@ class Net(nn.Module):
             param.CopyFrom(original)
             upgrade_net(param)
         self.graph: Graph = build_graph(param, type_facts, phase, level, stages)
-        read_offsets(self.graph, crop)
+        self.dialect = checked(dialect)
+        read_offsets(self.graph, "aligned" if dialect in ALIGNED_CROPS else crop)
         folder, origin = None if base_dir is None else Path(base_dir), None if file is None else os.fspath(file)
-        layers = sizing.make_layers(self.graph, folder, allow_python, origin, allow_writes)
+        layers = sizing.make_layers(self.graph, folder, allow_python, origin, allow_writes, dialect)
         sources = sizing.set_up(self.graph, layers, shapes or {})
         self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
         self._looked = False
@@ -399,6 +403,7 @@ def load(
     allow_writes: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
     crop: str = "caffe",
+    dialect: str | None = None,
 ) -> Net:
     """Read a net from a prototxt, with its weights.
 
@@ -413,6 +418,8 @@ def load(
         shapes: shapes of data tops, by name, for data layers whose source is not at hand.
         crop: where a Crop without offset begins: "caffe" at 0, with a warning where the coordinate map says another
             offset; "aligned" there, as in the Caffe that nets of 2015 (the first FCN, HED, RCF) were written for.
+        dialect: the fork of Caffe that the net was written for ("ssd", "segnet", "hed", ...; all of them in
+            `fcnproto.graph.dialect.DIALECTS`), where the same text means something else to it.
 
     No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
     the shape of a parameter depends on it and the prototxt does not say it.
@@ -443,6 +450,7 @@ def load(
             shapes=shapes,
             fill=False,
             crop=crop,
+            dialect=dialect,
         )
         sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
         copy_all(result, sources)

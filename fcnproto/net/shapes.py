@@ -39,7 +39,12 @@ _MOST_ADDRESSED = 1 << 56
 
 
 def make_layers(
-    graph: Graph, base_dir: Path | None, allow_python: bool, file: str | None = None, allow_writes: bool = False
+    graph: Graph,
+    base_dir: Path | None,
+    allow_python: bool,
+    file: str | None = None,
+    allow_writes: bool = False,
+    dialect: str | None = None,
 ) -> list[Layer]:
     """One layer object for each node, not yet set up."""
     folder = None if base_dir is None else str(base_dir)
@@ -47,6 +52,7 @@ def make_layers(
     for layer in layers:
         layer.prototxt = file
         layer.allow_writes = allow_writes
+        layer.dialect = dialect
         warn_unread_settings(layer)
     _warn_engines(layers)
     _warn_deprecated(layers)

@@ -31,7 +31,7 @@ class NetSource:
     base_dir: Path | None
     file: str | None = None
 
-    def build(self, weights: list[str], *, allow_python: bool, crop: str = "caffe") -> Net:
+    def build(self, weights: list[str], *, allow_python: bool, crop: str = "caffe", dialect: str | None = None) -> Net:
         """The net with the values of `weights` (later files overwrite), and fillers' values where they have none."""
         try:
             net = Net(
@@ -45,6 +45,7 @@ class NetSource:
                 file=self.file,
                 fill=False,
                 crop=crop,
+                dialect=dialect,
             )
         except (GraphError, DataError) as error:
             if self.file is not None:

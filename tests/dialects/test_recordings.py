@@ -19,7 +19,6 @@ LOOSER: dict[str, float] = {}
 
 # Families whose layers are still to be written.
 PENDING = (
-    "bn_",
     "boxgroupoutput",
     "conv_",
     "convdw_",
@@ -47,8 +46,6 @@ PENDING = (
     "net_senet",
     "net_shufflenet",
     "net_yolov3",
-    "normalize_",
-    "normface_",
     "ohem_",
     "pool_",
     "priorbox_",
