@@ -85,7 +85,7 @@ def ours(folder: Path, name: str, subject: str) -> Callable[[dict[str, Any]], An
 
     net = fcnproto.load(fcnproto.zoo.path(name, "deploy"), folder / f"{name}.caffemodel")
     if subject != "plain":
-        net = fcnproto.optimize(net, precision="bf16" if subject.endswith("bf16") else "float32")
+        net = fcnproto.optimize(net, precision="bf16" if subject.endswith("bf16") else "fp32")
 
     def run(inputs: dict[str, Any]) -> Answer:
         with torch.no_grad():

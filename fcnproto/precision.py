@@ -13,19 +13,20 @@ _MODES = ("highest", "tf32")
 _mode = "highest"
 
 PRECISIONS: dict[str, torch.dtype] = {
-    "float32": torch.float32,
+    "fp32": torch.float32,
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-"""What inference may be asked to compute convolutions and matrix products in."""
+"""What convolutions and matrix products may be asked to be computed in, in inference and in training: the names that
+every function and command takes, with the type of the factors. tf32 rounds float32 factors, on CUDA alone."""
 
-_ALSO = {"fp32": "float32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
+_LONG_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 
 
 def canonical(name: str) -> str:
-    """The name in `PRECISIONS` that `name` stands for; `UsageError` for others."""
-    found = _ALSO.get(name, name)
+    """The name in `PRECISIONS` that `name`, short or long, stands for; `UsageError` for others."""
+    found = _LONG_NAMES.get(name, name)
     if found not in PRECISIONS:
         raise UsageError(f"precision {name!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     return found

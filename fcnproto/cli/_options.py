@@ -119,6 +119,19 @@ def threads_option(function: Function) -> Function:
     return command  # type: ignore[return-value]
 
 
+def precision_option(help: str) -> Callable[[Function], Function]:
+    """`--precision`: a name of `fcnproto.precision.PRECISIONS`, given short or long; its short name."""
+    return click.option(
+        "--precision", metavar="fp32|tf32|bf16|fp16", default="fp32", show_default=True, callback=_precision, help=help
+    )
+
+
+def _precision(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    from fcnproto.precision import canonical
+
+    return canonical(value)
+
+
 def title(model: Path) -> str:
     """What a net without a name is called: its file, or the folder of a deploy.prototxt."""
     folder = model.resolve().parent.name

@@ -39,12 +39,8 @@ _CLASSES_SHOWN = 8
     help="For a net with several image inputs: image or folder for a further one; files are matched by name.",
 )
 @_preprocessing.preprocessing_options
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "tf32", "bf16", "fp16"]),
-    default="float32",
-    show_default=True,
-    help="What convolutions are computed in; others than float32 are compared with it on some of the images.",
+@_options.precision_option(
+    "What convolutions are computed in; others than fp32 are compared with it on some of the images."
 )
 @click.option(
     "--compare",
@@ -53,7 +49,7 @@ _CLASSES_SHOWN = 8
     default=5,
     metavar="N",
     show_default=True,
-    help="Images whose labels are compared with float32's when --precision is another.",
+    help="Images whose labels are compared with fp32's when --precision is another.",
 )
 @click.option(
     "--batch",

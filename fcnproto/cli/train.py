@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _files, _nets, _output
+from fcnproto.cli import _files, _nets, _options, _output
 from fcnproto.cli._caffe_flags import CaffeCommand
 from fcnproto.errors import FcnprotoWarning, UsageError
 
@@ -40,13 +40,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
 @_nets.net_options(None, gpu=True, writes=True, shapes=False, device="by solver_mode")
 @click.option("--sigint-effect", type=_EFFECTS, default="stop", show_default=True, help="What Ctrl-C does.")
 @click.option("--sighup-effect", type=_EFFECTS, default="snapshot", show_default=True, help="What a hangup does.")
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Arithmetic of forward and backward; parameters stay float32.",
-)
+@_options.precision_option("Arithmetic of forward and backward; parameters stay float32.")
 @click.option("--channels-last", is_flag=True, help="Keep images with channels innermost in memory.")
 @click.option("--optimize", "optimizes", is_flag=True, help="Rewrite the net for speed (same numbers to rounding).")
 @click.option("--compile", "compiles", is_flag=True, help="Run the layers through torch.compile.")

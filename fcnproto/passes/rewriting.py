@@ -91,7 +91,7 @@ def _at_least_float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def optimize(net: Net, *, precision: str = "float32", cuda_graphs: bool = False) -> OptimizedNet:
+def optimize(net: Net, *, precision: str = "fp32", cuda_graphs: bool = False) -> OptimizedNet:
     """A net that takes the same calls and gives the same outputs (to rounding, 1e-5) faster, in either phase.
 
     `net` stays as it is; the two share their parameters, and a change of weights through either is seen by both.
@@ -100,7 +100,7 @@ def optimize(net: Net, *, precision: str = "float32", cuda_graphs: bool = False)
 
     Args:
         net: a net in any phase, plain or optimised.
-        precision: "float32"; "tf32" (CUDA alone), "bf16" or "fp16" compute convolutions and matrix products less
+        precision: "fp32"; "tf32" (CUDA alone), "bf16" or "fp16" compute convolutions and matrix products less
             exactly, and no longer agree with Caffe to 1e-5. Parameters and outputs stay float32.
         cuda_graphs: on a GPU and without gradients, record each size's work once and replay it. The net must
             compute the same for the same inputs (no layer that keeps a state or reads values on the host).

@@ -112,7 +112,7 @@ class Segmenter:
         longest_side: larger images are shrunk for the net (None: never); results have the image's own size.
         fixed_size: (height, width) to which every image is scaled for the net instead.
         probabilities: compute the probabilities as well.
-        precision: "float32", "tf32" (CUDA), "bf16" or "fp16": what convolutions and matrix products are computed in; by
+        precision: "fp32", "tf32" (CUDA), "bf16" or "fp16": what convolutions and matrix products are computed in; by
             default that of an optimised net. The labels of scenes that say so are compared with float32's.
         batch: the most images of one size that go through the net together; by default as many as have a quarter of
             a megapixel (on a GPU four) in all, at most 16. Always one where the net's layers mix the images of a batch.
@@ -140,9 +140,9 @@ class Segmenter:
         self.preprocessing = {
             name: self.preprocessing.get(name) or preprocessing_of(self.net, name, self.record) for name in self.inputs
         }
-        own = getattr(self.net, "precision", "float32")
+        own = getattr(self.net, "precision", "fp32")
         self.precision = canonical(self.precision or own)
-        if own != "float32":
+        if own != "fp32":
             self.net = optimize(self.net)  # of the same weights; so that float32 can be computed too
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"batch must be 1 or more, not {self.batch}")
@@ -202,8 +202,8 @@ class Segmenter:
     def run(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
         """Segment scenes whose values have one shape together; a `DataError` in the place of each that fails."""
         try:
-            outputs = self._scores(scenes, self.precision or "float32")
-            exact = self._scores(scenes, "float32") if self._compares(scenes) else None
+            outputs = self._scores(scenes, self.precision or "fp32")
+            exact = self._scores(scenes, "fp32") if self._compares(scenes) else None
         except DataError as error:
             if len(scenes) == 1:
                 return [error]
@@ -211,7 +211,7 @@ class Segmenter:
         return [self._segmentations(k, scene, outputs, exact) for k, scene in enumerate(scenes)]
 
     def _compares(self, scenes: Sequence[Scene]) -> bool:
-        return self.precision != "float32" and any(scene.compare for scene in scenes)
+        return self.precision != "fp32" and any(scene.compare for scene in scenes)
 
     def _segmentations(
         self, k: int, scene: Scene, outputs: Mapping[str, Tensor], exact: Mapping[str, Tensor] | None
@@ -342,7 +342,7 @@ def segment(
     if workers < 1:
         raise UsageError(f"workers must be 1 or more, not {workers}")
     partners = {blob: Partners(place) for blob, place in further.items()}
-    count = min(compared, len(files)) if segmenter.precision != "float32" else 0
+    count = min(compared, len(files)) if segmenter.precision != "fp32" else 0
     chosen = {(2 * k + 1) * len(files) // (2 * count) for k in range(count)}
     jobs = [_Job(index, path, name, index in chosen) for index, (path, name) in enumerate(files)]
     kept = {os.path.realpath(path) for path, _ in files}

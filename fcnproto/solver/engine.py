@@ -22,32 +22,29 @@ from fcnproto.solver import distributed
 from fcnproto.solver.optimizers import CaffeOptimizer
 from fcnproto.solver.sampling import LossSampling
 
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True)
 class Options:
     """How to compute. The defaults are Caffe's arithmetic.
 
     Attributes:
-        precision: "float32"; "tf32" (CUDA: products in TF32; both hold for the process, see `fcnproto.precision`);
-            "bfloat16" or "float16" (mixed: parameters, gradients and the update stay in float32; float16 scales the
-            loss to keep small gradients).
+        precision: a name of `fcnproto.precision.PRECISIONS`, short or long. "fp32"; "tf32" (CUDA: products in TF32;
+            both hold for the process); "bf16" or "fp16" (mixed: parameters, gradients and the update stay in float32;
+            fp16 scales the loss to keep small gradients).
         channels_last: keep images with channels innermost, which some processors convolve faster.
         compile: run the layers through `torch.compile`; where that fails a warning is given and they run as they are.
         sampling: sample the losses (patchwise training); batches grow accordingly.
         optimize: run the net as `fcnproto.optimize` rewrites it: faster, outputs and gradients the same to rounding.
     """
 
-    precision: str = "float32"
+    precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
     sampling: LossSampling | None = None
     optimize: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise SolverError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        object.__setattr__(self, "precision", float32_precision.canonical(self.precision))
         if self.compile and self.optimize:
             raise SolverError("compile and optimize rewrite the net in two ways; choose one")
 
@@ -78,12 +75,13 @@ class Engine:
         device = net.device
         if options.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if options.precision in ("float32", "tf32"):
+        dtype = float32_precision.PRECISIONS[options.precision]
+        if dtype == torch.float32:
             float32_precision.set_float32_precision("tf32" if options.precision == "tf32" else "highest")
         if options.precision == "tf32" and device.type != "cuda":
             warnings.warn("precision tf32 has no effect on the CPU", FcnprotoWarning, stacklevel=3)
-        self._autocast = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.precision)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+        self._autocast = None if dtype == torch.float32 else dtype
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         if options.compile:
             net.transform = _compiled
         self._module: nn.Module = _WithLoss(optimize(net) if options.optimize else net)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import click
 import golden_cases
 import pytest
 import torch
@@ -12,7 +13,10 @@ from golden_cases import deviation
 from torch import Tensor, nn
 
 import fcnproto
+from fcnproto.cli import segment, train
 from fcnproto.passes.graphs import GraphedPlan
+from fcnproto.segment import Segmenter
+from fcnproto.solver import Options
 
 NAMES = [name for name in golden_cases.names("fcn") if name.endswith("_forward")]
 
@@ -68,10 +72,28 @@ def test_gradients_in_bfloat16() -> None:
 def test_unknown_precision() -> None:
     net = golden_cases.load("fcn", "voc_fcn8s_forward").net()
     with pytest.raises(
-        fcnproto.errors.UsageError, match="precision 'int8' is unknown; choose one of float32, tf32, bf16, fp16"
+        fcnproto.errors.UsageError, match="precision 'int8' is unknown; choose one of fp32, tf32, bf16, fp16"
     ):
         fcnproto.optimize(net, precision="int8")
     assert fcnproto.optimize(net, precision="bfloat16").precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("fp32", "fp32"), ("float32", "fp32"), ("tf32", "tf32"), ("bf16", "bf16"), ("bfloat16", "bf16")]
+    + [("fp16", "fp16"), ("float16", "fp16"), ("half", "fp16")],
+)
+def test_one_vocabulary(name: str, short: str) -> None:
+    """Short and long names, in Python and on the command line, for inference and training alike."""
+    net = golden_cases.load("fcn", "voc_fcn8s_forward").net()
+    fast = fcnproto.optimize(net, precision=name)
+    assert fast.precision == Options(name).precision == Segmenter(net, precision=name).precision == short
+    for command in (segment.command, train.command):
+        (option,) = (parameter for parameter in command.params if parameter.name == "precision")
+        context = click.Context(command)
+        assert option.process_value(context, name) == short
+        with pytest.raises(fcnproto.errors.UsageError, match="precision 'int8' is unknown; choose one of fp32"):
+            option.process_value(context, "int8")
 
 
 class Recorder:
