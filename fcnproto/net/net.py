@@ -16,6 +16,7 @@ import fcnproto.dialects
 import fcnproto.layers
 import fcnproto.scenes  # noqa: F401  these register the layer types
 from fcnproto import precision
+from fcnproto.data.alignment import warn_unaligned
 from fcnproto.errors import DataError, GraphError, LayerError
 from fcnproto.escaping import one_line
 from fcnproto.graph import Graph, build_graph
@@ -109,6 +110,7 @@ class Net(nn.Module):
             self.add_module(name, layer)
         self._tie()
         self.train(self.graph.state.phase == caffe_pb2.TRAIN)
+        warn_unaligned(layers)
         if fill:
             self.fill_params()
 
@@ -173,6 +175,15 @@ class Net(nn.Module):
             )
             for ref in self._param_refs
         ]
+
+    def parameter_places(self) -> list[binding.ParamRef]:
+        """The owned parameter blobs in the order of `learnable`, by the places of their layers in `layers`."""
+        return list(self._param_refs)
+
+    @property
+    def shared_blobs(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """The parameter blobs that layers share by name, (layer, blob), each with its owner's place."""
+        return dict(self._shared)
 
     def layer(self, name: str) -> Layer:
         """The first layer with this Caffe name; `GraphError` if there is none."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fcnproto.check.rules import before_training
 from fcnproto.errors import FcnprotoWarning, SolverError
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
@@ -54,6 +55,12 @@ def check(param: caffe_pb2.SolverParameter) -> None:
     missing = [name for name in read if name in ("gamma", "power", "stepvalue") and name not in given]
     if missing:
         warn(f"lr_policy {param.lr_policy!r} reads {', '.join(missing)}, not given: taken for 0 or none, as in Caffe")
+
+
+def warn_of_vain_training(net: Net) -> None:
+    """Warn of what keeps a net, as it is before its first iteration, from learning."""
+    for finding in before_training(net):
+        warn(str(finding))
 
 
 def _idle(param: caffe_pb2.SolverParameter, given: set[str]) -> Iterator[tuple[list[str], str]]:

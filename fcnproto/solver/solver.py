@@ -118,6 +118,7 @@ class Solver:
         self._window, self._keep_window = LossWindow(self.param.average_loss, 0), False
         self._pace = Pace(0)
         self._callbacks: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
+        self._examined = False
 
     # What a user asks.
 
@@ -161,6 +162,9 @@ class Solver:
             self._window = LossWindow(self.param.average_loss, self.iter)
         self._keep_window = False
         self._pace.restart(self.iter)
+        if iterations > 0 and not self._examined and self._leads:
+            self._examined = True  # once, since the net's values are looked through
+            settings.warn_of_vain_training(self.net)
         values = {name: self._tensor(value) for name, value in inputs.items()}
         end = self.iter + iterations
         self._tell("started", end)

@@ -1,0 +1,126 @@
+"""Which blobs of a net are zero whatever its input is, and which parameters a gradient can ever reach.
+
+An interpretation of the graph with two values, "zero" and "may be anything", from the parameters as they are. It is
+repeated until it stands still: what a gradient reaches may be anything after the next update. Wrong only on the side of
+"may be anything", so that nothing is called dead that could live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+
+import torch
+
+from fcnproto.graph import Blob, Node
+from fcnproto.layers.base import Layer
+from fcnproto.net import Net
+
+# Layers that make zeros of zeros (and of zero weights), and those that do so if all their bottoms are zero.
+_LINEAR = ("Convolution", "Deconvolution", "InnerProduct", "Scale")
+_KEEP_ZERO = (
+    "ReLU", "PReLU", "ELU", "TanH", "AbsVal", "Pooling", "Crop", "Dropout", "Split", "Concat", "Slice", "Reshape",
+    "Flatten", "LRN", "MVN", "BatchNorm", "Tile", "SPP", "Reduction",
+)  # fmt: skip
+# Layers whose slope is 0 where their bottom is 0.
+_FLAT_AT_ZERO = ("ReLU", "AbsVal")
+
+Place = tuple[int, int]
+"""A parameter blob: the index of the layer that owns it, and its own."""
+
+
+@dataclass
+class Flow:
+    """What can move in a net: `zero` blobs are 0 for every input; `reached` parameters get a gradient; `moved` are the
+    blobs that a gradient reaches; `asleep` are the weights that multiply by 0 for ever."""
+
+    zero: set[Blob] = field(default_factory=set)
+    moved: set[Blob] = field(default_factory=set)
+    reached: set[Place] = field(default_factory=set)
+    asleep: set[Place] = field(default_factory=set)
+
+
+def zero_parameters(net: Net) -> set[Place]:
+    """The parameter blobs all of whose values are 0."""
+    with torch.no_grad():
+        return {
+            (index, k)
+            for index, layer in enumerate(net.layers)
+            for k, name in enumerate(layer.blob_names)
+            if (index, k) not in net.shared_blobs and not bool(getattr(layer, name).any())
+        }
+
+
+def flow(net: Net, zeros: Set[Place]) -> Flow:
+    """How zeros and gradients go through a net whose parameters `zeros` are 0 for now."""
+    learnable = {(ref.layer, ref.index) for ref in net.parameter_places() if ref.lr_mult != 0}
+    zeros = set(zeros)
+    while True:
+        found = Flow(_zero_blobs(net, zeros))
+        _send_back(net, zeros, found)
+        awake = zeros & found.reached & learnable
+        if not awake:
+            pairs = list(zip(net.graph.nodes, net.layers, strict=True))
+            found.asleep = {(index, k) for index, k in zeros if k == 0 and _is_linear(*pairs[index])}
+            return found
+        zeros -= awake
+
+
+def _zero_blobs(net: Net, zeros: Set[Place]) -> set[Blob]:
+    found: set[Blob] = set()
+    for index, (node, layer) in enumerate(zip(net.graph.nodes, net.layers, strict=True)):
+        if _gives_zero(net, index, node, layer, zeros, found):
+            found.update(node.tops)
+    return found
+
+
+def _is_linear(node: Node, layer: Layer) -> bool:
+    """Whether the first parameter blob of a layer multiplies its bottoms."""
+    return node.type in _LINEAR and bool(layer.blob_names) and (node.type != "Scale" or len(node.bottoms) == 1)
+
+
+def _gives_zero(net: Net, index: int, node: Node, layer: Layer, zeros: Set[Place], found: set[Blob]) -> bool:
+    if not node.bottoms:
+        return False
+    inputs = [blob in found for blob in node.bottoms]
+    if _is_linear(node, layer):
+        weights, *rest = (net.shared_blobs.get((index, k), (index, k)) in zeros for k in range(len(layer.blob_names)))
+        return (all(inputs) or weights) and all(rest)
+    if node.type == "Eltwise":
+        product = node.param.eltwise_param.operation == node.param.eltwise_param.PROD
+        return any(inputs) if product else all(inputs)
+    if node.type == "Scale":
+        return any(inputs)
+    return node.type in _KEEP_ZERO and all(inputs)
+
+
+def _send_back(net: Net, zeros: Set[Place], found: Flow) -> None:
+    """Follow the gradients from the losses."""
+    found.moved.update(blob for blob, _ in net.graph.weighted() if blob.consumer is None)
+    pairs = list(enumerate(zip(net.graph.nodes, net.layers, strict=True)))
+    for index, (node, layer) in reversed(pairs):
+        if not any(blob in found.moved for blob in node.tops):
+            continue
+        owners = [net.shared_blobs.get((index, k), (index, k)) for k in range(len(layer.blob_names))]
+        linear = _is_linear(node, layer)
+        asleep = linear and all(blob in found.zero for blob in node.bottoms)
+        found.reached.update(owner for k, owner in enumerate(owners) if k > 0 or not asleep)
+        if linear and owners[0] in zeros:
+            continue
+        for place, blob in enumerate(node.bottoms):
+            if _passes(node, layer, place, found.zero):
+                found.moved.add(blob)
+
+
+def _passes(node: Node, layer: Layer, place: int, zero: Set[Blob]) -> bool:
+    """Whether the gradient of a layer's tops reaches one of its bottoms."""
+    asked = list(node.param.propagate_down)
+    if place in layer.force_backward_refuses or (asked and not asked[place]):
+        return False
+    if node.type in _FLAT_AT_ZERO and node.bottoms[place] in zero:
+        return node.type == "ReLU" and node.param.relu_param.negative_slope != 0
+    others = [blob for other, blob in enumerate(node.bottoms) if other != place]
+    product = node.type == "Eltwise" and node.param.eltwise_param.operation == node.param.eltwise_param.PROD
+    if product or (node.type == "Scale" and len(node.bottoms) > 1):
+        return not any(blob in zero for blob in others)
+    return True
