@@ -1,42 +1,26 @@
-"""Every blob's shape in a net that is given inputs of some shapes, by running its layers on the meta device."""
+"""Every blob's shape in a net that is given inputs of some shapes, and the shapes to give where none are said."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-
-import torch
 
 from fcnproto.errors import GraphError
 from fcnproto.graph import Blob
-from fcnproto.net import Net
-from fcnproto.net.plan import runnable
+from fcnproto.net import Net, shapes
 
 Shape = tuple[int, ...]
 
 
 def blob_shapes(net: Net, inputs: Mapping[str, Sequence[int]]) -> dict[Blob, Shape]:
     """The shapes of all blob versions that the inputs reach."""
-    known = runnable(net.graph, list(inputs))
-    shapes: dict[Blob, Shape] = {}
-    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
-        if node.is_data:
-            shapes.update((blob, tuple(inputs[blob.name])) for blob in node.tops if blob.name in inputs)
-            continue
-        if not all(known[blob] for blob in node.bottoms):
-            continue
-        bottoms = [shapes[blob] for blob in node.bottoms]
-        tops = layer.top_shapes(bottoms)
-        if tops is None:
-            memo = {
-                id(value): torch.empty_like(value, device="meta") for value in [*layer.parameters(), *layer.buffers()]
-            }
-            twin = copy.deepcopy(layer, memo)
-            with torch.no_grad():
-                result = twin(*(torch.empty(shape, device="meta") for shape in bottoms))
-            tops = [tuple(top.shape) for top in (result if isinstance(result, tuple) else (result,))]
-        shapes.update(zip(node.tops, (tuple(top) for top in tops), strict=True))
-    return shapes
+    sources = {
+        blob: tuple(inputs[blob.name])
+        for node in net.graph.nodes
+        if node.is_data
+        for blob in node.tops
+        if blob.name in inputs
+    }
+    return shapes.blob_shapes(net.graph, net.layers, sources, partial=True)
 
 
 def input_shapes(net: Net, names: Sequence[str], size: tuple[int, int] | None = None) -> dict[str, Shape]:

@@ -5,20 +5,19 @@ Works on the meta device: nothing is computed and no weights are needed. Measure
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from fcnproto.errors import FcnprotoWarning, GraphError
 from fcnproto.graph import Blob, Node
-from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.base import Shape
 from fcnproto.net import Net
+from fcnproto.net.shapes import blob_shapes
 from fcnproto.schema import caffe_pb2
 
 _BYTES = 4  # of a float32 value
@@ -83,13 +82,16 @@ def summarise(
         GraphError: the layers don't fit together, or not this input size.
     """
     net = Net(param, shapes=shapes, fill=False, **state).to("meta")
-    known: dict[Blob, Shape] = {}
+    sources = {
+        blob: shape
+        for node in net.graph.nodes
+        if node.is_data
+        for blob, shape in zip(node.tops, _source_shapes(net, node, input_size, shapes or {}), strict=True)
+    }
+    known = blob_shapes(net.graph, net.layers, sources)
     layers = []
     owned = _owned(net)
     for node, layer in zip(net.graph.nodes, net.layers, strict=True):
-        bottoms = [known[blob] for blob in node.bottoms]
-        tops = _source_shapes(net, node, input_size, shapes or {}) if node.is_data else _top_shapes(layer, bottoms)
-        known.update(zip(node.tops, tops, strict=True))
         if node.automatic:
             continue
         layers.append(
@@ -100,7 +102,9 @@ def summarise(
                 tops={blob.name: known[blob] for blob in node.tops},
                 parameters=sum(count for count, _ in owned.get(id(layer), [])),
                 learnable=sum(count for count, learns in owned.get(id(layer), []) if learns),
-                multiply_adds=layer.multiply_adds(bottoms, tops),
+                multiply_adds=layer.multiply_adds(
+                    [known[blob] for blob in node.bottoms], [known[blob] for blob in node.tops]
+                ),
             )
         )
     parameters = sum(layer.parameters for layer in layers)
@@ -159,19 +163,6 @@ def _warn_of_usual_size() -> None:
         FcnprotoWarning,
         stacklevel=2,
     )
-
-
-def _top_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    shapes = layer.top_shapes(bottoms)
-    if shapes is not None:
-        return list(shapes)
-    try:
-        with torch.no_grad():
-            result = copy.deepcopy(layer)(*(torch.empty(shape, device="meta") for shape in bottoms))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        layer.fail(f"can't work on bottoms of shape {', '.join(map(str, bottoms))}: {reason}")
-    return [tuple(top.shape) for top in (result if isinstance(result, (tuple, list)) else (result,))]
 
 
 def _root(blob: Blob) -> Blob:

@@ -281,10 +281,7 @@ class _Shapes:
     def _pass(self, index: int, shapes: dict[Blob, Shape]) -> None:
         """Add the shapes of a layer's tops."""
         node, layer = self.graph.nodes[index], self.layers[index]
-        bottoms = [shapes[blob] for blob in node.bottoms]
-        tops = layer.top_shapes(bottoms)
-        if tops is None:
-            tops = _meta_shapes(layer, bottoms)
+        tops = layer_shapes(layer, [shapes[blob] for blob in node.bottoms])
         if len(tops) != len(node.tops):
             layer.fail(f"makes {len(tops)} tops, but the net names {len(node.tops)}")
         shapes.update(zip(node.tops, tops, strict=True))
@@ -336,10 +333,32 @@ class _Shapes:
         )
 
 
-def _meta_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    """The tops' shapes by running the layer on the meta device; the layer itself is left as it is."""
-    twin = copy.deepcopy(layer).to("meta")
+def blob_shapes(
+    graph: Graph, layers: Sequence[Layer], sources: Mapping[Blob, Shape], *, partial: bool = False
+) -> dict[Blob, Shape]:
+    """The shapes of all blob versions of a net that is set up, from those of its data tops.
+
+    With `partial` data tops may be missing, and blobs that need them are left out. `LayerError` where a layer can't
+    work on the shapes that it gets.
+    """
+    shapes: dict[Blob, Shape] = dict(sources)
+    for node, layer in zip(graph.nodes, layers, strict=True):
+        if node.is_data or (partial and any(blob not in shapes for blob in node.bottoms)):
+            continue
+        tops = layer_shapes(layer, [shapes[blob] for blob in node.bottoms])
+        shapes.update(zip(node.tops, tops, strict=True))
+    return shapes
+
+
+def layer_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    """The shapes of a layer's tops: as it says them, else by running a twin of it on the meta device."""
+    said = layer.top_shapes(bottoms)
+    if said is not None:
+        return [tuple(shape) for shape in said]
+    blobs = [*layer.parameters(), *layer.buffers()]
+    memo: dict[int, object] = {id(blob): torch.empty_like(blob, device="meta") for blob in blobs}  # not copied
     try:
+        twin = copy.deepcopy(layer, memo).to("meta")
         with torch.no_grad():
             result = twin(*(torch.empty(shape, dtype=torch.float32, device="meta") for shape in bottoms))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
