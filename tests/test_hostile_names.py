@@ -223,6 +223,25 @@ def test_scores(run) -> None:  # type: ignore[no-untyped-def]
     assert list(listed["results"][0]["classes"]) == classes
 
 
+def test_pictures_of_several_scores(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    net = hostile.chain([])
+    blobs = ["\x1b[31m[x]", "nul\0\n|"]
+    for number, name in enumerate(blobs):
+        layer = net.layer.add(name=f"conv{number}", type="Convolution", bottom=["data"], top=[name])
+        layer.convolution_param.num_output = 3
+        layer.convolution_param.kernel_size.append(1)
+    model, weights = hostile.files(folder, net)
+    Path("classes.txt").write_text("a\n[/x]\n\x1b[31m\n", encoding="utf-8")
+    options = ["--images", "images", "--picture", "matrix.png", "--mean", "none"]
+    for place in ("images", "masks"):
+        Path(place).mkdir()
+        Image.fromarray(np.zeros((6, 6, 3) if place == "images" else (6, 6), np.uint8)).save(Path(place) / "a.png")
+    for name in blobs:
+        options += ["--masks", f"{name}=masks", "--classes", f"{name}=classes.txt"]
+    found = main(["score", "net", model, weights, *options])
+    assert found == 0 and {"matrix.png", "matrix_nul___.png"} <= set(os.listdir())
+
+
 def trained(folder: Path, names: list[str]) -> caffe_pb2.SolverParameter:
     """A solver for a net whose losses have these names."""
     net = caffe_pb2.NetParameter(name=TITLE)

@@ -12,7 +12,7 @@ import click
 
 from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
-from fcnproto.escaping import printable
+from fcnproto.escaping import file_name, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -314,7 +314,8 @@ def _tell_absent(scored: Scored, several: bool) -> None:
     missing = [scored.names[index] for index in absent(scored.confusion)]
     if missing:
         of = f"{scored.blob}: " if several else ""
-        _output.note(f"{of}left out of the means, since the masks hold none of it: {', '.join(missing)}")
+        shown = ", ".join(printable(name, 60) for name in missing)
+        _output.note(f"{of}left out of the means, since the masks hold none of it: {shown}")
 
 
 def _print_tables(scored: Scored, several: bool) -> None:
@@ -378,6 +379,8 @@ def _write_pictures(results: Sequence[Scored], path: Path) -> None:
     from fcnproto.demo import save_picture
     from fcnproto.scoring import confusion_picture
 
+    taken: set[str] = set()
     for index, scored in enumerate(results):
-        target = path if index == 0 else path.with_name(f"{path.stem}_{scored.blob}{path.suffix}")
+        target = path if index == 0 else path.with_name(f"{path.stem}_{file_name(scored.blob, taken)}{path.suffix}")
+        taken.add(file_name(scored.blob, taken).lower())
         save_picture(target, confusion_picture(scored))

@@ -11,6 +11,7 @@ import click
 
 from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
+from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
     from fcnproto.segment import Result
@@ -157,6 +158,6 @@ def _tell_agreement(precision: str, agreements: Sequence[tuple[float, Result]], 
 
 def _most(shares: dict[str, float]) -> str:
     """The classes with the largest shares, and how many others there are."""
-    shown = [f"{name} {share:.1%}" for name, share in list(shares.items())[:_CLASSES_SHOWN]]
+    shown = [f"{printable(name, 60)} {share:.1%}" for name, share in list(shares.items())[:_CLASSES_SHOWN]]
     more = len(shares) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from fcnproto.errors import FcnprotoWarning, GraphError
+from fcnproto.escaping import printable
 from fcnproto.graph.facts import TypeFacts
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.schema import caffe_pb2
@@ -32,7 +33,7 @@ class Blob:
     consumer: Node | None = None
 
     def __repr__(self) -> str:
-        return f"<{self.name} of {self.producer.name}>"
+        return printable(f"<{self.name} of {self.producer.name}>")
 
 
 @dataclass(eq=False)
@@ -53,7 +54,7 @@ class Node:
     automatic: bool = False
 
     def __repr__(self) -> str:
-        return f"<{self.type} {self.name}>"
+        return printable(f"<{self.type} {self.name}>")
 
 
 @dataclass(eq=False)
