@@ -235,7 +235,8 @@ def test_pictures_of_several_scores(run, folder: Path) -> None:  # type: ignore[
     options = ["--images", "images", "--picture", "matrix.png", "--mean", "none"]
     for place in ("images", "masks"):
         Path(place).mkdir()
-        Image.fromarray(np.zeros((6, 6, 3) if place == "images" else (6, 6), np.uint8)).save(Path(place) / "a.png")
+        labels = np.arange(36, dtype=np.uint8).reshape(6, 6) % 3
+        Image.fromarray(labels if place == "masks" else labels[:, :, None].repeat(3, 2)).save(Path(place) / "a.png")
     for name in blobs:
         options += ["--masks", f"{name}=masks", "--classes", f"{name}=classes.txt"]
     found = main(["score", "net", model, weights, *options])
