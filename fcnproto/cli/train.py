@@ -37,6 +37,11 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
     help="A .solverstate[.h5] to go on from, with its own weights; latest: the newest that is undamaged.",
 )
 @click.option("--iterations", type=click.IntRange(0), help="Stop (with a snapshot) after so many iterations.")
+@click.option(
+    "--caffe-exact",
+    is_flag=True,
+    help="Caffe's gradients also where shared memory makes them other than the true ones.",
+)
 @_nets.net_options(None, gpu=True, writes=True, shapes=False, device="by solver_mode")
 @click.option("--sigint-effect", type=_EFFECTS, default="stop", show_default=True, help="What Ctrl-C does.")
 @click.option("--sighup-effect", type=_EFFECTS, default="snapshot", show_default=True, help="What a hangup does.")
@@ -59,6 +64,7 @@ def command(
     state: Path | None,
     iterations: int | None,
     nets: _nets.NetOptions,
+    caffe_exact: bool,
     sigint_effect: str,
     sighup_effect: str,
     precision: str,
@@ -90,6 +96,8 @@ def command(
     _adjust(param, nets.level, nets.stages, weights, state)
     if compiles and optimizes:
         raise UsageError("--compile and --optimize rewrite the net in two ways; give one of them")
+    if caffe_exact and (compiles or optimizes):
+        raise UsageError("--caffe-exact keeps the net as it is; leave out --compile and --optimize")
     options = Options(precision, channels_last, compiles, _sampling(sample_loss), optimizes)
     signals = SignalRequests(Request(sigint_effect), Request(sighup_effect))
     with distributed.worker_group(wanted) as own, signals, _display(live):
@@ -100,6 +108,7 @@ def command(
             allow_python=nets.allow_python,
             crop=nets.crop,
             dialect=nets.dialect,
+            caffe_exact=caffe_exact,
             path=solver_file,
         )
         solver.request = signals

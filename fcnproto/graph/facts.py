@@ -36,6 +36,7 @@ class TypeFacts(Protocol):
     judges: bool
     makes_data: bool
     passes_on: bool
+    gradient_memory: str
 
     @staticmethod
     def coordinates(param: caffe_pb2.LayerParameter) -> CoordMap | None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import Pointwise, Shape
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
@@ -24,6 +25,9 @@ class AbsVal(Pointwise):
     """Caffe's AbsVal: |x|, with gradient 0 at 0. Caffe refuses it in place."""
 
     in_place = False
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0,))
 
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
@@ -37,6 +41,9 @@ class BNLL(Pointwise):
 
     # Above this the result is x itself in every float type; Caffe's gradient stops e^x at the same value.
     LINEAR_FROM = 50.0
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0,))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.softplus(x, threshold=self.LINEAR_FROM)
@@ -55,6 +62,12 @@ class Clip(Pointwise):
             if not self.config.HasField(field):
                 self.fail(f"clip_param.{field} is missing; min and max must both be given")
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0,))
+
+    def in_place_keeps(self) -> str:
+        return "signs" if self.config.min <= 0 < self.config.max else ""
+
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(self.config.min, self.config.max)
 
@@ -64,6 +77,16 @@ class ELU(Pointwise):
     """Caffe's ELU: x above 0, else alpha * (e^x - 1)."""
 
     config_field = "elu_param"
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0,), tops=(0,))
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (x,), (y,) = found.bottoms, found.tops
+        return [found.slope * torch.where(x > 0, torch.ones_like(y), y + self.config.alpha)]
+
+    def in_place_keeps(self) -> str:
+        return "signs" if self.config.alpha >= 0 else ""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(x, self.config.alpha)
@@ -84,6 +107,13 @@ class Exp(Pointwise):
         with np.errstate(over="ignore"):  # infinity is a result like others
             self.outer_scale = float(np.exp(log_base * self.config.shift))
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(tops=(0,))
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (y,) = found.tops
+        return [found.slope * y * self.inner_scale]
+
     def forward(self, x: Tensor) -> Tensor:
         # The shift as a factor, as Caffe does it: e^(x + shift) would round the sum before the exponential.
         y = (x if self.inner_scale == 1 else x * self.inner_scale).exp()
@@ -103,6 +133,14 @@ class Log(Pointwise):
         if base != -1 and (base <= 0 or base == 1):
             self.fail(f"base {base:g} must be positive and not 1, or -1 for e")
         self.base_scale = 1.0 if base == -1 else 1 / math.log(base)
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0,), mixes=True)
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (x,) = found.bottoms
+        slope = self.base_scale * self.config.scale / _affine(x, self.config.scale, self.config.shift)
+        return [slope * (slope if found.in_place else found.slope)]
 
     def forward(self, x: Tensor) -> Tensor:
         y = _affine(x, self.config.scale, self.config.shift).log()
@@ -129,6 +167,24 @@ class Power(Pointwise):
         if self.config.power * self.config.scale == 0:
             with np.errstate(all="ignore"):  # NaN and infinity are results like others
                 self.constant = float(np.power(np.float64(self.config.shift), self.config.power))
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        if self.config.power == 1 or self.constant is not None:
+            return Reads(mixes=self.constant is None)
+        return Reads(bottoms=(0,), tops=() if self.config.power == 2 else (0,), mixes=True)
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (x,), (y,), power, scale = found.bottoms, found.tops, self.config.power, self.config.scale
+        base = _affine(x, scale, self.config.shift)
+        if power == 1:
+            slope = torch.full_like(x, scale)
+        else:
+            slope = base * (2 * scale) if power == 2 else y / base * (power * scale)
+        return [slope * (slope if found.in_place else found.slope)]
+
+    def in_place_keeps(self) -> str:
+        straight = self.config.power == 1 and self.config.scale > 0 and self.config.shift == 0
+        return ("values" if self.config.scale == 1 else "signs") if straight else ""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.constant is not None:
@@ -157,6 +213,9 @@ class PReLU(Pointwise):
             filler = self.config.filler
         self.add_blob("weight", () if self.config.channel_shared else (shape[1],), filler)
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads() if in_place else Reads(bottoms=(0,))
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.config.channel_shared and (x.dim() < 2 or x.shape[1] != self.blob_shapes[0][0]):
             self.fail(f"has slopes for {self.blob_shapes[0][0]} channels, got a bottom of shape {tuple(x.shape)}")
@@ -179,6 +238,12 @@ class ReLU(Pointwise):
         near = (bottoms[0].abs() <= reach) & (bottoms[0] != 0)  # at 0 itself the rule decides, not a digit
         return int(near.sum()), bottoms[0].numel(), "values"
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0,), signs_only=True)
+
+    def in_place_keeps(self) -> str:
+        return "signs" if self.config.negative_slope >= 0 else ""
+
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """The top; `overwrite` permits to write it over `x`, which nobody reads again."""
         slope = self.config.negative_slope
@@ -191,6 +256,13 @@ class Sigmoid(Pointwise):
 
     config_field = "sigmoid_param"
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(tops=(0,))
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (y,) = found.tops
+        return [found.slope * y * (1 - y)]
+
     def forward(self, x: Tensor) -> Tensor:
         return x.sigmoid()
 
@@ -200,6 +272,14 @@ class Swish(Pointwise):
     """Caffe's Swish: x * sigmoid(beta * x)."""
 
     config_field = "swish_param"
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(tops=(0,))
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (y,), beta = found.tops, self.config.beta
+        kept = (found.before[0] * beta).sigmoid()
+        return [found.slope * (beta * y + kept * (1 - beta * y))]
 
     def forward(self, x: Tensor) -> Tensor:
         beta = self.config.beta
@@ -211,6 +291,16 @@ class TanH(Pointwise):
     """Caffe's TanH: tanh(x)."""
 
     config_field = "tanh_param"
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(tops=(0,))
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (y,) = found.tops
+        return [found.slope * (1 - y * y)]
+
+    def in_place_keeps(self) -> str:
+        return "signs"
 
     def forward(self, x: Tensor) -> Tensor:
         return x.tanh()
@@ -249,6 +339,10 @@ class Dropout(Pointwise):
         ratio = self.config.dropout_ratio
         if not 0 <= ratio < 1:
             self.fail(f"dropout_ratio {ratio:g} must be at least 0 and below 1")
+
+    def in_place_keeps(self) -> str:
+        # In TRAIN what becomes 0 lets no gradient through.
+        return "signs" if self.training and self.config.dropout_ratio else "values"
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.dropout_ratio) if self.training else x

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.graph import maps
+from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.registry import register
@@ -87,6 +88,51 @@ class Eltwise(Layer):
             self.fail(f"bottoms must have one shape, got {', '.join(str(tuple(shape)) for shape in shapes)}")
         return [tuple(shapes[0])]
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        if self.config.operation != caffe_pb2.EltwiseParameter.PROD:
+            return Reads(mixes=True)
+        every = tuple(range(len(self.coefficients)))
+        return Reads(bottoms=every, tops=() if self.config.stable_prod_grad else (0,), mixes=True)
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        slope, gradients = found.slope, []
+        for index, bottom in enumerate(found.bottoms):
+            if self.config.operation == caffe_pb2.EltwiseParameter.SUM:
+                gradient = slope * self.coefficients[index]
+            elif self.config.operation == caffe_pb2.EltwiseParameter.MAX:
+                bottoms = self._cleared(found.before) if found.in_place else found.before
+                gradient = slope * (self.winner(bottoms) == index)
+            else:
+                others = [other for place, other in enumerate(found.bottoms) if place != index]
+                factor = math.prod(others[1:], start=others[0]) if self.config.stable_prod_grad else None
+                factor = found.tops[0] / bottom if factor is None else factor
+                gradient = factor * (factor if found.in_place and index == 0 else slope)
+            gradients.append(gradient)
+            if found.in_place and index == 0:
+                slope = gradient  # the others read the top's gradient where bottom 0's has just been written
+        return gradients
+
+    def forward_in_place(self, *bottoms: Tensor) -> Tensor:
+        result: Tensor = self(*self._cleared(bottoms))
+        return result
+
+    def _cleared(self, bottoms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The bottoms where the top, cleared for SUM and MAX before anything is read, is bottom 0."""
+        message = caffe_pb2.EltwiseParameter
+        if self.config.operation == message.PROD:
+            return bottoms
+        lowest = 0.0 if self.config.operation == message.SUM else -torch.finfo(torch.float32).max
+        return torch.full_like(bottoms[0], lowest), *bottoms[1:]
+
+    def winner(self, bottoms: Sequence[Tensor]) -> Tensor:
+        """Which bottom MAX takes each value from."""
+        found, index = bottoms[0], torch.zeros_like(bottoms[0], dtype=torch.int64)
+        for place, bottom in enumerate(bottoms[1:], 1):
+            better = ~(found > bottom) if place == 1 else bottom > found
+            index = index.masked_fill(better, place)
+            found = torch.where(better, bottom, found)
+        return index
+
     def forward(self, *bottoms: Tensor) -> Tensor:
         self.top_shapes([bottom.shape for bottom in bottoms])
         if self.config.operation == caffe_pb2.EltwiseParameter.SUM:
@@ -132,6 +178,10 @@ class Reduction(Layer):
 
     def keeps_images_apart(self) -> bool:
         return bool(self.config.axis > 0)
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        message = caffe_pb2.ReductionParameter
+        return Reads(bottoms=(0,)) if self.config.operation in (message.ASUM, message.SUMSQ) else Reads()
 
     def forward(self, x: Tensor) -> Tensor:
         axis = self.axis(self.config.axis, x.shape) if x.dim() else 0
@@ -248,6 +298,7 @@ class Scale(_Broadcast):
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
         covered = shapes[1] if len(shapes) == 2 else self.covered(shapes[0])
+        self.is_whole = len(shapes) == 1 and math.prod(covered) == math.prod(shapes[0])
         if len(shapes) == 1:
             one = caffe_pb2.FillerParameter(type="constant", value=1)
             self.add_blob("weight", covered, config.filler if config.HasField("filler") else one)
@@ -257,6 +308,13 @@ class Scale(_Broadcast):
             self.add_blob("bias", covered, config.bias_filler)
         else:
             self.warn_unread(("bias_filler",), NO_BIAS)
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        first, second = () if in_place else (0,), (1,) if len(self.param.bottom) == 2 else ()
+        return Reads(bottoms=first + second)
+
+    def overwrites_gradients(self) -> tuple[int, ...]:
+        return (0,) if self.is_whole else ()
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         scale = self.aligned(x, self.blob(0) if given is None else given)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fcnproto.errors import FcnprotoWarning, LayerError
 from fcnproto.graph import maps
+from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.examples import Draw, integers
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.brief import brief_settings
@@ -170,6 +171,35 @@ class Layer(nn.Module):
         """How many decisions are so close that values `reach` apart may decide them otherwise, of how many, and what
         they are called; None where a layer decides nothing. A gradient may rightly go another way there."""
         return None
+
+    # What Caffe's backward pass does with memory, for the places where that is not the derivative.
+
+    gradient_memory: ClassVar[str] = "own"
+    """Where Caffe's gradients of bottom 0 and top 0 lie: "own" memory each; "bottom", the top's is the bottom's, as in
+    Reshape; "handed back", the bottom is given the top's at the backward pass (Flatten); "inner", the layer reads the
+    top's from memory inside of it, whatever the top has been given since (LSTM)."""
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        """The bottoms and tops whose memory Caffe's backward pass reads, with these settings and in this phase."""
+        return Reads()
+
+    def caffe_gradients(self, found: Found) -> Sequence[Tensor] | None:
+        """The gradients of the bottoms by Caffe's formula from what memory holds; None where they are the derivative at
+        what the bottoms hold. For types that read tops or say `mixes`; they have no parameter blobs."""
+        return None
+
+    def forward_in_place(self, *bottoms: Tensor) -> Any:
+        """The tops as Caffe computes them in place, for types that destroy what they still have to read."""
+        return self(*bottoms)
+
+    def overwrites_gradients(self) -> tuple[int, ...]:
+        """The parameter blobs whose gradient Caffe's backward pass overwrites instead of adding to it."""
+        return ()
+
+    def in_place_keeps(self) -> str:
+        """What in place stays of what the memory held before: "values" (all), "signs" (which values are above 0, as far
+        as a gradient passes there), or "" (nothing that others may rely on)."""
+        return ""
 
     def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         """The multiply-adds of one forward pass for blobs of these shapes; 0 where they don't count beside others."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.graph import maps
+from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.registry import register
@@ -214,6 +215,9 @@ class _Weighted(_Convolutional):
     bottoms = (1, None)
     tops = (1, None)
     gradient_reads_top = False
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=tuple(range(len(self.param.bottom))))
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.examples import Draw, integers
 from fcnproto.layers.registry import register
@@ -52,6 +53,9 @@ class InnerProduct(Layer):
         else:
             self.warn_unread(("bias_filler",), NO_BIAS)
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0,))
+
     def forward(self, x: Tensor) -> Tensor:
         inputs = math.prod(x.shape[self.first_axis :])
         if inputs != self.inputs or x.dim() < self.first_axis:
@@ -91,6 +95,9 @@ class Embed(Layer):
             self.add_blob("bias", (config.num_output,), config.bias_filler)
         else:
             self.warn_unread(("bias_filler",), NO_BIAS)
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0,))
 
     def forward(self, index: Tensor) -> Tensor:
         weight, bias = self.blob(0), self.optional_blob(1)

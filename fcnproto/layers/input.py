@@ -108,10 +108,14 @@ class Parameter(Layer):
 
     config_field = "parameter_param"
     kind = "data"
+    gradient_memory = "inner"
     bottoms = (0, 0)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.add_blob("weight", _dims(self.config.shape))
+
+    def overwrites_gradients(self) -> tuple[int, ...]:
+        return (0,)
 
     def forward(self) -> Tensor:
         return self.blob(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fcnproto.errors import WeightsError
+from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
 from fcnproto.layers.examples import Draw, integers, positive
@@ -55,6 +56,10 @@ class LossLayer(Layer):
                 self.warn("loss_param.normalize has no effect; normalization is given too")
         elif settings.HasField("normalize"):
             self.mode = _Mode.VALID if settings.normalize else _Mode.BATCH_SIZE
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        # The probabilities or differences are kept, the labels read again.
+        return Reads(bottoms=(1,))
 
     def normalizer(self, items: int, places: int, ignored: Tensor | None) -> int | Tensor:
         """What to divide the sum by: at least 1, as in Caffe. `items` x `places` labels, some of them `ignored`."""
@@ -137,6 +142,9 @@ class MultinomialLogisticLoss(LossLayer):
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
         return positive if bottom == 0 else super().suitable_values(bottom, first)
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0, 1))
+
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         check_items(self, probabilities, labels)
         probabilities = _per_item(at_least_float32(probabilities))
@@ -203,6 +211,9 @@ class EuclideanLoss(LossLayer):
     force_backward_refuses = ()
     index_bottoms = ()
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads()
+
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         check_items(self, first, second)
         if first.numel() != second.numel():
@@ -245,6 +256,9 @@ class ContrastiveLoss(LossLayer):
     bottoms = (3, 3)
     force_backward_refuses = (2,)
     index_bottoms = (2,)
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(2,))
 
     def forward(self, first: Tensor, second: Tensor, similar: Tensor) -> Tensor:
         check_items(self, first, second)
@@ -331,6 +345,9 @@ class InfogainLoss(LossLayer):
             return torch.from_numpy(read_blob(path).astype(np.float32))
         except (OSError, WeightsError) as error:
             self.fail(f"infogain_loss_param.source can't be read: {error}")
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=tuple(range(1, len(self.param.bottom))))
 
     def forward(self, scores: Tensor, labels: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         check_items(self, scores, labels)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fcnproto.graph import maps
+from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import Layer, SameShape, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.memory_order import channels_outermost
@@ -50,6 +51,40 @@ class LRN(SameShape):
         """Refuse a bottom that is no batch of images."""
         if len(shape) != 4:
             self.fail(f"needs a bottom with 4 axes, got shape {tuple(shape)}")
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        if self.config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
+            return Reads(bottoms=(0,))
+        return Reads(bottoms=(0,), tops=(0,), mixes=True)
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        config = self.config
+        kept, (x,), (y,), slope = at_least_float32(found.before[0]), found.bottoms, found.tops, found.slope
+        if config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
+            return [self._within(kept, x, slope)]
+        reach, factor = config.local_size // 2, config.alpha / config.local_size
+        scale = _sum_over_channels(kept.square(), reach).mul_(factor).add_(config.k)
+        inverse = scale.pow(-config.beta)
+        direct = inverse * (inverse if found.in_place else slope)
+        ratio = (direct if found.in_place else slope) * y / scale
+        return [(direct - 2 * config.beta * factor * x * _sum_over_channels(ratio, reach)).to(x.dtype)]
+
+    def forward_in_place(self, *bottoms: Tensor) -> Tensor:
+        (x,), config = bottoms, self.config
+        self.check_axes(x.shape)
+        # The power is written over the bottom before the two are multiplied, so it is multiplied by itself.
+        scale = _sum_over_channels(at_least_float32(x).square(), config.local_size // 2)
+        return (scale * (config.alpha / config.local_size) + config.k).pow(-2 * config.beta).to(x.dtype)
+
+    def _within(self, kept: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+        """The gradient within channels: the inner layers keep all but the bottom, which they read again."""
+        config = self.config
+        with torch.enable_grad():
+            squares = kept.square().requires_grad_()
+            mean = F.avg_pool2d(squares, config.local_size, stride=1, padding=config.local_size // 2)
+            power = (mean * config.alpha + 1).pow(-config.beta)
+            (of_squares,) = torch.autograd.grad(power, squares, slope * x)
+        return (slope * power.detach() + of_squares * 2 * x).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
@@ -209,11 +244,25 @@ class MVN(Layer):
         if len(shape) > 4:
             self.fail(f"needs a bottom with at most 4 axes, got shape {tuple(shape)}")
 
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(tops=(0,)) if self.config.normalize_variance else Reads()
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        axes, (x,), (y,) = self._axes(), found.before, found.tops
+        values = at_least_float32(x).reshape(y.shape)
+        divisor = (values - values.mean(axes, keepdim=True)).square().mean(axes, keepdim=True).sqrt() + self.config.eps
+        slope = found.slope
+        centred = slope - slope.mean(axes, keepdim=True) - y * (slope * y).mean(axes, keepdim=True)
+        return [(centred / divisor).to(x.dtype).reshape(x.shape)]
+
+    def _axes(self) -> tuple[int, ...]:
+        return (1, 2, 3) if self.config.across_channels else (2, 3)
+
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
         self.check_axes(x.shape)
         x = x.reshape([*x.shape, *[1] * (4 - x.dim())])
-        axes = (1, 2, 3) if config.across_channels else (2, 3)
+        axes = self._axes()
         if not config.normalize_variance:
             return x - x.mean(axes, keepdim=True)
         y: Tensor = _NormaliseMeanVariance.apply(at_least_float32(x), axes, config.eps)[0]
@@ -264,6 +313,13 @@ class Softmax(SameShape):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.axis(self.config.axis, shapes[0])
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(tops=(0,))
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (y,), slope = found.tops, found.slope
+        return [(slope - (slope * y).sum(self.axis(self.config.axis, y.shape), keepdim=True)) * y]
 
     def forward(self, x: Tensor) -> Tensor:
         return x.softmax(self.axis(self.config.axis, x.shape))

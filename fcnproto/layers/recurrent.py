@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.examples import Draw, integers
+from fcnproto.layers.fillers import fill
 from fcnproto.layers.registry import register
 
 States = tuple[Tensor, ...]
@@ -31,6 +33,7 @@ class RecurrentLayer(Layer):
 
     config_field = "recurrent_param"
     kind = "linear"
+    gradient_memory = "inner"
     force_backward_refuses = (1,)
     states: ClassVar[tuple[str, ...]]
     """Names of the states: the hidden one first."""
@@ -65,6 +68,29 @@ class RecurrentLayer(Layer):
 
     def add_weights(self, features: Sequence[int]) -> None:
         """Add the blobs, given the features per step of x and, where there is one, of the static input."""
+        raise NotImplementedError
+
+    def keep_steps(self, indices: Sequence[int]) -> None:
+        """Keep blobs of the layer's own, with their fillers' values, for the time steps from the second one on.
+
+        In Caffe the blobs of the unrolled net are shared with another layer for the first step alone.
+        """
+        for index in indices:
+            values = torch.empty(self.blob_shapes[index])
+            fill(values, self.blob_fillers[index])
+            self.register_buffer(f"later_{self.blob_names[index]}", values, persistent=False)
+
+    def later_blob(self, index: int) -> Tensor:
+        """A blob as the time steps from the second one on have it."""
+        kept: Tensor | None = getattr(self, f"later_{self.blob_names[index]}", None)
+        return kept if kept is not None and self.training else self.blob(index)
+
+    def has_own_steps(self) -> bool:
+        """Whether some blobs are other ones from the second time step on."""
+        return self.training and any(hasattr(self, f"later_{name}") for name in self.blob_names)
+
+    def step_blobs(self) -> tuple[int, ...]:
+        """The blobs that Caffe's unrolled net has once for every time step, shared by name among them."""
         raise NotImplementedError
 
     def run(self, projected: Tensor, cont: Tensor, first: States) -> tuple[Tensor, States]:
@@ -149,11 +175,16 @@ class LSTM(RecurrentLayer):
             self.add_blob("weight_xc_static", (gates, features[1]), self.config.weight_filler)
         self.add_blob("weight_hc", (gates, self.config.num_output), self.config.weight_filler)
 
+    def step_blobs(self) -> tuple[int, ...]:
+        return (len(self.blob_names) - 1,)
+
     def run(self, projected: Tensor, cont: Tensor, first: States) -> tuple[Tensor, States]:
         hidden, cell = first
-        weight = self.blob(len(self.blob_names) - 1).t()
-        outputs = []
+        last_blob = len(self.blob_names) - 1
+        weight, later = self.blob(last_blob).t(), self.later_blob(last_blob).t()
+        outputs: list[Tensor] = []
         for gates, goes_on in zip(projected.unbind(), cont.unbind(), strict=True):
+            weight = later if outputs else weight
             cell, hidden = _lstm_step(cell, torch.addmm(gates, hidden * goes_on, weight), goes_on)
             outputs.append(hidden)
         return torch.stack(outputs), (hidden, cell)
@@ -183,16 +214,23 @@ class RNN(RecurrentLayer):
         self.add_blob("weight_ho", (hidden, hidden), filler)
         self.add_blob("bias_o", (hidden,), self.config.bias_filler)
 
+    def step_blobs(self) -> tuple[int, ...]:
+        return tuple(range(len(self.blob_names) - 3, len(self.blob_names)))
+
     def run(self, projected: Tensor, cont: Tensor, first: States) -> tuple[Tensor, States]:
         (hidden,) = first
         last_blob = len(self.blob_names) - 1
-        weight = self.blob(last_blob - 2).t()
-        sequence = []
+        weight, later = self.blob(last_blob - 2).t(), self.later_blob(last_blob - 2).t()
+        sequence: list[Tensor] = []
         for step, goes_on in zip(projected.unbind(), cont.unbind(), strict=True):
+            weight = later if sequence else weight
             hidden = torch.addmm(step, hidden * goes_on, weight).tanh()
             sequence.append(hidden)
-        outputs = F.linear(torch.stack(sequence), self.blob(last_blob - 1), self.blob(last_blob)).tanh()
-        return outputs, (hidden,)
+        steps = torch.stack(sequence)
+        outputs = F.linear(steps, self.later_blob(last_blob - 1), self.later_blob(last_blob))
+        if self.has_own_steps():
+            outputs = torch.cat([F.linear(steps[:1], self.blob(last_blob - 1), self.blob(last_blob)), outputs[1:]])
+        return outputs.tanh(), (hidden,)
 
 
 @register("LSTMUnit")
@@ -209,6 +247,23 @@ class LSTMUnit(Layer):
 
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
         return integers(2) if bottom == 2 else None
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(0, 1, 2), tops=(0,))
+
+    def caffe_gradients(self, found: Found) -> list[Tensor]:
+        (cell, gates, cont), squashed = found.bottoms, found.tops[0].tanh()
+        of_cell, of_hidden = (torch.zeros_like(cell) if slope is None else slope for slope in found.slopes)
+        enter, keep, leave = gates[..., : 3 * cell.shape[-1]].sigmoid().split(cell.shape[-1], -1)
+        offered, keep = gates[..., 3 * cell.shape[-1] :].tanh(), keep * cont.unsqueeze(2)
+        through = of_cell + of_hidden * leave * (1 - squashed * squashed)
+        parts = (
+            through * offered * enter * (1 - enter),
+            through * cell * keep * (1 - keep),
+            of_hidden * squashed * leave * (1 - leave),
+            through * enter * (1 - offered * offered),
+        )
+        return [through * keep, torch.cat(parts, -1), torch.zeros_like(cont)]
 
     def forward(self, cell: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
         good = cell.dim() == 3 and cell.shape[0] == 1 and tuple(cont.shape) == tuple(cell.shape[:2])

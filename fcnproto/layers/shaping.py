@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.graph import maps
+from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.examples import Draw, integers, selector
 from fcnproto.layers.registry import register
@@ -47,6 +48,8 @@ class _AlongAxis(Layer):
 class Concat(_AlongAxis):
     """Caffe's Concat: the bottoms joined along `axis` (default 1); all other extents must agree."""
 
+    gradient_memory = "bottom"
+
     config_field = "concat_param"
     old_name = "concat_dim"
     replaced_fields = {"concat_dim": "axis"}  # noqa: RUF012
@@ -75,6 +78,8 @@ class Concat(_AlongAxis):
 @register("Slice")
 class Slice(_AlongAxis):
     """Caffe's Slice: the bottom cut along `axis` (default 1) at the slice points, or evenly where there are none."""
+
+    gradient_memory = "bottom"
 
     config_field = "slice_param"
     old_name = "slice_dim"
@@ -188,6 +193,7 @@ class Flatten(Layer):
     config_field = "flatten_param"
     in_place = False
     kind = "shaping"
+    gradient_memory = "handed back"
     moves_values = True
 
     @classmethod
@@ -216,6 +222,7 @@ class Reshape(Layer):
     config_field = "reshape_param"
     in_place = False
     kind = "shaping"
+    gradient_memory = "bottom"
     moves_values = True
 
     @classmethod
@@ -348,6 +355,9 @@ class BatchReindex(Layer):
 
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
         return integers(first[0] if first else 1) if bottom == 1 else None
+
+    def backward_reads(self, in_place: bool) -> Reads:
+        return Reads(bottoms=(1,))
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         if index.dim() != 1 or x.dim() == 0:

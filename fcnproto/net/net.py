@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import fcnproto.layers
 import fcnproto.scenes  # noqa: F401  these register the layer types
 from fcnproto import precision
 from fcnproto.data.alignment import warn_unaligned
-from fcnproto.errors import DataError, GraphError, LayerError
+from fcnproto.errors import DataError, FcnprotoWarning, GraphError, LayerError
 from fcnproto.escaping import one_line
 from fcnproto.graph import Graph, build_graph
 from fcnproto.graph.crops import read_offsets
@@ -26,7 +27,7 @@ from fcnproto.graph.facts import TypeFacts
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup
 from fcnproto.layers.source import SourceLayer
-from fcnproto.net import calling
+from fcnproto.net import caffe_memory, calling
 from fcnproto.net import params as binding
 from fcnproto.net import shapes as sizing
 from fcnproto.net.calling import Outputs, Term
@@ -62,6 +63,7 @@ class Net(nn.Module):
         fill: give the parameters their fillers' values at once; else they stay uninitialised until `fill_params`.
         crop: where a Crop without offset begins: "caffe" at 0, "aligned" where the coordinate map says.
         dialect: the fork of Caffe that the net was written for, as for `load`.
+        caffe_exact: compute Caffe's gradient also where its layers' shared memory makes it another than the true one.
 
     Raises:
         GraphError, LayerError, UnsupportedLayerError: the net can't be built.
@@ -82,6 +84,7 @@ class Net(nn.Module):
         fill: bool = True,
         crop: str = "caffe",
         dialect: str | None = None,
+        caffe_exact: bool = False,
     ) -> None:
         super().__init__()
         if needs_upgrade(param):
@@ -99,6 +102,12 @@ class Net(nn.Module):
         self._given_shapes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
         self._param_refs, self._shared = binding.share_params(self.graph, layers)
         binding.give_memory(layers, self._param_refs, self.graph.force_backward)
+        places = caffe_memory.find_places(self.graph, layers, self._param_refs, self._shared)
+        self._places = places if caffe_exact else {}
+        if caffe_exact:
+            caffe_memory.prepare(layers, places)
+        elif self.graph.state.phase == caffe_pb2.TRAIN and (said := caffe_memory.warning(self.graph, places)):
+            warnings.warn(said, FcnprotoWarning, stacklevel=3)
         self._unfilled = {(ref.layer, ref.index) for ref in self._param_refs}
         self._index_inputs = binding.index_inputs(self.graph, layers)
         self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
@@ -255,7 +264,7 @@ class Net(nn.Module):
         """The layers run for a set of inputs, as a `torch.fx.GraphModule` with its inputs and outputs named."""
         inputs, blobs = ([names] if isinstance(names, str) else names for names in (inputs, blobs))
         targets = dict(zip(self.graph.nodes, self._module_names, strict=True))
-        return make_plan(self, targets, self.graph, sorted(inputs), tuple(blobs))
+        return make_plan(self, targets, self.graph, sorted(inputs), tuple(blobs), self._places)
 
     def loss(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """Caffe's weighted loss of one call's outputs, a scalar; its gradient is the one Caffe computes.
@@ -415,6 +424,7 @@ def load(
     shapes: Mapping[str, Sequence[int]] | None = None,
     crop: str = "caffe",
     dialect: str | None = None,
+    caffe_exact: bool = False,
 ) -> Net:
     """Read a net from a prototxt, with its weights.
 
@@ -431,6 +441,8 @@ def load(
             offset; "aligned" there, as in the Caffe that nets of 2015 (the first FCN, HED, RCF) were written for.
         dialect: the fork of Caffe that the net was written for ("ssd", "segnet", "hed", ...; all of them in
             `fcnproto.graph.dialect.DIALECTS`), where the same text means something else to it.
+        caffe_exact: where layers that share memory make Caffe's gradient another than the true one, compute Caffe's
+            (docs/layers.md lists the places). A net in TRAIN that has such places warns of them otherwise.
 
     No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
     the shape of a parameter depends on it and the prototxt does not say it.
@@ -462,6 +474,7 @@ def load(
             fill=False,
             crop=crop,
             dialect=dialect,
+            caffe_exact=caffe_exact,
         )
         sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
         copy_all(result, sources)

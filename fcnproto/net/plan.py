@@ -21,6 +21,8 @@ from torch import Tensor, fx, nn
 
 from fcnproto.errors import GraphError
 from fcnproto.graph import Blob, Graph, Node
+from fcnproto.layers.backward import Cell, run_as_caffe, without_gradient
+from fcnproto.net.caffe_memory import Place, bottom_in_memory
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,19 @@ def missing_inputs(graph: Graph, target: Blob, known: Mapping[Blob, bool]) -> li
 
 
 def make_plan(
-    root: nn.Module, targets: Mapping[Node, str], graph: Graph, inputs: Sequence[str], blobs: Sequence[str]
+    root: nn.Module,
+    targets: Mapping[Node, str],
+    graph: Graph,
+    inputs: Sequence[str],
+    blobs: Sequence[str],
+    places: Mapping[int, Place] | None = None,
 ) -> Plan:
     """Compile the layers that can be run with `inputs`, giving the net's outputs and the extra `blobs`.
 
-    `targets` maps nodes to module names in `root`. Where none of the net's outputs can be computed and no `blobs` are
-    asked for, the blobs that no computed layer reads stand in for them (a train net without its label gives its
-    scores). Raises `GraphError` where an extra blob, or everything, needs an input that is missing.
+    `targets` maps nodes to module names in `root`; `places` are the layers (by index) whose gradient is to be Caffe's
+    where that is not the derivative. Where none of the net's outputs can be computed and no `blobs` are asked for, the
+    blobs that no computed layer reads stand in for them (a train net without its label gives its scores). Raises
+    `GraphError` where an extra blob, or everything, needs an input that is missing.
     """
     known = runnable(graph, inputs)
     wanted = _wanted(graph, known, blobs)
@@ -93,13 +101,15 @@ def make_plan(
     for name in inputs:
         memory.put(source_blob(graph, name), _placeholder(trace, name))
     weighted: list[tuple[fx.Node, float, bool]] = []
-    for node in graph.nodes:
+    for index, node in enumerate(graph.nodes):
         if not node.is_data and all(known[blob] for blob in node.bottoms) and not node.facts.idle:
-            _add_node(trace, node, targets[node], memory, graph.force_backward)
+            place = (places or {}).get(index)
+            _add_node(trace, node, targets[node], memory, graph.force_backward, place)
         # Taken here: Caffe adds up the loss as the layers run.
         for blob, weight in zip(node.tops, node.loss_weights, strict=True):
             if weight != 0 and known[blob]:
                 weighted.append((memory.values[blob], weight, blob.consumer is None))
+    memory.close()
     positions: dict[fx.Node, int] = {}
     keys = {name: positions.setdefault(memory.kept(graph.blobs[name]), len(positions)) for name in wanted}
     terms = tuple((positions.setdefault(value, len(positions)), *how) for value, *how in weighted)
@@ -157,10 +167,11 @@ class _Memory:
         self._owner: dict[Blob, Blob] = {}
         self._writer: dict[Blob, Blob] = {}
         self._seen: dict[Blob, Blob | None] = {}
+        self._cells: dict[Blob, fx.Node] = {}
 
     def put(self, blob: Blob, value: fx.Node) -> None:
         """Note the value that a layer gives to its top."""
-        bottom = _bottom_in_memory(blob)
+        bottom = bottom_in_memory(blob)
         owner = blob if bottom is None else self._owner[bottom]
         if bottom is not None and bottom.name == blob.name:
             self._writer[owner] = blob
@@ -182,13 +193,19 @@ class _Memory:
         # Its gradient, in Caffe shared like the value, comes through the layers that read the blob.
         return self.trace.call_method("reshape_as", (self.values[writer], self.values[blob]))
 
+    def cell(self, blob: Blob) -> fx.Node:
+        """What will tell, after the pass, what a blob's memory holds; a top's may be asked for before `put`."""
+        bottom = bottom_in_memory(blob)
+        owner = self._owner[blob] if blob in self._owner else blob if bottom is None else self._owner[bottom]
+        if owner not in self._cells:
+            self._cells[owner] = self.trace.call_function(Cell)
+        return self._cells[owner]
 
-def _bottom_in_memory(blob: Blob) -> Blob | None:
-    """The bottom of the producing layer whose memory a top is: in place, or shared by Caffe's layer; else None."""
-    node = blob.producer
-    if blob.top < len(node.bottoms) and node.bottoms[blob.top].name == blob.name:
-        return node.bottoms[blob.top]
-    return node.bottoms[0] if node.facts.shares_memory(node.param) else None
+    def close(self) -> None:
+        """Have the cells filled with what the last in-place layers leave."""
+        for owner, cell in self._cells.items():
+            if owner in self._writer:
+                self.trace.call_method("keep", (cell, self.values[self._writer[owner]]))
 
 
 class _Overwritten(torch.autograd.Function):
@@ -218,24 +235,42 @@ def overwritten(value: Tensor, memory: Tensor) -> Tensor:
     return result
 
 
-def _add_node(trace: fx.Graph, node: Node, target: str, memory: _Memory, force_backward: bool) -> None:
+def _add_node(
+    trace: fx.Graph, node: Node, target: str, memory: _Memory, force_backward: bool, place: Place | None
+) -> None:
     bottoms = [memory.read(blob) for blob in node.bottoms]
     if not force_backward and node.param.propagate_down:
         bottoms = [
             value if wanted else trace.call_method("detach", (value,))
             for value, wanted in zip(bottoms, node.param.propagate_down, strict=True)
         ]
+    silent = () if place is None else place.silent
     if node.type == "Split":
         for blob in node.tops:
-            memory.put(blob, bottoms[0])
+            memory.put(blob, _silenced(trace, bottoms[0], blob.top in silent))
         return
-    options: dict[str, Any] = {"overwrite": True} if _may_overwrite(node) else {}
-    result = trace.create_node("call_module", target, tuple(bottoms), options, name=_identifier(target, "layer"))
-    if len(node.tops) == 1:
-        memory.put(node.tops[0], result)
+    if place is not None and place.is_rerun:
+        result = _add_as_caffe(trace, node, target, memory, bottoms, place)
     else:
-        for j, blob in enumerate(node.tops):
-            memory.put(blob, trace.call_function(operator.getitem, (result, j)))
+        options: dict[str, Any] = {"overwrite": True} if _may_overwrite(node) else {}
+        result = trace.create_node("call_module", target, tuple(bottoms), options, name=_identifier(target, "layer"))
+    for j, blob in enumerate(node.tops):
+        value = result if len(node.tops) == 1 else trace.call_function(operator.getitem, (result, j))
+        memory.put(blob, _silenced(trace, value, j in silent))
+
+
+def _silenced(trace: fx.Graph, value: fx.Node, silent: bool) -> fx.Node:
+    return trace.call_function(without_gradient, (value,)) if silent else value
+
+
+def _add_as_caffe(
+    trace: fx.Graph, node: Node, target: str, memory: _Memory, bottoms: Sequence[fx.Node], place: Place
+) -> fx.Node:
+    """A layer with Caffe's gradient; the memory that it reads is known only after the pass."""
+    cells = [memory.cell(node.bottoms[i]) for i in place.bottoms] + [memory.cell(node.tops[j]) for j in place.tops]
+    manner = (place.bottoms, place.tops, place.in_place, place.mixes, place.overwrites, place.lost)
+    layer = trace.get_attr(target)
+    return trace.call_function(run_as_caffe, (layer, manner, tuple(cells), *bottoms))
 
 
 def _may_overwrite(node: Node) -> bool:

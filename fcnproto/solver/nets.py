@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fcnproto.data.paths import resolve
 from fcnproto.errors import DataError, GraphError, SolverError
@@ -31,8 +32,11 @@ class NetSource:
     base_dir: Path | None
     file: str | None = None
 
-    def build(self, weights: list[str], *, allow_python: bool, crop: str = "caffe", dialect: str | None = None) -> Net:
-        """The net with the values of `weights` (later files overwrite), and fillers' values where they have none."""
+    def build(self, weights: list[str], *, allow_python: bool, **reading: Any) -> Net:
+        """The net with the values of `weights` (later files overwrite), and fillers' values where they have none.
+
+        `reading`: `crop`, `dialect` and `caffe_exact`, as for `Net`.
+        """
         try:
             net = Net(
                 self.param,
@@ -44,8 +48,7 @@ class NetSource:
                 base_dir=self.base_dir,
                 file=self.file,
                 fill=False,
-                crop=crop,
-                dialect=dialect,
+                **reading,
             )
         except (GraphError, DataError) as error:
             if self.file is not None:

@@ -47,6 +47,7 @@ class Solver:
         path: the file a `SolverParameter` came from: names in it are looked up from its folder, too.
         crop: how the nets' Crop layers without an offset are read, as for `load`.
         dialect: the fork of Caffe that the nets were written for, as for `load`.
+        caffe_exact: train with Caffe's gradients also where they are not the true ones, as for `load`.
 
     Attributes:
         net, test_nets: the nets. Test nets have weights of their own until the first test (as in Caffe).
@@ -71,6 +72,7 @@ class Solver:
         path: PathLike | None = None,
         crop: str = "caffe",
         dialect: str | None = None,
+        caffe_exact: bool = False,
     ) -> None:
         if isinstance(solver, caffe_pb2.SolverParameter):
             self.param, self._file = caffe_pb2.SolverParameter(), None if path is None else Path(path)
@@ -92,11 +94,12 @@ class Solver:
             log_to()
         settings.seed(self.param, distributed.rank())
         target = settings.choose_device(self.param) if device is None else torch.device(device)
-        self.net: Net = train.build(weights, allow_python=allow_python, crop=crop, dialect=dialect).to(target)
+        reading = {"crop": crop, "dialect": dialect, "caffe_exact": caffe_exact}
+        self.net: Net = train.build(weights, allow_python=allow_python, **reading).to(target)
         if sampling is not None:
             sampling.install(self.net)
         self.test_nets: list[Net] = [
-            source.build(weights, allow_python=allow_python, crop=crop, dialect=dialect).to(target) for source in tests
+            source.build(weights, allow_python=allow_python, **reading).to(target) for source in tests
         ]
         self._policy = LearningRatePolicy(self.param) if self.param.lr_policy else None
         self.engine = Engine(self.net, options or Options())
