@@ -48,6 +48,52 @@ The forks named have the type; recordings are those of the forks themselves (tes
 """
 
 
+MEMORY = """
+## Where Caffe's gradient is not the derivative
+
+Caffe's layers share memory, and its backward pass reads what blobs hold after the whole forward pass. Some nets
+therefore train on another gradient than the derivative of their loss. Here the gradient is the true one. Loading such
+a net in TRAIN warns, once, and names the layers; `fcnproto.load(..., caffe_exact=True)`, `Solver(...,
+caffe_exact=True)` and `fcnproto train --caffe-exact` compute what Caffe computes (compared with recorded gradients of
+Caffe for nets of all these kinds, most of them random: tests/net/test_caffe_memory.py). The places:
+
+* A layer behind works in place on a blob whose values a layer before reads for its gradient (the table below): ReLU
+  before BatchNorm in place, Sigmoid, TanH, ELU, Softmax, LRN before any layer in place (TanH, then Dropout in place),
+  also through Split, Flatten, Reshape, Slice with one top and Concat with one bottom, whose tops are their bottom's
+  memory. Right in Caffe, and silent here: ReLU in place before what keeps signs (Dropout, ReLU), PReLU in place, and
+  BatchNorm, Dropout, max pooling, which keep copies, before anything: BatchNorm, Scale and ReLU in place.
+* A layer in place reads its own bottom, which it has overwritten: Power, Log, BNLL, Clip, ReLU with a negative slope
+  below 0, LRN. Power, Log and LRN write the bottom's gradient over the top's before they have read that, so Power
+  with power 1 gives scale * scale whatever comes from behind; LRN's and Eltwise's values are others, too (Eltwise
+  leaves bottom 0 out).
+* Flatten behind Reshape, LSTM, RNN, Parameter, Slice with one top or Concat with one bottom: the gradient is written
+  to other memory than it is read from, and everything before gets 0.
+* Scale with a blob as large as its bottom, and Parameter, overwrite their gradient instead of adding to it: with
+  `iter_size`, or shared by name, the last pass counts alone.
+* LSTM and RNN whose recurrent blobs are shared by name, in TRAIN: all time steps but the first go on with the values
+  of the layer's own fillers, which nothing learns. Their blobs with `lr_mult: 0` have a gradient, which counts for
+  `clip_gradients`.
+
+Not copied: what an in-place layer does to the inside of the LSTM or RNN before it where there is one time step alone,
+to the weights of the Parameter before it, to a weighted top (whose loss weight Caffe loses), and to the positions in
+the second top of a Pooling.
+
+What Caffe's backward pass reads, with the default settings, of bottoms and tops; layers that are not listed read
+neither, or keep what they need:
+
+| type | reads |
+|---|---|
+"""
+
+
+def reads(cls: type[Layer]) -> str:
+    """What Caffe's backward pass of a type reads, in words."""
+    param = caffe_pb2.LayerParameter(name=cls.type, type=cls.type, bottom=["x"] * cls.bottoms[0], top=["y"])
+    found = cls(param).backward_reads(in_place=False)
+    parts = [f"bottom {i}" for i in found.bottoms] + [f"the signs of bottom {i}" for i in found.signs]
+    return ", ".join(parts + [f"top {j}" for j in found.tops])
+
+
 def count(limits: tuple[int, int | None]) -> str:
     """The range of a count as text: 1, 1-2, 1+."""
     low, high = limits
@@ -85,7 +131,7 @@ def cases(*groups: str) -> Counter[str]:
 def document() -> str:
     """The whole page."""
     counted, of_forks = cases("layers", "fcn", "fillers"), cases("dialects")
-    rows, forks, notes = [], [], []
+    rows, forks, notes, memory = [], [], [], []
     for name in sorted(types(), key=str.lower):
         cls = lookup(name)
         if not cls.__module__.startswith("fcnproto."):
@@ -95,13 +141,16 @@ def document() -> str:
             forks.append(f"| {name} | {cls.fork} | {counts} | {of_forks[name]} |")
         else:
             rows.append(f"| {name} | {counts} | {counted[name]} |")
+        if text := reads(cls):
+            memory.append(f"| {name} | {text} |")
         if cls.differences:
             notes.append(f"* **{name}**: {cls.differences}")
     tail = (
         "\n## Differences from Caffe\n\nNone where Caffe is right. Where it aborts the process, is silently wrong or "
         "leaves a value undefined, this is what happens instead:\n\n"
     )
-    return HEAD + "\n".join(rows) + "\n" + FORKS + "\n".join(forks) + "\n" + tail + "\n".join(notes) + "\n"
+    parts = [HEAD, rows, FORKS, forks, tail, notes, MEMORY, memory]
+    return "".join(part if isinstance(part, str) else "\n".join(part) + "\n" for part in parts)
 
 
 def rules() -> str:

@@ -79,7 +79,7 @@ class ELU(Pointwise):
     config_field = "elu_param"
 
     def backward_reads(self, in_place: bool) -> Reads:
-        return Reads(bottoms=(0,), tops=(0,))
+        return Reads(signs=(0,), tops=(0,))
 
     def caffe_gradients(self, found: Found) -> list[Tensor]:
         (x,), (y,) = found.bottoms, found.tops
@@ -169,8 +169,10 @@ class Power(Pointwise):
                 self.constant = float(np.power(np.float64(self.config.shift), self.config.power))
 
     def backward_reads(self, in_place: bool) -> Reads:
-        if self.config.power == 1 or self.constant is not None:
-            return Reads(mixes=self.constant is None)
+        if self.config.power * self.config.scale == 0:
+            return Reads()
+        if self.config.power == 1:
+            return Reads(mixes=True)
         return Reads(bottoms=(0,), tops=() if self.config.power == 2 else (0,), mixes=True)
 
     def caffe_gradients(self, found: Found) -> list[Tensor]:
@@ -239,7 +241,7 @@ class ReLU(Pointwise):
         return int(near.sum()), bottoms[0].numel(), "values"
 
     def backward_reads(self, in_place: bool) -> Reads:
-        return Reads(bottoms=(0,), signs_only=True)
+        return Reads(signs=(0,))
 
     def in_place_keeps(self) -> str:
         return "signs" if self.config.negative_slope >= 0 else ""

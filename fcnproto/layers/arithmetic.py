@@ -91,7 +91,7 @@ class Eltwise(Layer):
     def backward_reads(self, in_place: bool) -> Reads:
         if self.config.operation != caffe_pb2.EltwiseParameter.PROD:
             return Reads(mixes=True)
-        every = tuple(range(len(self.coefficients)))
+        every = tuple(range(len(self.param.bottom)))
         return Reads(bottoms=every, tops=() if self.config.stable_prod_grad else (0,), mixes=True)
 
     def caffe_gradients(self, found: Found) -> list[Tensor]:

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 class Reads:
     """The bottoms and tops whose memory Caffe's backward pass of a layer reads.
 
-    Not counted is what the layer keeps a copy of at the forward pass. `signs_only`: only the bottom's signs matter.
+    Not counted is what the layer keeps a copy of at the forward pass. Of the bottoms in `signs` only the signs matter.
     `mixes`: in place, the bottom's gradient is written over the top's before that has been read for the last time.
     """
 
     bottoms: tuple[int, ...] = ()
     tops: tuple[int, ...] = ()
-    signs_only: bool = False
+    signs: tuple[int, ...] = ()
     mixes: bool = False
 
 

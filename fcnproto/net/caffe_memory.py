@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fcnproto.graph import Blob, Graph, Node
+from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import Layer
 from fcnproto.layers.recurrent import RecurrentLayer
 from fcnproto.net.params import ParamRef
@@ -104,12 +105,11 @@ def _overwritten_values(graph: Graph, layers: Sequence[Layer], found: dict[Node,
             continue
         in_place = is_in_place(node)
         reads = layer.backward_reads(in_place)
-        memories = {side: last.get(owner[blob]) for side, blob in _read(node, reads.bottoms, reads.tops)}
         changed = {
-            side: writer
-            for side, writers_there in memories.items()
-            if writers_there is not None
-            and (writer := writers_there.after(index - (side[0] == "bottom"), reads.signs_only)) is not None
+            (side, number): writer
+            for side, number, blob, signs in _read(node, reads)
+            if owner[blob] in last
+            and (writer := last[owner[blob]].after(index - (side == "bottom"), signs)) is not None
         }
         if not changed and not (reads.mixes and in_place):
             continue
@@ -125,9 +125,18 @@ def _overwriters(graph: Graph, index: int, writers: set[int]) -> str:
     return f"reads what {', '.join(others)} overwrites" if others else "reads what it overwrites itself"
 
 
-def _read(node: Node, bottoms: Sequence[int], tops: Sequence[int]) -> list[tuple[tuple[str, int], Blob]]:
-    return [(("bottom", i), node.bottoms[i]) for i in bottoms if i < len(node.bottoms)] + [
-        (("top", j), node.tops[j]) for j in tops
+def _read(node: Node, reads: Reads) -> list[tuple[str, int, Blob, bool]]:
+    """The blobs that a layer's backward pass reads: side, number, blob, and whether only signs matter."""
+    sides = (
+        ("bottom", reads.bottoms, node.bottoms, False),
+        ("bottom", reads.signs, node.bottoms, True),
+        ("top", reads.tops, node.tops, False),
+    )
+    return [
+        (side, number, blobs[number], signs)
+        for side, numbers, blobs, signs in sides
+        for number in numbers
+        if number < len(blobs)
     ]
 
 
