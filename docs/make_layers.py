@@ -78,8 +78,8 @@ Not copied: what an in-place layer does to the inside of the LSTM or RNN before 
 to the weights of the Parameter before it, to a weighted top (whose loss weight Caffe loses), and to the positions in
 the second top of a Pooling.
 
-What Caffe's backward pass reads, with the default settings, of bottoms and tops; layers that are not listed read
-neither, or keep what they need:
+What Caffe's backward pass reads, with the default settings, of bottoms and tops; types of Caffe's own that are not
+listed read neither, or keep what they need (of types of forks and of your own it is assumed):
 
 | type | reads |
 |---|---|
