@@ -75,6 +75,16 @@ def crop(param: caffe_pb2.LayerParameter) -> CoordMap | None:
     return CoordMap(param.crop_param.axis - 1, shift=offset)
 
 
+def interp(param: caffe_pb2.LayerParameter) -> CoordMap | None:
+    """The forks' Interp where its map does not depend on the size: a zoom alone, corners on corners."""
+    config = param.interp_param
+    others = ("height", "width", "shrink_factor")
+    if len(param.bottom) > 1 or any(config.HasField(name) for name in others) or not config.HasField("zoom_factor"):
+        return None
+    zoom = Fraction(config.zoom_factor)
+    return CoordMap(1, (zoom,), (zoom * config.pad_beg,), windowed=True)
+
+
 def convolution(param: caffe_pb2.LayerParameter) -> CoordMap | None:
     """A window that slides over its bottom, as `convolution_param` says it.
 
