@@ -15,7 +15,7 @@ from collections.abc import Set
 from typing import Any
 
 ELLIPSIS = "…"
-_LONGEST_WORD, _LONGEST_MESSAGE = 300, 2000
+_LONGEST_WORD, _LONGEST_MESSAGE = 300, 4000
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _FORBIDDEN_IN_FILE_NAMES = frozenset('/\\:*?"<>|')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # Windows opens these, not a file
@@ -58,7 +58,7 @@ def shortened(text: str, longest: int) -> str:
 def one_line(message: str) -> str:
     """A message, such as an error's, printable and on one line: line ends and tabs become spaces.
 
-    Words (a name, a path) of more than 300 characters are shortened, and so is a message of more than 2,000.
+    Words (a name, a path) of more than 300 characters are shortened, and so is a message of more than 4,000.
     """
     line = printable(_BREAKS.sub(" ", message).strip())
     line = _WORD.sub(lambda match: shortened(match.group(), _LONGEST_WORD), line)

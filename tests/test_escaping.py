@@ -55,7 +55,7 @@ def test_one_line() -> None:
     assert escaping.one_line(f"{path} no such layer") == f"{path} no such layer"
     for name in NAMES:
         line = escaping.one_line(f"layer {name}: what to do\n{name!r}")
-        assert line.isprintable() and len(line) <= 2000 and escaping.one_line(line) == line
+        assert line.isprintable() and len(line) <= 4000 and escaping.one_line(line) == line
     assert escaping.one_line("x" * 5000 + " expected y").endswith("xxx expected y")
 
 

@@ -309,7 +309,7 @@ def test_errors_and_warnings_are_one_printable_line(names: list[str], folder: Pa
         with pytest.raises(fcnproto.UnsupportedLayerError) as third:
             fcnproto.load(net)
         for text in (str(found.value), str(other.value), str(third.value)):
-            assert text.isprintable() and len(text) <= 2000, (number, text)
+            assert text.isprintable() and len(text) <= 4000, (number, text)
 
 
 def test_the_command_tells_errors_in_one_line(run, folder: Path) -> None:  # type: ignore[no-untyped-def]

@@ -72,3 +72,10 @@ def test_signs_that_stdout_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     _output.print_line("Straße", "1")
     stream.flush()
     assert stream.buffer.getvalue() == b"Stra\\xdfe\t1\n"  # type: ignore[attr-defined]
+
+
+def test_what_is_worked_on_is_shown_as_it_is() -> None:
+    with _output.progress("images") as bar:
+        bar.add_task("[/x] \x1b[31m\u202e" + "a" * 500)
+        shown = bar.columns[-1].render(bar.tasks[0])
+    assert str(shown).startswith("[/x] \\x1b[31m\\u202ea") and len(str(shown)) == 60
