@@ -55,7 +55,8 @@ class Python(Layer):
 
     def _become(self, cls: type[Layer]) -> None:
         """Turn into a layer of class `cls`, keeping what the net has set."""
-        kept = {name: getattr(self, name) for name in ("base_dir", "prototxt", "allow_python", "training")}
+        names = ("base_dir", "prototxt", "allow_python", "allow_writes", "training")
+        kept = {name: getattr(self, name) for name in names}
         cls.type = cls.type or "Python"
         self.__class__ = cls  # type: ignore[assignment]
         cls.__init__(self, self.param, self.num_tops)

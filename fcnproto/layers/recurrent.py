@@ -104,7 +104,7 @@ class RecurrentLayer(Layer):
 
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         x, cont = bottoms[0], bottoms[1].detach()
-        self._check(bottoms)
+        self._check([bottom.shape for bottom in bottoms])
         projected = F.linear(x.flatten(2), self.blob(0), self.blob(1))
         if self.has_static:
             projected = projected + F.linear(bottoms[2].flatten(1), self.blob(2))
@@ -131,16 +131,23 @@ class RecurrentLayer(Layer):
             return tuple(k.clone() if k.is_inference() else k for k in kept)
         return tuple(x.new_zeros(x.shape[1], hidden) for _ in self.states)
 
-    def _check(self, bottoms: Sequence[Tensor]) -> None:
-        x = bottoms[0]
-        self._check_axes([bottom.shape for bottom in bottoms])
-        steps, streams = x.shape[:2]
-        expected = [(steps, streams)] + [(streams, *bottom.shape[1:]) for bottom in bottoms[2 : 2 + self.has_static]]
-        expected += [(1, streams, self.config.num_output)] * (len(bottoms) - 1 - len(expected))
-        if [tuple(bottom.shape) for bottom in bottoms[1:]] != expected:
-            shapes = self._text([bottom.shape for bottom in bottoms[1:]])
-            self.fail(f"beside x of shape {tuple(x.shape)} expected {self._text(expected)}, got {shapes}")
-        features = [x.shape[2:].numel()] + [bottom.shape[1:].numel() for bottom in bottoms[2 : 2 + self.has_static]]
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Said without a run, which would take as many steps as there are."""
+        self._check(shapes)
+        steps, streams = shapes[0][:2]
+        hidden = self.config.num_output
+        states = [(1, streams, hidden)] * len(self.states) if self.config.expose_hidden else []
+        return [(steps, streams, hidden), *states]
+
+    def _check(self, shapes: Sequence[Sequence[int]]) -> None:
+        self._check_axes(shapes)
+        steps, streams = shapes[0][:2]
+        expected = [(steps, streams)] + [(streams, *shape[1:]) for shape in shapes[2 : 2 + self.has_static]]
+        expected += [(1, streams, self.config.num_output)] * (len(shapes) - 1 - len(expected))
+        if [tuple(shape) for shape in shapes[1:]] != expected:
+            got = self._text(shapes[1:])
+            self.fail(f"beside x of shape {tuple(shapes[0])} expected {self._text(expected)}, got {got}")
+        features = [math.prod(shapes[0][2:])] + [math.prod(shape[1:]) for shape in shapes[2 : 2 + self.has_static]]
         weights = [self.blob_shapes[2 * i][1] for i in range(1 + self.has_static)]
         if features != weights:
             self.fail(f"its weights are for {weights} features per step, got {features}")
