@@ -7,11 +7,112 @@ layer follows.
 Input data: BGR, mean 104.007 116.669 122.679, scale 1 (known of voc-fcn8s).
 """
 
-from pathlib import Path
+from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+_LOWEST = -3.4028234663852886e38
+
+
+def _max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tensor | None]:
+    size, kernel, stride = x.shape[2:], windows.kernel, windows.stride
+    if windows.suits_torch(size):
+        if not with_mask:
+            return F.max_pool2d(x, kernel, stride, windows.pad, ceil_mode=not windows.floor), None
+        return F.max_pool2d(x, kernel, stride, windows.pad, ceil_mode=not windows.floor, return_indices=True)
+    padded = F.pad(x, windows.margins(size), value=max(_LOWEST, torch.finfo(x.dtype).min))
+    values, index = F.max_pool2d(padded, kernel, stride, return_indices=True)
+    if not with_mask:
+        return values, None
+    row = index // padded.shape[3] - windows.pad[0]
+    column = index % padded.shape[3] - windows.pad[1]
+    inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+    return values, torch.where(inside, row * size[1] + column, -1)
+
+
+def computing_type(x: Tensor) -> torch.dtype:
+    """float32 for half types, in which squares and sums over an image overflow; the tensor's own for others."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def looks_finite(values: Tensor) -> bool:
+    """False where some value, or only their sum, is not finite; True where values can't be looked at or should not."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    try:
+        return math.isfinite(values.detach().sum(dtype=computing_type(values)).item())
+    except RuntimeError:  # inside a transformation that has no values, such as vmap
+        return True
+
+
+def find_maxima(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tensor | None]:
+    """The maximum of each window and, `with_mask`, its index h * W + w within the plane (-1 for an empty window).
+
+    Among equal values the first in row-major order is chosen, and alone gets the gradient. An empty window
+    gives the lowest float32. Caffe starts from that value and takes what is larger, so never NaN or minus infinity; so
+    it is here on the CPU, while elsewhere, and in compiled graphs, both are taken as PyTorch takes them.
+    """
+    values, index = _max_pool(x, windows, with_mask)
+    if looks_finite(values):
+        return values, index
+    lowest = max(_LOWEST, torch.finfo(x.dtype).min)
+    values, index = _max_pool(torch.where(x > lowest, x, lowest), windows, with_mask)
+    return values, None if index is None else torch.where(values > lowest, index, -1)
+
+
+def max_pool(x: Tensor, windows: Windows) -> Tensor:
+    """The maximum of each window."""
+    return find_maxima(x, windows, False)[0]
+
+
+Pair = tuple[int, int]
+
+
+class Windows(NamedTuple):
+    """The windows of one pooling: kernel, stride and pad as (height, width), and the rounding of the output size."""
+
+    kernel: Pair
+    stride: Pair = (1, 1)
+    pad: Pair = (0, 0)
+    floor: bool = False
+
+    def output(self, size: Sequence[int]) -> Pair:
+        """Output (height, width) for an input of `size` by Caffe's rule; may be 0 or negative."""
+        height, width = (self._output(size[i], i) for i in (0, 1))
+        return height, width
+
+    def _output(self, size: int, i: int) -> int:
+        room, stride = size + 2 * self.pad[i] - self.kernel[i], self.stride[i]
+        count = (room if self.floor else room + stride - 1) // stride + 1
+        if not any(self.pad):
+            return count
+        # No window lies in the padding alone. Without a question, which would bind an exported program to its size.
+        return torch.sym_min(count, (size + self.pad[i] - 1) // stride + 1)
+
+    def suits_torch(self, size: Sequence[int]) -> bool:
+        """Whether PyTorch's pooling (ceil_mode unless `floor`) makes the same windows of an input of `size`."""
+        for i in (0, 1):
+            # Without padding, a window that begins behind the end is one for Caffe and none for PyTorch.
+            if 2 * self.pad[i] > self.kernel[i] or (not any(self.pad) and self.stride[i] > self.kernel[i]):
+                return False
+            if size[i] + 2 * self.pad[i] < self.kernel[i]:
+                return False
+        return True
+
+    def margins(self, size: Sequence[int]) -> list[int]:
+        """Padding for `F.pad` after which the windows tile the input exactly (negative where its end is not read)."""
+        after = [
+            (self._output(n, i) - 1) * self.stride[i] + self.kernel[i] - n - self.pad[i] for i, n in enumerate(size)
+        ]
+        return [self.pad[1], after[1], self.pad[0], after[0]]
 
 
 class VocFcn8s(nn.Module):
@@ -46,33 +147,33 @@ class VocFcn8s(nn.Module):
         conv1_1 = F.relu(conv1_1)  # 1 x 64 x 698 x 698
         conv1_2 = self.conv1_2(conv1_1)  # 1 x 64 x 698 x 698
         conv1_2 = F.relu(conv1_2)  # 1 x 64 x 698 x 698
-        pool1 = F.max_pool2d(conv1_2, 2, stride=2, ceil_mode=True)  # 1 x 64 x 349 x 349
+        pool1 = max_pool(conv1_2, Windows((2, 2), (2, 2)))  # 1 x 64 x 349 x 349
         conv2_1 = self.conv2_1(pool1)  # 1 x 128 x 349 x 349
         conv2_1 = F.relu(conv2_1)  # 1 x 128 x 349 x 349
         conv2_2 = self.conv2_2(conv2_1)  # 1 x 128 x 349 x 349
         conv2_2 = F.relu(conv2_2)  # 1 x 128 x 349 x 349
-        pool2 = F.max_pool2d(conv2_2, 2, stride=2, ceil_mode=True)  # 1 x 128 x 175 x 175
+        pool2 = max_pool(conv2_2, Windows((2, 2), (2, 2)))  # 1 x 128 x 175 x 175
         conv3_1 = self.conv3_1(pool2)  # 1 x 256 x 175 x 175
         conv3_1 = F.relu(conv3_1)  # 1 x 256 x 175 x 175
         conv3_2 = self.conv3_2(conv3_1)  # 1 x 256 x 175 x 175
         conv3_2 = F.relu(conv3_2)  # 1 x 256 x 175 x 175
         conv3_3 = self.conv3_3(conv3_2)  # 1 x 256 x 175 x 175
         conv3_3 = F.relu(conv3_3)  # 1 x 256 x 175 x 175
-        pool3 = F.max_pool2d(conv3_3, 2, stride=2, ceil_mode=True)  # 1 x 256 x 88 x 88
+        pool3 = max_pool(conv3_3, Windows((2, 2), (2, 2)))  # 1 x 256 x 88 x 88
         conv4_1 = self.conv4_1(pool3)  # 1 x 512 x 88 x 88
         conv4_1 = F.relu(conv4_1)  # 1 x 512 x 88 x 88
         conv4_2 = self.conv4_2(conv4_1)  # 1 x 512 x 88 x 88
         conv4_2 = F.relu(conv4_2)  # 1 x 512 x 88 x 88
         conv4_3 = self.conv4_3(conv4_2)  # 1 x 512 x 88 x 88
         conv4_3 = F.relu(conv4_3)  # 1 x 512 x 88 x 88
-        pool4 = F.max_pool2d(conv4_3, 2, stride=2, ceil_mode=True)  # 1 x 512 x 44 x 44
+        pool4 = max_pool(conv4_3, Windows((2, 2), (2, 2)))  # 1 x 512 x 44 x 44
         conv5_1 = self.conv5_1(pool4)  # 1 x 512 x 44 x 44
         conv5_1 = F.relu(conv5_1)  # 1 x 512 x 44 x 44
         conv5_2 = self.conv5_2(conv5_1)  # 1 x 512 x 44 x 44
         conv5_2 = F.relu(conv5_2)  # 1 x 512 x 44 x 44
         conv5_3 = self.conv5_3(conv5_2)  # 1 x 512 x 44 x 44
         conv5_3 = F.relu(conv5_3)  # 1 x 512 x 44 x 44
-        pool5 = F.max_pool2d(conv5_3, 2, stride=2, ceil_mode=True)  # 1 x 512 x 22 x 22
+        pool5 = max_pool(conv5_3, Windows((2, 2), (2, 2)))  # 1 x 512 x 22 x 22
         fc6 = self.fc6(pool5)  # 1 x 4096 x 16 x 16
         fc6 = F.relu(fc6)  # 1 x 4096 x 16 x 16
         fc7 = self.fc7(fc6)  # 1 x 4096 x 16 x 16

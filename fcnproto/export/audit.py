@@ -15,23 +15,20 @@ from fcnproto.errors import Error
 
 IMPORTS = frozenset(
     [
+        "from __future__ import annotations",
         "import math",
         "import torch",
         "import torch.nn.functional as F",
-        "from collections.abc import Callable, Sequence",
-        "from collections.abc import Sequence",
         "from pathlib import Path",
         "from safetensors.torch import load_file",
         "from torch import Tensor, nn",
-        "from typing import Any",
-        "from __future__ import annotations",
     ]
 )
-"""The import statements that a generated module may have."""
+"""The import statements that every generated module may have."""
 
 _FUNCTIONS = """
-    F.adaptive_avg_pool2d F.adaptive_max_pool2d F.avg_pool2d F.dropout F.elu F.leaky_relu F.local_response_norm
-    F.max_pool2d F.relu F.silu F.softmax F.softplus
+    F.adaptive_avg_pool2d F.adaptive_max_pool2d F.avg_pool2d F.dropout F.elu F.embedding F.leaky_relu F.linear
+    F.local_response_norm F.max_pool2d F.prelu F.relu F.silu F.softmax F.softplus
     nn.Conv1d nn.Conv2d nn.Conv3d nn.ConvTranspose1d nn.ConvTranspose2d nn.ConvTranspose3d nn.Dropout nn.Embedding
     nn.Linear nn.PReLU
     torch.abs torch.add torch.cat torch.chunk torch.clamp torch.exp torch.full_like torch.log torch.maximum
@@ -42,7 +39,7 @@ FUNCTIONS = frozenset(_FUNCTIONS.split())
 """What may be read of torch and math, by the names of the generated imports."""
 
 _METHODS = """
-    abs detach exp flatten index_select log long mean new_full pow repeat reshape sigmoid square squeeze sum tanh to
+    abs detach exp flatten index_select log long mean new_full pow repeat reshape sigmoid square squeeze sum t tanh to
     unflatten unsqueeze
 """
 METHODS = frozenset(_METHODS.split())
@@ -83,32 +80,33 @@ class _Meant(Exception):
         super().__init__(f"line {getattr(node, 'lineno', 1)}: {what}")
 
 
-def check_source(source: str, class_name: str, copied: Iterable[str] = ()) -> None:
+def check_source(source: str, class_name: str, copied: Iterable[str] = (), imports: Iterable[str] = ()) -> None:
     """Refuse a generated module that holds anything but what the writer writes; nothing of it is run.
 
     Args:
         source: the module's text.
         class_name: the name of the net's class.
         copied: the sources of the definitions that were copied into it, each any number of statements.
+        imports: the import statements that these need.
 
     Raises:
         Error: it holds something else; the message says the line.
     """
     try:
         known = {ast.dump(node): node for text in copied for node in ast.parse(text).body}
-        _check_module(ast.parse(source), class_name, known)
+        _check_module(ast.parse(source), class_name, known, IMPORTS.union(imports))
     except (_Meant, SyntaxError, ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise Error(f"the module was not written, its source would hold what was not meant there ({reason})") from error
 
 
-def _check_module(module: ast.Module, class_name: str, copied: dict[str, ast.stmt]) -> None:
+def _check_module(module: ast.Module, class_name: str, copied: dict[str, ast.stmt], imports: frozenset[str]) -> None:
     names = {name for node in copied.values() for name in _defined(node)}
     documented, *body = module.body or [ast.Pass()]
     _check_docstring(documented)
     rest = [node for node in body if ast.dump(node) not in copied]
     while rest and isinstance(rest[0], (ast.Import, ast.ImportFrom)):
-        if ast.unparse(rest[0]) not in IMPORTS:
+        if ast.unparse(rest[0]) not in imports:
             raise _Meant(rest[0], "an import")
         del rest[0]
     if len(rest) != 2 or not isinstance(rest[0], ast.ClassDef) or not isinstance(rest[1], ast.FunctionDef):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import keyword
-import math
 from collections.abc import Sequence
 
 WIDTH = 120
@@ -68,30 +67,6 @@ def identifier(name: str, taken: set[str], prefix: str = "blob") -> str:
         found, count = f"{cleaned}_{count if count > 1 else ''}", count + 1
     taken.add(found)
     return found
-
-
-def number(value: float) -> str:
-    """A number as short as reads back the same: float32 settings without the digits that double precision adds.
-
-    What is no finite number is a constant of the module math.
-    """
-    import numpy as np
-
-    if isinstance(value, int):
-        return repr(value)
-    if not math.isfinite(value):
-        return "math.nan" if math.isnan(value) else ("math.inf" if value > 0 else "-math.inf")
-    if float(value).is_integer():
-        return repr(float(value))
-    with np.errstate(over="ignore"):  # a double beyond float32 is no float32 setting
-        short = float(str(np.float32(value)))
-    return repr(short if np.float32(short) == np.float32(value) and np.float32(value) == value else value)
-
-
-def extents(values: Sequence[int]) -> str:
-    """One number where all are the same, else a tuple."""
-    unique = set(values)
-    return str(values[0]) if len(unique) == 1 else f"({', '.join(map(str, values))})"
 
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}

@@ -7,7 +7,6 @@ the images.
 
 from __future__ import annotations
 
-import inspect
 import keyword
 import re
 import textwrap
@@ -18,28 +17,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from fcnproto.errors import GraphError, UnsupportedLayerError
-from fcnproto.export import elementwise, helpers, judging, judging_helpers  # noqa: F401  registers emitters
 from fcnproto.export.audit import check_source
-from fcnproto.export.code import BUILTINS, WIDTH, call, identifier, number, prose, several, text, with_comment
-from fcnproto.export.emitters import MODULE, Piece, Request, Unsayable, emit
+from fcnproto.export.code import BUILTINS, WIDTH, call, identifier, prose, several, text, with_comment
+from fcnproto.export.copying import Copies
+from fcnproto.export.own import say_own
 from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Layer
+from fcnproto.layers.plain import MODULE, Parameters, Piece, Request, Statistics, Unsayable, number
 from fcnproto.net import Net
 from fcnproto.net.roles import computable_outputs, image_inputs, score_blobs
+from fcnproto.schema import caffe_pb2
 
 Shape = tuple[int, ...]
 
-_HELPERS = {
-    name: value
-    for module in (helpers, judging_helpers)
-    for name, value in vars(module).items()
-    if getattr(value, "__module__", "") == module.__name__
-}
-"""Functions and classes that a generated file may bring along, by name."""
+_RESERVED = frozenset(["self", "F", "nn", "torch", "math", "Any", "Path", "Tensor", "load", "load_file"])
+_IMPORTS = ("from pathlib import Path", "from safetensors.torch import load_file", "from torch import Tensor, nn")
+_USED = {"math.": "import math", "torch.": "import torch", "F.": "import torch.nn.functional as F"}
 _PLAIN = re.compile("[A-Za-z0-9_ -]+")
 _LONGEST_MODULE = 200
 _FALLBACK = ("    net.load_state_dict(load_file(beside if path is None else path))",)
-_RESERVED = frozenset([*_HELPERS, "self", "F", "nn", "torch", "math", "Any", "Path", "Tensor", "load", "load_file"])
+_RESERVED = frozenset(["self", "F", "nn", "torch", "math", "Any", "Path", "Tensor", "load", "load_file"])
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,18 @@ class _Writer:
     net: Net
     shapes: Mapping[Blob, Shape]
     variables: dict[Blob, str] = field(default_factory=dict)
+    copies: Copies = field(default_factory=Copies)
     taken: set[str] = field(default_factory=lambda: set(_RESERVED))
     modules: list[str] = field(default_factory=list)
     body: list[str] = field(default_factory=list)
-    helpers: dict[str, None] = field(default_factory=dict)
+
+    def learn(self, nodes: Sequence[tuple[Node, Layer]]) -> None:
+        """Take in what the layers will name, so that no variable hides it."""
+        for node, layer in nodes:
+            if not (layer.idle or node.is_data or node.type == "Split"):
+                args = [f"x{i}" for i in range(len(node.bottoms))]
+                self._piece(node, layer, args)
+        self.taken |= self.copies.names
 
     def add_input(self, blob: Blob) -> str:
         name = identifier(blob.name, self.taken)
@@ -86,7 +91,7 @@ class _Writer:
 
     def add_layer(self, node: Node, layer: Layer, module_name: str) -> None:
         """Say one layer; `UnsupportedLayerError` where plain PyTorch has no word for it."""
-        if node.type == "Silence":
+        if layer.idle:
             return
         if node.type == "DummyData":
             self.add_constant(node, layer)
@@ -95,14 +100,7 @@ class _Writer:
         if node.type == "Split":
             self.variables.update((blob, args[0]) for blob in node.tops)
             return
-        try:
-            piece = emit(Request(layer, args, [self.shapes[blob] for blob in node.bottoms]))
-        except Unsayable as error:
-            raise UnsupportedLayerError(
-                f"layer {node.name!r} ({node.type}) can't be written as plain PyTorch: {error}; "
-                "files of weights (.safetensors, .pt, .caffemodel) take every net"
-            ) from None
-        self.helpers.update(dict.fromkeys(piece.helpers))
+        piece = self._piece(node, layer, args)
         reference = _attribute(module_name)
         self._add_module(piece, module_name)
         if piece.call is None:
@@ -119,6 +117,25 @@ class _Writer:
         else:
             lines = call(f"{', '.join(targets)} = {start}", arguments, "", 8)
         self.body += with_comment(lines, comment)
+
+    def _piece(self, node: Node, layer: Layer, args: Sequence[str]) -> Piece:
+        """What a layer becomes; the definitions that it names are copied."""
+        training = f"{layer.param.phase == caffe_pb2.TRAIN}" if layer.param.HasField("phase") else "self.training"
+        request = Request(args, [self.shapes[blob] for blob in node.bottoms], training)
+        try:
+            piece = layer.plain(request)
+            if piece.own:
+                piece = say_own(layer, request, self.copies)
+            for thing in piece.copies:
+                self.copies.add(thing)
+            if piece.module is not None and piece.module[0] in ("Parameters", "Statistics"):
+                self.copies.add(Parameters if piece.module[0] == "Parameters" else Statistics)
+        except Unsayable as error:
+            raise UnsupportedLayerError(
+                f"layer {node.name!r} ({node.type}) can't be written as plain PyTorch: {error}; "
+                "files of weights (.safetensors, .pt, .caffemodel) take every net"
+            ) from None
+        return piece
 
     def _expression(self, target: str, value: str) -> list[str]:
         line = f"        {target} = {value}"
@@ -178,6 +195,7 @@ def make_source(
     targets = [net.graph.blobs[name] for name in outputs]
     wanted = _needed(targets)
     writer = _Writer(net, shapes)
+    writer.learn([(node, layer) for node, layer in zip(net.graph.nodes, net.layers, strict=True) if node in wanted])
     for node in net.graph.nodes:
         for blob in node.tops:
             if node.is_data and blob.name in inputs:
@@ -189,10 +207,9 @@ def make_source(
             writer.add_layer(node, layer, module_name)
     _share(net, writer, wanted, module_names)
     title = title or net.graph.name or "net"
-    class_name = _class_name(title)
+    class_name = _class_name(title, writer.taken)
     lines = [*_head(title, about, writer, weights_name)]
-    for name in writer.helpers:
-        lines += ["", "", *inspect.getsource(_HELPERS[name]).rstrip().splitlines()]
+    lines += _definitions(writer.copies)
     lines += ["", "", f"class {class_name}(nn.Module):", *_documented(title, inputs, outputs)]
     lines += ["    def __init__(self) -> None:", "        super().__init__()", *writer.modules, ""]
     returns = "Tensor" if len(outputs) == 1 else "dict"
@@ -201,7 +218,7 @@ def make_source(
     lines += _load_function(class_name, weights_name)
     renamed = {new: old for new, old in zip(module_names, net._module_names, strict=True) if new != old}
     source = Source("\n".join(lines) + "\n", class_name, inputs, outputs, renamed)
-    check_source(source.text, class_name, [inspect.getsource(_HELPERS[name]) for name in writer.helpers])
+    check_source(source.text, class_name, writer.copies.sources.values(), imports_of(writer))
     return source
 
 
@@ -293,10 +310,22 @@ def _share(net: Net, writer: _Writer, wanted: set[Node], names: Sequence[str]) -
         writer.modules.append(f"        {mine}.{layer.blob_names[k]} = {theirs}.{owner.blob_names[m]}")
 
 
-def _class_name(title: str) -> str:
+def _definitions(copies: Copies) -> list[str]:
+    """The lines of the copied definitions, spaced as the formatter has it."""
+    lines: list[str] = []
+    before = "import"
+    for name, source in copies.sources.items():
+        kind = "constant" if source.startswith(f"{name} = ") else "definition"
+        gap = {("import", "constant"): 1, ("constant", "constant"): 0}.get((before, kind), 2)
+        lines += [*[""] * gap, *source.rstrip().splitlines()]
+        before = kind
+    return lines
+
+
+def _class_name(title: str, taken: set[str]) -> str:
     """A name for the net's class, which hides nothing that the module uses."""
     words = "".join(sign if sign.isascii() and sign.isalnum() else " " for sign in title).split()
-    return identifier("".join(word[:1].upper() + word[1:] for word in words), {*_RESERVED, *BUILTINS}, "Net")
+    return identifier("".join(word[:1].upper() + word[1:] for word in words), {*_RESERVED, *BUILTINS, *taken}, "Net")
 
 
 def _head(
@@ -318,18 +347,23 @@ def _head(
     for line in about:
         text_lines += ["", *_wrapped(line)]
     docstring = ['"""' + text_lines[0], *text_lines[1:], '"""']
-    body = "\n".join([*writer.modules, *writer.body, *(inspect.getsource(_HELPERS[n]) for n in writer.helpers)])
-    imports = ["from pathlib import Path"]
-    if "math." in body:
-        imports.insert(0, "import math")
-    if "-> Any:" in body:
-        imports.append("from typing import Any")
-    lines = [*docstring, "", *imports, ""]
-    if "torch." in body:
-        lines.append("import torch")
-    if "F." in body:
-        lines.append("import torch.nn.functional as F")
-    return [*lines, "from safetensors.torch import load_file", "from torch import Tensor, nn"]
+    statements = imports_of(writer)
+    standard = [one for one in statements if one.split()[1].split(".")[0] not in ("torch", "safetensors")]
+    others = [one for one in statements if one not in standard]
+    return [*docstring, "", "from __future__ import annotations", "", *standard, "", *others]
+
+
+def imports_of(writer: _Writer) -> list[str]:
+    """The import statements of a module, in the formatter's order: plain ones first, each by its module's name."""
+    body = "\n".join([*writer.modules, *writer.body])
+    imports = {*_IMPORTS, *writer.copies.imports}
+    imports |= {statement for name, statement in _USED.items() if name in body}
+    plain = sorted(one for one in imports if one.startswith("import"))
+    taken: dict[str, set[str]] = {}
+    for statement in imports.difference(plain):
+        _, module, _, names = statement.split(maxsplit=3)
+        taken.setdefault(module, set()).update(names.split(", "))
+    return plain + [f"from {module} import {', '.join(sorted(taken[module]))}" for module in sorted(taken)]
 
 
 def _wrapped(line: str) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import Pointwise, Shape
+from fcnproto.layers.plain import MODULE, Piece, Request, constant_like, number, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -32,6 +33,9 @@ class AbsVal(Pointwise):
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
 
+    def plain(self, request: Request) -> Piece:
+        return Piece(("torch.abs", [request.x]))
+
 
 @register("BNLL")
 class BNLL(Pointwise):
@@ -47,6 +51,9 @@ class BNLL(Pointwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.softplus(x, threshold=self.LINEAR_FROM)
+
+    def plain(self, request: Request) -> Piece:
+        return Piece(("F.softplus", [request.x, f"threshold={number(self.LINEAR_FROM)}"]))
 
 
 @register("Clip")
@@ -71,6 +78,9 @@ class Clip(Pointwise):
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(self.config.min, self.config.max)
 
+    def plain(self, request: Request) -> Piece:
+        return Piece(("torch.clamp", [request.x, number(self.config.min), number(self.config.max)]))
+
 
 @register("ELU")
 class ELU(Pointwise):
@@ -90,6 +100,9 @@ class ELU(Pointwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(x, self.config.alpha)
+
+    def plain(self, request: Request) -> Piece:
+        return Piece(("F.elu", [request.x, f"alpha={number(self.config.alpha)}"]))
 
 
 @register("Exp")
@@ -119,6 +132,11 @@ class Exp(Pointwise):
         y = (x if self.inner_scale == 1 else x * self.inner_scale).exp()
         return y if self.outer_scale == 1 else y * self.outer_scale
 
+    def plain(self, request: Request) -> Piece:
+        inner = request.x if self.inner_scale == 1 else f"{request.x} * {number(self.inner_scale)}"
+        outer = "" if self.outer_scale == 1 else f" * {number(self.outer_scale)}"
+        return Piece((f"torch.exp({inner}){outer}", None))
+
 
 @register("Log")
 class Log(Pointwise):
@@ -145,6 +163,11 @@ class Log(Pointwise):
     def forward(self, x: Tensor) -> Tensor:
         y = _affine(x, self.config.scale, self.config.shift).log()
         return y if self.base_scale == 1 else y * self.base_scale
+
+    def plain(self, request: Request) -> Piece:
+        base = _said_affine(request.x, self.config.scale, self.config.shift)
+        outer = "" if self.base_scale == 1 else f" * {number(self.base_scale)}"
+        return Piece((f"torch.log({base}){outer}", None))
 
 
 @register("Power")
@@ -190,10 +213,17 @@ class Power(Pointwise):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.constant is not None:
-            # Every element replaced: the gradient is 0 there even where x is infinite.
-            return x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), self.constant)
+            return constant_like(x, self.constant)
         base = _affine(x, self.config.scale, self.config.shift)
         return base if self.config.power == 1 else base.pow(self.config.power)
+
+    def plain(self, request: Request) -> Piece:
+        if self.constant is not None:
+            return Piece(("constant_like", [request.x, number(self.constant)]), None, (constant_like,))
+        base, power = _said_affine(request.x, self.config.scale, self.config.shift), self.config.power
+        if power == 1:
+            return Piece((base, None)) if base != request.x else Piece(None)
+        return Piece((f"{base if base == request.x else f'({base})'}.pow({number(power)})", None))
 
 
 @register("PReLU")
@@ -223,6 +253,12 @@ class PReLU(Pointwise):
             self.fail(f"has slopes for {self.blob_shapes[0][0]} channels, got a bottom of shape {tuple(x.shape)}")
         return F.prelu(x, self.blob(0).reshape(-1).to(x.dtype))
 
+    def plain(self, request: Request) -> Piece:
+        if not self.config.channel_shared:
+            return Piece((MODULE, [request.x]), ("nn.PReLU", [str(self.blob_shapes[0][0])]))
+        module = parameters_of(self.blob_names, self.blob_shapes)
+        return Piece(("F.prelu", [request.x, f"{MODULE}.weight.reshape(1)"]), module)
+
 
 @register("ReLU")
 class ReLU(Pointwise):
@@ -251,6 +287,10 @@ class ReLU(Pointwise):
         slope = self.config.negative_slope
         return F.leaky_relu(x, slope) if slope else F.relu(x, inplace=overwrite)
 
+    def plain(self, request: Request) -> Piece:
+        slope = self.config.negative_slope
+        return Piece(("F.leaky_relu", [request.x, number(slope)]) if slope else ("F.relu", [request.x]))
+
 
 @register("Sigmoid")
 class Sigmoid(Pointwise):
@@ -267,6 +307,9 @@ class Sigmoid(Pointwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sigmoid()
+
+    def plain(self, request: Request) -> Piece:
+        return Piece(("torch.sigmoid", [request.x]))
 
 
 @register("Swish")
@@ -286,6 +329,10 @@ class Swish(Pointwise):
     def forward(self, x: Tensor) -> Tensor:
         beta = self.config.beta
         return F.silu(x) if beta == 1 else x * (x * beta).sigmoid()
+
+    def plain(self, request: Request) -> Piece:
+        x, beta = request.x, self.config.beta
+        return Piece(("F.silu", [x]) if beta == 1 else (f"{x} * torch.sigmoid({x} * {number(beta)})", None))
 
 
 @register("TanH")
@@ -307,6 +354,9 @@ class TanH(Pointwise):
     def forward(self, x: Tensor) -> Tensor:
         return x.tanh()
 
+    def plain(self, request: Request) -> Piece:
+        return Piece(("torch.tanh", [request.x]))
+
 
 @register("Threshold")
 class Threshold(Pointwise):
@@ -316,6 +366,9 @@ class Threshold(Pointwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x > self.config.threshold).to(x.dtype)
+
+    def plain(self, request: Request) -> Piece:
+        return Piece((f"({request.x} > {number(self.config.threshold)}).to({request.x}.dtype)", None))
 
 
 @register("Dropout")
@@ -348,6 +401,18 @@ class Dropout(Pointwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.dropout_ratio) if self.training else x
+
+    def plain(self, request: Request) -> Piece:
+        ratio = number(self.config.dropout_ratio)
+        if request.training == "self.training":
+            return Piece((MODULE, [request.x]), ("nn.Dropout", [ratio]))
+        return Piece(("F.dropout", [request.x, ratio])) if request.training == "True" else Piece(None)
+
+
+def _said_affine(x: str, scale: float, shift: float) -> str:
+    """The expression of `_affine`."""
+    said = x if scale == 1 else f"{x} * {number(scale)}"
+    return f"{said} + {number(shift)}" if shift else said
 
 
 def _affine(x: Tensor, scale: float, shift: float) -> Tensor:

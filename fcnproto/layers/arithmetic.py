@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from fcnproto.graph import maps
 from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
+from fcnproto.layers.plain import MODULE, Piece, Request, blob_or_none, number, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -38,6 +39,20 @@ class _ProductByQuotient(torch.autograd.Function):
             gradients[0] * (product / factor) if wanted else None
             for factor, wanted in zip(factors, ctx.needs_input_grad, strict=True)
         )
+
+
+def product_by_quotient(*factors: Tensor) -> Tensor:
+    """The product of tensors, with Caffe's quick gradient where one is asked for."""
+    # torch.compile can't follow the function where it has no gradient to give.
+    if torch.is_grad_enabled() and any(factor.requires_grad for factor in factors):
+        result: Tensor = _ProductByQuotient.apply(*factors)
+        return result
+    return math.prod(factors[1:], start=factors[0])
+
+
+def larger(first: Tensor, second: Tensor) -> Tensor:
+    """The larger one of two values each, the second where they are equal; it alone gets the gradient."""
+    return torch.where(first > second, first, second)
 
 
 @register("Eltwise")
@@ -138,13 +153,12 @@ class Eltwise(Layer):
         if self.config.operation == caffe_pb2.EltwiseParameter.SUM:
             return self._sum(bottoms)
         if self.config.operation == caffe_pb2.EltwiseParameter.MAX:
-            result = torch.where(bottoms[0] > bottoms[1], bottoms[0], bottoms[1])
+            result = larger(bottoms[0], bottoms[1])
             for bottom in bottoms[2:]:
-                result = torch.where(bottom > result, bottom, result)
+                result = larger(bottom, result)
             return result
-        # torch.compile can't follow the function where it has no gradient to give.
-        if not self.config.stable_prod_grad and any(bottom.requires_grad for bottom in bottoms):
-            return _ProductByQuotient.apply(*bottoms)
+        if not self.config.stable_prod_grad:
+            return product_by_quotient(*bottoms)
         return math.prod(bottoms[1:], start=bottoms[0])
 
     def _sum(self, bottoms: Sequence[Tensor]) -> Tensor:
@@ -157,13 +171,37 @@ class Eltwise(Layer):
         assert result is not None
         return result
 
+    def plain(self, request: Request) -> Piece:
+        args, operation = request.args, self.config.operation
+        if operation == caffe_pb2.EltwiseParameter.PROD:
+            if self.config.stable_prod_grad:
+                return Piece((" * ".join(args), None))
+            return Piece(("product_by_quotient", list(args)), None, (product_by_quotient,))
+        if operation == caffe_pb2.EltwiseParameter.MAX:
+            result = f"larger({args[0]}, {args[1]})"
+            for other in args[2:]:
+                result = f"larger({other}, {result})"
+            return Piece((result, None), None, (larger,))
+        result = args[0] if self.coefficients[0] == 1 else f"{args[0]} * {number(self.coefficients[0])}"
+        for other, factor in zip(args[1:], self.coefficients[1:], strict=True):
+            if factor == 1:
+                result = f"{result} + {other}"
+            else:
+                result = f"torch.add({result}, {other}, alpha={number(factor)})"
+        return Piece((result, None))
 
-_REDUCTIONS: dict[int, Callable[[Tensor], Tensor]] = {
-    caffe_pb2.ReductionParameter.SUM: lambda x: x.sum(-1),
-    caffe_pb2.ReductionParameter.ASUM: lambda x: x.abs().sum(-1),
-    caffe_pb2.ReductionParameter.SUMSQ: lambda x: (x * x).sum(-1),
-    caffe_pb2.ReductionParameter.MEAN: lambda x: x.mean(-1),
-}
+
+def reduce_from(x: Tensor, axis: int, operation: str, coeff: float = 1.0) -> Tensor:
+    """SUM, MEAN, ASUM (of magnitudes) or SUMSQ (of squares) over all axes from `axis` on, times `coeff`."""
+    rows = at_least_float32(x).reshape(*x.shape[:axis], math.prod(x.shape[axis:]))
+    if operation == "ASUM":
+        rows = rows.abs()
+    elif operation == "SUMSQ":
+        rows = rows * rows
+    reduced = rows.mean(-1) if operation == "MEAN" else rows.sum(-1)
+    if coeff != 1:
+        reduced = reduced * coeff
+    return reduced.to(x.dtype) if axis else reduced
 
 
 @register("Reduction")
@@ -174,6 +212,10 @@ class Reduction(Layer):
     """
 
     config_field = "reduction_param"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.operation = str(caffe_pb2.ReductionParameter.ReductionOp.Name(self.config.operation))
+
     kind = "arithmetic"
 
     def keeps_images_apart(self) -> bool:
@@ -185,11 +227,13 @@ class Reduction(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         axis = self.axis(self.config.axis, x.shape) if x.dim() else 0
-        rows = at_least_float32(x).reshape(*x.shape[:axis], math.prod(x.shape[axis:]))
-        reduced = _REDUCTIONS[self.config.operation](rows)
-        if self.config.coeff != 1:
-            reduced = reduced * self.config.coeff
-        return reduced.to(x.dtype) if axis else reduced
+        return reduce_from(x, axis, self.operation, self.config.coeff)
+
+    def plain(self, request: Request) -> Piece:
+        axis = self.axis(self.config.axis, request.shapes[0]) if request.shapes[0] else 0
+        coeff = [] if self.config.coeff == 1 else [f"coeff={number(self.config.coeff)}"]
+        arguments = [request.x, str(axis), f'"{self.operation}"', *coeff]
+        return Piece(("reduce_from", arguments), None, (reduce_from,))
 
 
 @register("ArgMax")
@@ -215,32 +259,60 @@ class ArgMax(Layer):
         return param.argmax_param.axis in (1, -3)
 
     def forward(self, x: Tensor) -> Tensor:
-        config, x = self.config, x.detach()
-        if self.given_axis is not None:
-            axis = self.axis(self.given_axis, x.shape)
-            index, values = self._largest(x.movedim(axis, -1))
-            return (values if config.out_max_val else index).movedim(-1, axis)
         if x.dim() == 0:
             self.fail("needs a bottom with at least one axis")
-        index, values = self._largest(x.reshape(x.shape[0], math.prod(x.shape[1:])))
-        both = torch.stack([index, values], 1) if config.out_max_val else index.unsqueeze(1)
-        return both.reshape(*both.shape, *[1] * (x.dim() - 3))
-
-    def _largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices (as floats) and values of the top_k largest along the last axis."""
-        size, count = x.shape[-1], self.config.top_k
+        axis = None if self.given_axis is None else self.axis(self.given_axis, x.shape)
+        size, count = x.shape[1:].numel() if axis is None else x.shape[axis], self.config.top_k
         if not 1 <= count <= size:
             self.fail(f"top_k {count} must be in 1..{size}, the number of values to choose from")
-        mirrored = x.flip(-1)  # so that the first of equal values is the one with the larger index
-        if count == 1:
-            place = mirrored.argmax(-1, keepdim=True)
-        else:
-            place = mirrored.sort(stable=True, dim=-1, descending=True).indices[..., :count]
-        index = size - 1 - place
-        # Half precision can't hold larger indices.
-        return index.to(computing_type(x) if x.is_floating_point() else torch.float32), x.gather(-1, index)
+        return arg_max(x, count, axis, self.config.out_max_val)
+
+    def plain(self, request: Request) -> Piece:
+        axis = None if self.given_axis is None else self.axis(self.given_axis, request.shapes[0])
+        arguments = [request.x, str(self.config.top_k), f"axis={axis}", f"values={bool(self.config.out_max_val)}"]
+        return Piece(("arg_max", arguments), None, (arg_max,))
 
 
+def arg_max(x: Tensor, count: int, axis: int | None, values: bool) -> Tensor:
+    """The `count` largest values' indices along an axis (None: of each item), or with `values` the values (both)."""
+    x = x.detach()
+    rows = x.reshape(x.shape[0], math.prod(x.shape[1:])) if axis is None else x.movedim(axis, -1)
+    mirrored = rows.flip(-1)  # so that the first of equal values is the one with the larger index
+    if count == 1:
+        place = mirrored.argmax(-1, keepdim=True)
+    else:
+        place = mirrored.sort(stable=True, dim=-1, descending=True).indices[..., :count]
+    place = rows.shape[-1] - 1 - place
+    # Half precision can't hold larger indices.
+    index = place.to(computing_type(x) if x.is_floating_point() else torch.float32)
+    best = rows.gather(-1, place)
+    if axis is not None:
+        return (best if values else index).movedim(-1, axis)
+    both = torch.stack([index, best], 1) if values else index.unsqueeze(1)
+    return both.reshape(*both.shape, *[1] * (x.dim() - 3))
+
+
+def align(operand: Tensor, x: Tensor, axis: int) -> Tensor:
+    """The operand shaped so that it broadcasts over `x` from `axis` on; a scalar goes with any axis."""
+    if operand.dim() == 0:
+        return operand
+    return operand.reshape(*operand.shape, *[1] * (x.dim() - axis - operand.dim()))
+
+
+def scaled(x: Tensor, factor: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+    """x * factor + bias, both over the axes of `x` from `axis` on."""
+    factor = align(factor, x, axis)
+    return x * factor if bias is None else torch.addcmul(align(bias, x, axis), x, factor)
+
+
+def _is_per_channel(
+    param: caffe_pb2.LayerParameter, config: caffe_pb2.ScaleParameter | caffe_pb2.BiasParameter
+) -> bool:
+    """Whether a Scale or Bias has one value of its own for each channel of an image."""
+    return len(param.bottom) == 1 and config.axis in (1, -3) and config.num_axes == 1
+
+
+@register("Scale")
 class _Broadcast(Layer):
     """What Scale and Bias share: a factor or term over some of the bottom's axes, learnt or given as bottom 1."""
 
@@ -262,24 +334,19 @@ class _Broadcast(Layer):
             self.fail(f"axis {axis} + num_axes {count} exceeds the axes of a bottom of shape {shape}")
         return shape[axis : axis + count]
 
-    def aligned(self, x: Tensor, operand: Tensor) -> Tensor:
-        """`operand` shaped so that it broadcasts over `x` from `axis` on; a scalar goes with any axis."""
-        if operand.dim() == 0:
-            return operand
-        axis = self.axis(self.config.axis, x.shape)
-        if tuple(operand.shape) != tuple(x.shape[axis : axis + operand.dim()]):
+    def _axis(self, shape: Sequence[int]) -> int:
+        """The axis from which on the operand lies over a bottom of `shape`; any for a scalar."""
+        return self.axis(self.config.axis, shape) if shape else 0
+
+    def checked(self, x: Tensor, operand: Tensor) -> Tensor:
+        """The operand, unless it doesn't fit the bottom."""
+        axis = self.config.axis if operand.dim() == 0 else self._axis(x.shape)
+        if operand.dim() and tuple(operand.shape) != tuple(x.shape[axis : axis + operand.dim()]):
             self.fail(
                 f"shape {tuple(operand.shape)} of the {self.type.lower()} does not match a bottom of shape "
                 f"{tuple(x.shape)} from axis {axis} on"
             )
-        return operand.reshape(*operand.shape, *[1] * (x.dim() - axis - operand.dim()))
-
-
-def _is_per_channel(
-    param: caffe_pb2.LayerParameter, config: caffe_pb2.ScaleParameter | caffe_pb2.BiasParameter
-) -> bool:
-    """Whether a Scale or Bias has one value of its own for each channel of an image."""
-    return len(param.bottom) == 1 and config.axis in (1, -3) and config.num_axes == 1
+        return operand
 
 
 @register("Scale")
@@ -317,9 +384,16 @@ class Scale(_Broadcast):
         return (0,) if self.is_whole else ()
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        scale = self.aligned(x, self.blob(0) if given is None else given)
+        factor = self.blob(0) if given is None else given
         bias = self.optional_blob(1 if given is None else 0)
-        return x * scale if bias is None else torch.addcmul(self.aligned(x, bias), x, scale)
+        return scaled(x, self.checked(x, factor), None if bias is None else self.checked(x, bias), self._axis(x.shape))
+
+    def plain(self, request: Request) -> Piece:
+        module = parameters_of(self.blob_names, self.blob_shapes) if self.blob_names else None
+        factor = request.args[1] if len(request.args) > 1 else f"{MODULE}.weight"
+        bias = blob_or_none(self.blob_names, len(self.blob_names) - 1) if self.config.bias_term else "None"
+        arguments = [request.x, factor, bias, f"axis={self._axis(request.shapes[0])}"]
+        return Piece(("scaled", arguments), module, (scaled,))
 
 
 @register("Bias")
@@ -339,4 +413,10 @@ class Bias(_Broadcast):
             self.warn_unread(("num_axes", "filler"), "bottom 1 is the bias")
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        return x + self.aligned(x, self.blob(0) if given is None else given)
+        return x + align(self.checked(x, self.blob(0) if given is None else given), x, self._axis(x.shape))
+
+    def plain(self, request: Request) -> Piece:
+        module = parameters_of(self.blob_names, self.blob_shapes) if self.blob_names else None
+        bias = request.args[1] if len(request.args) > 1 else f"{MODULE}.bias"
+        aligned = f"align({bias}, {request.x}, axis={self._axis(request.shapes[0])})"
+        return Piece((f"{request.x} + {aligned}", None), module, (align,))

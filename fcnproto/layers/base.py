@@ -17,6 +17,7 @@ from fcnproto.errors import FcnprotoWarning, LayerError
 from fcnproto.graph import maps
 from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.examples import Draw, integers
+from fcnproto.layers.plain import Piece, Request
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.brief import brief_settings
 
@@ -214,6 +215,13 @@ class Layer(nn.Module):
         """How random values for a bottom are drawn where any number won't do (classes, indices, switches, boxes); None
         where any will. `first` is the shape of what comes into bottom 0."""
         return integers(2) if bottom in self.index_bottoms else None
+
+    def plain(self, request: Request) -> Piece:
+        """How the layer is said in plain PyTorch, by what it runs itself (see `fcnproto.layers.plain`).
+
+        The default says it by the source of the class's own `forward`. `Unsayable` where there are no words.
+        """
+        return Piece(None, own=True)
 
     def files_written(self) -> list[str]:
         """The files that `forward` writes, by the names in the prototxt. A layer writes where `allow_writes` is set

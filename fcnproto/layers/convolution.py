@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +14,18 @@ from fcnproto.graph import maps
 from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.memory_order import channels_outermost
+from fcnproto.layers.plain import MODULE, Piece, Request, Unsayable, blob_or_none, extents, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_DECONVOLVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """How a kernel moves: one entry per spatial axis in each field."""
 
-    kernel: Shape
-    stride: Shape
-    pad: Shape
-    dilation: Shape
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    dilation: tuple[int, ...]
 
     @property
     def extent(self) -> Shape:
@@ -118,6 +115,11 @@ def im2col(x: Tensor, window: Window) -> Tensor:
     return x.permute(0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes))
 
 
+def im2col_channels(x: Tensor, window: Window) -> Tensor:
+    """All windows of `x` (N, C, *spatial) as channels (N, C * taps, *out)."""
+    return im2col(x, window).flatten(1, 1 + len(window.kernel))
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:
     """Cross-correlation of `x` (N, C, *spatial) with `weight` (outputs, C / groups, *kernel)."""
     axes = len(window.kernel)
@@ -128,8 +130,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, gro
         x = F.pad(x, [amount for m in reversed(missing) for amount in (0, m)])
     if needs_channels_outermost(x, weight, window.stride):
         x, weight = channels_outermost(x), channels_outermost(weight)
-    if axes in _CONVOLVE:
-        return _CONVOLVE[axes](x, weight, bias, window.stride, window.pad, window.dilation, groups)
+    if axes <= 3:
+        function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+        return function(x, weight, bias, window.stride, window.pad, window.dilation, groups)
     windows = im2col(x, window)
     size = windows.shape[2 + axes :]
     columns = windows.reshape(x.shape[0], groups, weight[0].numel(), math.prod(size))
@@ -144,8 +147,9 @@ def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, g
         return F.conv_transpose1d(x.unsqueeze(-1), weight.unsqueeze(-1), bias, groups=groups).squeeze(-1)
     if needs_channels_outermost(x, weight, window.stride, transposed=True):
         x, weight = channels_outermost(x), channels_outermost(weight)
-    if axes in _DECONVOLVE:
-        return _DECONVOLVE[axes](x, weight, bias, window.stride, window.pad, 0, groups, window.dilation)
+    if axes <= 3:
+        function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        return function(x, weight, bias, window.stride, window.pad, 0, groups, window.dilation)
     # Input spread out by the stride, then convolved with the flipped kernel.
     spread = x.new_zeros(*x.shape[:2], *(s * (n - 1) + 1 for n, s in zip(x.shape[2:], window.stride, strict=True)))
     steps = [slice(None, None, s) for s in window.stride]
@@ -207,6 +211,21 @@ class _Convolutional(Layer):
                     f"{w.kernel[i]}, stride {w.stride[i]}, pad {w.pad[i]}, dilation {w.dilation[i]}; "
                     "give a larger input or change the window"
                 )
+
+    def batched(self, call: str, x: str, shape: Sequence[int]) -> str:
+        """The expression of a function of (N, C, ...) for a bottom with another number of axes before the channels:
+        in `call`, `@x@` stands for what is given."""
+        before = self.channel_axis
+        if before == 1:
+            return call.replace("@x@", x)
+        if before == 0:
+            return f"{call.replace('@x@', f'{x}.unsqueeze(0)')}.squeeze(0)"
+        return f"{call.replace('@x@', f'{x}.flatten(0, {before - 1})')}.unflatten(0, {x}.shape[:{before}])"
+
+    def said_window(self) -> str:
+        """The window's expression."""
+        window = self.window
+        return f"Window({window.kernel}, {window.stride}, {window.pad}, {window.dilation})"
 
 
 class _Weighted(_Convolutional):
@@ -277,6 +296,39 @@ class _Weighted(_Convolutional):
         """The top for a bottom (N, C, *spatial)."""
         raise NotImplementedError
 
+    function: ClassVar[Callable[..., Tensor]]
+    """The pure function that computes a top."""
+
+    def plain(self, request: Request) -> Piece:
+        shape, window = request.shapes[0], self.window
+        size = shape[self.channel_axis + 1 :]
+        if 0 in self.top_size(size):
+            raise Unsayable(f"its tops are empty for bottoms of shape {tuple(shape)}")
+        if not 1 <= self.axes <= 3 or (self.function is convolve and any(window.shortfall(size))):
+            arguments = ["@x@", f"{MODULE}.weight", blob_or_none(self.blob_names, 1), self.said_window()]
+            said = f"{self.function.__name__}({', '.join([*arguments, str(self.groups)])})"
+            calls = [self.batched(said, x, shape) for x in request.args]
+            module = parameters_of(self.blob_names, self.blob_shapes)
+            return Piece((calls[0], None) if len(calls) == 1 else ("", calls), module, (self.function, Window))
+        calls = [self.batched(f"{MODULE}(@x@)", x, shape) for x in request.args]
+        if calls == [f"{MODULE}({request.x})"]:
+            return Piece((MODULE, [request.x]), self._said_module())
+        return Piece((calls[0], None) if len(calls) == 1 else ("", calls), self._said_module())
+
+    def _said_module(self) -> tuple[str, list[str]]:
+        window = self.window
+        arguments = [str(self.channels), str(self.outputs), extents(window.kernel)]
+        for name, values, default in (("stride", window.stride, 1), ("padding", window.pad, 0)):
+            if set(values) != {default}:
+                arguments.append(f"{name}={extents(values)}")
+        if self.groups != 1:
+            arguments.append(f"groups={self.groups}")
+        if len(self.blob_names) < 2:
+            arguments.append("bias=False")
+        if set(window.dilation) != {1}:
+            arguments.append(f"dilation={extents(window.dilation)}")
+        return f"nn.Conv{'Transpose' if self.function is deconvolve else ''}{self.axes}d", arguments
+
 
 @register("Convolution")
 class Convolution(_Weighted):
@@ -285,6 +337,8 @@ class Convolution(_Weighted):
     A kernel larger than the padded input reads zeros beyond it where Caffe's rounding allows an output at all.
     `engine` and `force_nd_im2col` choose an implementation in Caffe and change nothing here.
     """
+
+    function = staticmethod(convolve)
 
     def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         return math.prod(self.blob_shapes[0][1:]) * sum(map(math.prod, tops))
@@ -302,6 +356,8 @@ class Convolution(_Weighted):
 @register("Deconvolution")
 class Deconvolution(_Weighted):
     """Caffe's Deconvolution: transposed convolution, no output padding; weight (C, outputs / group, *kernel)."""
+
+    function = staticmethod(deconvolve)
 
     kind = "deconvolution"
     coordinates = staticmethod(maps.deconvolution)
@@ -335,5 +391,12 @@ class Im2col(_Convolutional):
         columns = self.channels * math.prod(self.window.kernel)
         if 0 in size:
             return x.new_zeros(*batch, columns, *size)
-        windows = im2col(x.reshape(math.prod(batch), *x.shape[self.channel_axis :]), self.window)
-        return windows.reshape(*batch, columns, *size)
+        y = im2col_channels(x.reshape(math.prod(batch), *x.shape[self.channel_axis :]), self.window)
+        return y.reshape(*batch, columns, *size)
+
+    def plain(self, request: Request) -> Piece:
+        shape = request.shapes[0]
+        if 0 in self.window.narrowed(shape[self.channel_axis + 1 :]):
+            raise Unsayable(f"its top is empty for a bottom of shape {tuple(shape)}")
+        said = self.batched(f"im2col_channels(@x@, {self.said_window()})", request.x, shape)
+        return Piece((said, None), None, (im2col_channels, Window))

@@ -11,6 +11,7 @@ from torch import Tensor
 from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.examples import Draw, integers
+from fcnproto.layers.plain import MODULE, Piece, Request, Unsayable, blob_or_none, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -66,6 +67,17 @@ class InnerProduct(Layer):
         weight = self.blob(0).t() if self.config.transpose else self.blob(0)
         return F.linear(x.reshape(*x.shape[: self.first_axis], inputs), weight, self.optional_blob(1))
 
+    def plain(self, request: Request) -> Piece:
+        axes = len(request.shapes[0])
+        if self.first_axis == axes:
+            raise Unsayable("it takes every value by itself")
+        x = request.x if self.first_axis == axes - 1 else f"{request.x}.flatten({self.first_axis})"
+        if self.config.transpose:
+            module = parameters_of(self.blob_names, self.blob_shapes)
+            return Piece(("F.linear", [x, f"{MODULE}.weight.t()", blob_or_none(self.blob_names, 1)]), module)
+        bias = [] if len(self.blob_names) > 1 else ["bias=False"]
+        return Piece((MODULE, [x]), ("nn.Linear", [str(self.inputs), str(self.outputs), *bias]))
+
 
 @register("Embed")
 class Embed(Layer):
@@ -106,3 +118,10 @@ class Embed(Layer):
         except IndexError:  # on the CPU; a GPU reports its own error later
             self.fail(f"an index is outside of 0..{weight.shape[0] - 1}, the rows of the weight (input_dim)")
         return rows if bias is None else rows + bias
+
+    def plain(self, request: Request) -> Piece:
+        index = f"{request.x}.long()"
+        if self.config.bias_term:
+            module = parameters_of(self.blob_names, self.blob_shapes)
+            return Piece((f"F.embedding({index}, {MODULE}.weight) + {MODULE}.bias", None), module)
+        return Piece((MODULE, [index]), ("nn.Embedding", [str(self.config.input_dim), str(self.config.num_output)]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from fcnproto.errors import GraphError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.fillers import check, fill, unread_fields
+from fcnproto.layers.plain import MODULE, Piece, Request, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.layers.source import PartialShape, SourceLayer
 from fcnproto.schema import caffe_pb2
@@ -119,3 +120,6 @@ class Parameter(Layer):
 
     def forward(self) -> Tensor:
         return self.blob(0)
+
+    def plain(self, request: Request) -> Piece:
+        return Piece((f"{MODULE}.weight", None), parameters_of(self.blob_names, self.blob_shapes))

@@ -49,16 +49,25 @@ def read_labels(layer: Layer, labels: Tensor, scores: Tensor, axis: int, ignore:
             f"scores of shape {tuple(scores.shape)} with classes at axis {axis} need {math.prod(shape)} labels, "
             f"got shape {tuple(labels.shape)}"
         )
+    read = place_labels(labels, scores, axis, ignore)
+    assert read.wrong is not None
+    if read.classes.device.type == "cpu" and not torch.compiler.is_compiling():
+        if bool(read.wrong.any()):
+            values = labels.detach().to(torch.int64).reshape(shape)
+            _fail_at(layer, values[read.wrong], count, labels)
+        return read._replace(wrong=None)
+    return read
+
+
+def place_labels(labels: Tensor, scores: Tensor, axis: int, ignore: int | None = None) -> Labels:
+    """One label for each place of `scores` outside `axis`, the class axis, laid out like the scores."""
+    shape = [*scores.shape[:axis], 1, *scores.shape[axis + 1 :]]
     index = labels.detach().to(device=scores.device, dtype=torch.int64).reshape(shape)
     ignored = None if ignore is None else index == ignore
-    wrong = (index < 0) | (index >= count)
+    wrong = (index < 0) | (index >= scores.shape[axis])
     if ignored is not None:
-        wrong &= ~ignored
+        wrong = wrong & ~ignored
         index = index.masked_fill(ignored, 0)
-    if index.device.type == "cpu" and not torch.compiler.is_compiling():
-        if bool(wrong.any()):
-            _fail_at(layer, index[wrong], count, labels)
-        return Labels(index, ignored, None)
     return Labels(index.masked_fill(wrong, 0), ignored, wrong)
 
 

@@ -6,7 +6,7 @@ Labels never get a gradient, nor does what Caffe only hands out: the probabiliti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,8 @@ from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
 from fcnproto.layers.examples import Draw, integers, positive
-from fcnproto.layers.labels import check_items, read_labels
+from fcnproto.layers.labels import Labels, check_items, place_labels, read_labels
+from fcnproto.layers.plain import Piece, Request, Unsayable, number
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.weights import read_blob
@@ -30,6 +31,12 @@ _Mode = caffe_pb2.LossParameter
 
 SMALLEST_PROBABILITY = 1e-20
 """Below this, MultinomialLogisticLoss and InfogainLoss take a probability for this (SoftmaxWithLoss: FLT_MIN)."""
+
+
+LOG_FLT_MIN = -126 * 0.6931471805599453
+"""The logarithm of the smallest normal float32, which SoftmaxWithLoss takes for that of smaller probabilities."""
+LOG_SMALLEST = -46.051701859880914
+"""The logarithm of `SMALLEST_PROBABILITY`."""
 
 
 class LossLayer(Layer):
@@ -56,6 +63,7 @@ class LossLayer(Layer):
                 self.warn("loss_param.normalize has no effect; normalization is given too")
         elif settings.HasField("normalize"):
             self.mode = _Mode.VALID if settings.normalize else _Mode.BATCH_SIZE
+        self.mode_name = str(_Mode.NormalizationMode.Name(self.mode))
 
     def backward_reads(self, in_place: bool) -> Reads:
         # The probabilities or differences are kept, the labels read again.
@@ -63,18 +71,36 @@ class LossLayer(Layer):
 
     def normalizer(self, items: int, places: int, ignored: Tensor | None) -> int | Tensor:
         """What to divide the sum by: at least 1, as in Caffe. `items` x `places` labels, some of them `ignored`."""
-        if self.mode == _Mode.VALID and ignored is not None:
-            return ignored.numel() - ignored.sum().clamp(max=ignored.numel() - 1)
-        divisor = {_Mode.FULL: items * places, _Mode.VALID: items * places, _Mode.BATCH_SIZE: items, _Mode.NONE: 1}
-        return max(divisor[self.mode], 1)
+        return divisor(self.mode_name, items, places, ignored)
+
+    def said_labels(self, request: Request, scores: str, axis: int) -> str:
+        """The expression of the labels laid out beside the scores."""
+        ignore = "" if self.ignore_label is None else f", ignore={self.ignore_label}"
+        return f"place_labels({request.args[1]}, {scores}, {axis}{ignore})"
+
+    def said_with_probabilities(self, request: Request, loss: Callable[..., Tensor], arguments: list[str]) -> Piece:
+        """The piece of a loss over a softmax, whose second top, if any, has the probabilities."""
+        if self.num_tops < 2:
+            return Piece((loss.__name__, arguments), None, (loss, place_labels))
+        axis = self.axis(self.config.axis, request.shapes[0])
+        both = [f"{loss.__name__}({', '.join(arguments)})", f"probabilities({request.x}, axis={axis})"]
+        return Piece(("", both), None, (loss, place_labels, probabilities))
 
 
-def _per_item(x: Tensor) -> Tensor:
+def divisor(mode: str, items: int, places: int, ignored: Tensor | None) -> int | Tensor:
+    """What a loss's sum is divided by, at least 1: the labels not `ignored` (VALID), all of `items` x `places` (FULL),
+    the items (BATCH_SIZE), or nothing (NONE)."""
+    if mode == "VALID" and ignored is not None:
+        return ignored.numel() - ignored.sum().clamp(max=ignored.numel() - 1)
+    return max({"BATCH_SIZE": items, "NONE": 1}.get(mode, items * places), 1)
+
+
+def per_item(x: Tensor) -> Tensor:
     """`x` (N, ...) as (N, values of an item); (N,) becomes (N, 1)."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-class _RaiseTo(torch.autograd.Function):
+class RaiseTo(torch.autograd.Function):
     """max(x, lowest), with the gradient let through everywhere: Caffe's losses clamp the value alone."""
 
     @staticmethod
@@ -90,9 +116,21 @@ class _RaiseTo(torch.autograd.Function):
         return grad, None
 
 
-def _raise_to(x: Tensor, lowest: float) -> Tensor:
-    result: Tensor = _RaiseTo.apply(x, lowest)
+def raise_to(x: Tensor, lowest: float) -> Tensor:
+    result: Tensor = RaiseTo.apply(x, lowest)
     return result
+
+
+def probabilities(scores: Tensor, axis: int) -> Tensor:
+    """The softmax over an axis, without a gradient: what a second top of a loss hands out."""
+    return at_least_float32(scores).log_softmax(axis).detach().exp()
+
+
+def softmax_loss(scores: Tensor, read: Labels, axis: int, mode: str) -> Tensor:
+    """-1/Z * sum of log(max(p, FLT_MIN)), p being each label's softmax probability over an axis."""
+    costs = raise_to(at_least_float32(scores).log_softmax(axis).gather(axis, read.classes), LOG_FLT_MIN)
+    items, places = math.prod(scores.shape[:axis]), math.prod(scores.shape[axis + 1 :])
+    return -read.leave_out(costs).sum() / divisor(mode, items, places, read.ignored)
 
 
 @register("SoftmaxWithLoss")
@@ -119,15 +157,22 @@ class SoftmaxWithLoss(LossLayer):
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         check_items(self, scores, labels)
-        scores = at_least_float32(scores)
         axis = self.axis(self.config.axis, scores.shape)
         read = read_labels(self, labels, scores, axis, self.ignore_label)
-        log_probabilities = scores.log_softmax(axis)
-        costs = _raise_to(log_probabilities.gather(axis, read.classes), math.log(self.FLT_MIN))
-        items = math.prod(scores.shape[:axis])
-        places = math.prod(scores.shape[axis + 1 :])
-        loss = -read.leave_out(costs).sum() / self.normalizer(items, places, read.ignored)
-        return loss if self.num_tops < 2 else (loss, log_probabilities.detach().exp())
+        loss = softmax_loss(scores, read, axis, self.mode_name)
+        return loss if self.num_tops < 2 else (loss, probabilities(scores, axis))
+
+    def plain(self, request: Request) -> Piece:
+        axis = self.axis(self.config.axis, request.shapes[0])
+        labels = self.said_labels(request, request.x, axis)
+        arguments = [request.x, labels, f"axis={axis}", f'mode="{self.mode_name}"']
+        return self.said_with_probabilities(request, softmax_loss, arguments)
+
+
+def multinomial_loss(likelihoods: Tensor, read: Labels) -> Tensor:
+    """-1/N * sum of log(max(p, 1e-20)), p being each label's of the probabilities (N, C)."""
+    costs = raise_to(at_least_float32(likelihoods).gather(1, read.classes), SMALLEST_PROBABILITY).log()
+    return -read.leave_out(costs).sum() / max(len(likelihoods), 1)
 
 
 @register("MultinomialLogisticLoss")
@@ -147,13 +192,16 @@ class MultinomialLogisticLoss(LossLayer):
 
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         check_items(self, probabilities, labels)
-        probabilities = _per_item(at_least_float32(probabilities))
-        read = read_labels(self, labels, probabilities, 1)
-        costs = _raise_to(probabilities.gather(1, read.classes), SMALLEST_PROBABILITY).log()
-        return -read.leave_out(costs).sum() / max(len(probabilities), 1)
+        rows = per_item(probabilities)
+        return multinomial_loss(rows, read_labels(self, labels, rows, 1))
+
+    def plain(self, request: Request) -> Piece:
+        rows = f"per_item({request.x})"
+        arguments = [rows, f"place_labels({request.args[1]}, {rows}, 1)"]
+        return Piece(("multinomial_loss", arguments), None, (multinomial_loss, per_item, place_labels))
 
 
-class _LogisticCost(torch.autograd.Function):
+class LogisticCost(torch.autograd.Function):
     """log(1 + e^x) - t * x for scores x and targets t, exact to the last digits also where a score is confident.
 
     Written as max(x, 0) - t * x + log(1 + e^-|x|), whose terms don't cancel where the target is 0 or 1; the gradient
@@ -175,6 +223,31 @@ class _LogisticCost(torch.autograd.Function):
         return grad * slope, None
 
 
+def sigmoid_loss(scores: Tensor, targets: Tensor, ignore: int | None, mode: str) -> Tensor:
+    """The logistic costs of scores and targets of one count over Z; targets whose whole part is `ignore` left out."""
+    scores = at_least_float32(scores)
+    targets = targets.detach().reshape(scores.shape)
+    ignored = None if ignore is None else targets.to(torch.int64) == ignore
+    costs: Tensor = LogisticCost.apply(scores, targets.to(scores.dtype))
+    if ignored is not None:
+        costs = costs.masked_fill(ignored, 0)
+    return costs.sum() / divisor(mode, scores.shape[0], math.prod(scores.shape[1:]), ignored)
+
+
+def euclidean_loss(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of (a - b)^2 / (2 N)."""
+    difference = at_least_float32(first - second.reshape(first.shape))
+    return difference.square().sum() / (2 * max(first.shape[0], 1))
+
+
+def hinge_loss(scores: Tensor, read: Labels, squared: bool) -> Tensor:
+    """v or v^2 summed over N for scores (N, C); v = max(0, 1 + x), at the label max(0, 1 - x)."""
+    scores = at_least_float32(scores)
+    sign = torch.ones_like(scores).scatter(1, read.classes, read.leave_out(-torch.ones_like(scores[:, :1])))
+    margins = F.relu(scores * sign + 1)
+    return (margins.square() if squared else margins).sum() / max(len(scores), 1)
+
+
 @register("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(LossLayer):
     """Caffe's SigmoidCrossEntropyLoss: -1/Z * sum of t * log(s) + (1 - t) * log(1 - s), s being the sigmoid of x.
@@ -194,14 +267,11 @@ class SigmoidCrossEntropyLoss(LossLayer):
         check_items(self, scores, targets)
         if scores.numel() != targets.numel():
             self.fail(f"needs one target per score, got shapes {tuple(scores.shape)} and {tuple(targets.shape)}")
-        scores = at_least_float32(scores)
-        targets = targets.detach().reshape(scores.shape)
-        ignore = self.ignore_label
-        ignored = None if ignore is None else targets.to(torch.int64) == ignore
-        costs: Tensor = _LogisticCost.apply(scores, targets.to(scores.dtype))
-        if ignored is not None:
-            costs = costs.masked_fill(ignored, 0)
-        return costs.sum() / self.normalizer(scores.shape[0], math.prod(scores.shape[1:]), ignored)
+        return sigmoid_loss(scores, targets, self.ignore_label, self.mode_name)
+
+    def plain(self, request: Request) -> Piece:
+        arguments = [*request.args, f"ignore={self.ignore_label}", f'mode="{self.mode_name}"']
+        return Piece(("sigmoid_loss", arguments), None, (sigmoid_loss,))
 
 
 @register("EuclideanLoss")
@@ -218,8 +288,10 @@ class EuclideanLoss(LossLayer):
         check_items(self, first, second)
         if first.numel() != second.numel():
             self.fail(f"bottoms must have the same count, got shapes {tuple(first.shape)} and {tuple(second.shape)}")
-        difference = at_least_float32(first - second.reshape(first.shape))
-        return difference.square().sum() / (2 * max(first.shape[0], 1))
+        return euclidean_loss(first, second)
+
+    def plain(self, request: Request) -> Piece:
+        return Piece(("euclidean_loss", list(request.args)), None, (euclidean_loss,))
 
 
 @register("HingeLoss")
@@ -235,12 +307,18 @@ class HingeLoss(LossLayer):
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         check_items(self, scores, labels)
-        scores = _per_item(at_least_float32(scores))
-        read = read_labels(self, labels, scores, 1)
-        sign = torch.ones_like(scores).scatter_(1, read.classes, read.leave_out(-torch.ones_like(scores[:, :1])))
-        margins = F.relu(scores * sign + 1)
-        total = margins.square().sum() if self.config.norm == caffe_pb2.HingeLossParameter.L2 else margins.sum()
-        return total / max(len(scores), 1)
+        rows = per_item(scores)
+        return hinge_loss(rows, read_labels(self, labels, rows, 1), self.squared)
+
+    @property
+    def squared(self) -> bool:
+        """Whether the margins are squared (norm L2)."""
+        return bool(self.config.norm == caffe_pb2.HingeLossParameter.L2)
+
+    def plain(self, request: Request) -> Piece:
+        rows = f"per_item({request.x})"
+        arguments = [rows, f"place_labels({request.args[1]}, {rows}, 1)", f"squared={self.squared}"]
+        return Piece(("hinge_loss", arguments), None, (hinge_loss, per_item, place_labels))
 
 
 @register("ContrastiveLoss")
@@ -268,10 +346,20 @@ class ContrastiveLoss(LossLayer):
             self.fail(f"bottoms 0 and 1 must be vectors (N, C) of one size, got shapes {got}")
         if similar.numel() != count:
             self.fail(f"needs one similarity per pair, {count}, got shape {tuple(similar.shape)}")
-        difference = at_least_float32(first.flatten(1) - second.flatten(1))
-        is_similar = similar.detach().reshape(count).to(difference.device, torch.int64) != 0
-        result: Tensor = _Contrast.apply(difference, is_similar, self.config.margin, self.config.legacy_version)[0]
-        return result
+        return contrastive_loss(first, second, similar, self.config.margin, self.config.legacy_version)
+
+    def plain(self, request: Request) -> Piece:
+        config = self.config
+        arguments = [*request.args, f"margin={number(config.margin)}", f"legacy={config.legacy_version}"]
+        return Piece(("contrastive_loss", arguments), None, (contrastive_loss,))
+
+
+def contrastive_loss(first: Tensor, second: Tensor, similar: Tensor, margin: float, legacy: bool) -> Tensor:
+    """The contrastive loss of pairs of vectors (N, C, ...), similar where `similar` is not 0."""
+    difference = at_least_float32(first.flatten(1) - second.flatten(1))
+    is_similar = similar.detach().reshape(first.shape[0]).to(difference.device, torch.int64) != 0
+    result: Tensor = _Contrast.apply(difference, is_similar, margin, legacy)[0]
+    return result
 
 
 class _Contrast(torch.autograd.Function):
@@ -351,19 +439,30 @@ class InfogainLoss(LossLayer):
 
     def forward(self, scores: Tensor, labels: Tensor, matrix: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         check_items(self, scores, labels)
-        scores = at_least_float32(scores)
         axis = self.axis(self.config.axis, scores.shape)
         classes = scores.shape[axis]
-        matrix = self.matrix if matrix is None else matrix.detach()
+        matrix = self.matrix if matrix is None else matrix
         if matrix.numel() != classes**2:
             self.fail(f"H has {matrix.numel()} values; {classes} classes need {classes} x {classes}")
-        matrix = matrix.to(device=scores.device, dtype=scores.dtype).reshape(classes, classes)
         read = read_labels(self, labels, scores, axis, self.ignore_label)
-        log_probabilities = scores.log_softmax(axis)
-        # The row of H for each label, laid out like the scores.
-        weights = matrix[read.classes.squeeze(axis)].movedim(-1, axis)
-        costs = (weights * _raise_to(log_probabilities, math.log(SMALLEST_PROBABILITY))).sum(axis, keepdim=True)
-        items = math.prod(scores.shape[:axis])
-        places = math.prod(scores.shape[axis + 1 :])
-        loss = -read.leave_out(costs).sum() / self.normalizer(items, places, read.ignored)
-        return loss if self.num_tops < 2 else (loss, log_probabilities.detach().exp())
+        loss = infogain_loss(scores, read, matrix, axis, self.mode_name)
+        return loss if self.num_tops < 2 else (loss, probabilities(scores, axis))
+
+    def plain(self, request: Request) -> Piece:
+        if len(request.args) < 3:
+            raise Unsayable("its matrix lies in a file of its own (infogain_loss_param.source)")
+        axis = self.axis(self.config.axis, request.shapes[0])
+        labels = self.said_labels(request, request.x, axis)
+        arguments = [request.x, labels, request.args[2], f"axis={axis}", f'mode="{self.mode_name}"']
+        return self.said_with_probabilities(request, infogain_loss, arguments)
+
+
+def infogain_loss(scores: Tensor, read: Labels, matrix: Tensor, axis: int, mode: str) -> Tensor:
+    """-1/Z * sum over places and classes l of H[label, l] * log(max(p_l, 1e-20)), p being the softmax over an axis."""
+    scores, classes = at_least_float32(scores), scores.shape[axis]
+    matrix = matrix.detach().to(device=scores.device, dtype=scores.dtype).reshape(classes, classes)
+    # The row of H for each label, laid out like the scores.
+    weights = matrix[read.classes.squeeze(axis)].movedim(-1, axis)
+    costs = (weights * raise_to(scores.log_softmax(axis), LOG_SMALLEST)).sum(axis, keepdim=True)
+    items, places = math.prod(scores.shape[:axis]), math.prod(scores.shape[axis + 1 :])
+    return -read.leave_out(costs).sum() / divisor(mode, items, places, read.ignored)

@@ -15,6 +15,7 @@ from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import Layer, SameShape, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.memory_order import channels_outermost
+from fcnproto.layers.plain import MODULE, Piece, Request, number
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -90,13 +91,30 @@ class LRN(SameShape):
         config = self.config
         self.check_axes(x.shape)
         size, alpha, beta = config.local_size, config.alpha, config.beta
-        values = at_least_float32(x)
         if config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
-            mean = F.avg_pool2d(values.square(), size, stride=1, padding=size // 2)
-            y = values * (mean * alpha + 1).pow(-beta)
-        else:
-            y = _NormaliseAcrossChannels.apply(values, size // 2, alpha / size, beta, config.k)[0]
-        return y.to(x.dtype)
+            return normalise_within_channels(x, size, alpha, beta)
+        return normalise_across_channels(x, size, alpha, beta, config.k)
+
+    def plain(self, request: Request) -> Piece:
+        config = self.config
+        arguments = [request.x, str(config.local_size), f"alpha={number(config.alpha)}", f"beta={number(config.beta)}"]
+        if config.norm_region == caffe_pb2.LRNParameter.WITHIN_CHANNEL:
+            return Piece(("normalise_within_channels", arguments), None, (normalise_within_channels,))
+        arguments.append(f"k={number(config.k)}")
+        return Piece(("normalise_across_channels", arguments), None, (normalise_across_channels,))
+
+
+def normalise_within_channels(x: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+    """x * (1 + alpha * m)^-beta, m being the mean of squares over the size x size pixels around, zeros beyond."""
+    values = at_least_float32(x)
+    mean = F.avg_pool2d(values.square(), size, stride=1, padding=size // 2)
+    return (values * (mean * alpha + 1).pow(-beta)).to(x.dtype)
+
+
+def normalise_across_channels(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """x * (k + alpha / size * s)^-beta, s being the sum of squares over the `size` channels around."""
+    y: Tensor = _NormaliseAcrossChannels.apply(at_least_float32(x), size // 2, alpha / size, beta, k)[0]
+    return y.to(x.dtype)
 
 
 class _NormaliseAcrossChannels(torch.autograd.Function):
@@ -182,40 +200,67 @@ class BatchNorm(SameShape):
         use_global = not self.training if self.use_global_stats is None else self.use_global_stats
         if x.dim() < 2 or x.shape[1] != self.blob_shapes[0][0]:
             self.fail(f"has statistics of {self.blob_shapes[0][0]} channels, got a bottom of shape {tuple(x.shape)}")
-        return self._by_stored_statistics(x) if use_global else self._by_batch_statistics(x)
+        mean, variance, factor = (self.blob(index) for index in range(3))
+        if use_global:
+            return normalise_by_stored(x, mean, variance, factor, self.config.eps)
+        fraction = self.config.moving_average_fraction
+        return normalise_by_batch(x, mean, variance, factor, self.config.eps, fraction)
 
-    def _by_stored_statistics(self, x: Tensor) -> Tensor:
-        factor = self.blob(2)
-        inverse_factor = torch.where(factor == 0, torch.zeros_like(factor), 1 / factor)
-        per_channel = [x.shape[1]] + [1] * (x.dim() - 2)
-        mean = (self.blob(0) * inverse_factor).to(x.dtype).view(per_channel)
-        variance = (self.blob(1) * inverse_factor).view(per_channel)
-        # Subtracted first, as in Caffe: x * a - mean * a would lose digits where the mean is large.
-        return (x - mean).mul_((variance + self.config.eps).rsqrt().to(x.dtype))
+    def plain(self, request: Request) -> Piece:
+        name, shapes = "Statistics", zip(self.blob_names, self.blob_shapes, strict=True)
+        module = (name, [f"{blob}={list(shape)}" for blob, shape in shapes])
+        blobs = [f"{MODULE}.{blob}" for blob in self.blob_names]
+        batch = request.training if self.use_global_stats is None else str(not self.use_global_stats)
+        eps, fraction = number(self.config.eps), number(self.config.moving_average_fraction)
+        if batch == "False":
+            return Piece(("normalise_by_stored", [request.x, *blobs, f"eps={eps}"]), module, (normalise_by_stored,))
+        arguments = [request.x, *blobs, f"eps={eps}", f"fraction={fraction}"]
+        if batch == "True":
+            return Piece(("normalise_by_batch", arguments), module, (normalise_by_batch,))
+        return Piece(("normalise_batch", [*arguments, f"batch={batch}"]), module, (normalise_batch,))
 
-    def _by_batch_statistics(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        count = x.numel() // max(channels, 1)
-        statistics_type = computing_type(x)
-        mean = torch.zeros(channels, dtype=statistics_type, device=x.device)
-        variance = torch.zeros_like(mean)
-        if count == 1:
-            # The value is its own mean; torch would divide by m - 1 = 0.
-            mean = x.detach().reshape(channels).to(statistics_type)
-            y = x * 0
-        else:
-            # On the CPU torch sums in double precision, but in single where channels are innermost.
-            given = channels_outermost(x) if x.device.type == "cpu" else x
-            # With momentum 1 torch's running statistics become the batch's own: mean and variance by m - 1.
-            y = torch.batch_norm(
-                given, None, None, mean, variance, True, 1.0, self.config.eps, torch.backends.cudnn.enabled
-            )
-        with torch.no_grad():
-            fraction = self.config.moving_average_fraction
-            for index, new in enumerate((mean, variance, torch.ones_like(mean[:1]))):
-                stored = self.blob(index)
-                stored.mul_(fraction).add_(new.to(stored.dtype))
-        return y
+
+def normalise_batch(
+    x: Tensor, mean: Tensor, variance: Tensor, factor: Tensor, eps: float, fraction: float, batch: bool
+) -> Tensor:
+    """Caffe's BatchNorm by the batch's own statistics (which are added to the stored sums) or by the stored ones."""
+    if batch:
+        return normalise_by_batch(x, mean, variance, factor, eps, fraction)
+    return normalise_by_stored(x, mean, variance, factor, eps)
+
+
+def normalise_by_stored(x: Tensor, mean: Tensor, variance: Tensor, factor: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) per channel; mean and variance are sums, which the factor divides."""
+    inverse_factor = torch.where(factor == 0, torch.zeros_like(factor), 1 / factor)
+    per_channel = [x.shape[1]] + [1] * (x.dim() - 2)
+    mean = (mean * inverse_factor).to(x.dtype).view(per_channel)
+    variance = (variance * inverse_factor).view(per_channel)
+    # Subtracted first, as in Caffe: x * a - mean * a would lose digits where the mean is large.
+    return (x - mean).mul_((variance + eps).rsqrt().to(x.dtype))
+
+
+def normalise_by_batch(
+    x: Tensor, mean: Tensor, variance: Tensor, factor: Tensor, eps: float, fraction: float
+) -> Tensor:
+    """The same by the batch's own mean and variance; the stored sums, times `fraction`, take these in."""
+    channels = x.shape[1]
+    count = x.numel() // max(channels, 1)
+    statistics_type = computing_type(x)
+    new_mean = torch.zeros(channels, dtype=statistics_type, device=x.device)
+    new_variance = torch.zeros_like(new_mean)
+    if count == 1:
+        # The value is its own mean; torch would divide by m - 1 = 0.
+        new_mean = x.detach().reshape(channels).to(statistics_type)
+        y = x * 0
+    else:
+        # On the CPU torch sums in double precision, but in single where channels are innermost.
+        given = channels_outermost(x) if x.device.type == "cpu" else x
+        # With momentum 1 torch's running statistics become the batch's own: mean and variance by m - 1.
+        y = torch.batch_norm(given, None, None, new_mean, new_variance, True, 1.0, eps, torch.backends.cudnn.enabled)
+    with torch.no_grad():
+        for stored, new in ((mean, new_mean), (variance, new_variance), (factor, torch.ones_like(new_mean[:1]))):
+            stored.mul_(fraction).add_(new.to(stored.dtype))
+    return y
 
 
 @register("MVN")
@@ -261,12 +306,21 @@ class MVN(Layer):
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
         self.check_axes(x.shape)
-        x = x.reshape([*x.shape, *[1] * (4 - x.dim())])
-        axes = self._axes()
-        if not config.normalize_variance:
-            return x - x.mean(axes, keepdim=True)
-        y: Tensor = _NormaliseMeanVariance.apply(at_least_float32(x), axes, config.eps)[0]
-        return y.to(x.dtype)
+        return normalise_mean_variance(x, self._axes(), config.eps, config.normalize_variance)
+
+    def plain(self, request: Request) -> Piece:
+        config = self.config
+        arguments = [request.x, str(self._axes()), f"eps={number(config.eps)}", f"variance={config.normalize_variance}"]
+        return Piece(("normalise_mean_variance", arguments), None, (normalise_mean_variance,))
+
+
+def normalise_mean_variance(x: Tensor, axes: tuple[int, ...], eps: float, variance: bool) -> Tensor:
+    """(x - mean) / (deviation + eps) over some axes of (N, C, H, W), or without `variance` x - mean alone."""
+    x = x.reshape([*x.shape, *[1] * (4 - x.dim())])
+    if not variance:
+        return x - x.mean(axes, keepdim=True)
+    y: Tensor = _NormaliseMeanVariance.apply(at_least_float32(x), axes, eps)[0]
+    return y.to(x.dtype)
 
 
 class _NormaliseMeanVariance(torch.autograd.Function):
@@ -323,3 +377,6 @@ class Softmax(SameShape):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.softmax(self.axis(self.config.axis, x.shape))
+
+    def plain(self, request: Request) -> Piece:
+        return Piece(("F.softmax", [request.x, f"dim={self.axis(self.config.axis, request.shapes[0])}"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 from fcnproto.graph import maps
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
+from fcnproto.layers.plain import Piece, Request, Unsayable
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -28,8 +29,7 @@ _LOWEST = -3.4028234663852886e38
 """Caffe's start value of a maximum, the lowest float32, also for other dtypes."""
 
 
-@dataclass(frozen=True)
-class Windows:
+class Windows(NamedTuple):
     """The windows of one pooling: kernel, stride and pad as (height, width), and the rounding of the output size."""
 
     kernel: Pair
@@ -44,19 +44,19 @@ class Windows:
 
     def _output(self, size: int, i: int) -> int:
         room, stride = size + 2 * self.pad[i] - self.kernel[i], self.stride[i]
-        count = (room // stride if self.floor else -(-room // stride)) + 1
-        if any(self.pad) and (count - 1) * stride >= size + self.pad[i]:
-            count -= 1  # the last window would lie in the padding alone
-        return count
+        count = (room if self.floor else room + stride - 1) // stride + 1
+        if not any(self.pad):
+            return count
+        # No window lies in the padding alone. Without a question, which would bind an exported program to its size.
+        return torch.sym_min(count, (size + self.pad[i] - 1) // stride + 1)
 
     def suits_torch(self, size: Sequence[int]) -> bool:
         """Whether PyTorch's pooling (ceil_mode unless `floor`) makes the same windows of an input of `size`."""
         for i in (0, 1):
-            if 2 * self.pad[i] > self.kernel[i]:
+            # Without padding, a window that begins behind the end is one for Caffe and none for PyTorch.
+            if 2 * self.pad[i] > self.kernel[i] or (not any(self.pad) and self.stride[i] > self.kernel[i]):
                 return False
-            last = (self._output(size[i], i) - 1) * self.stride[i]
-            clipped = not any(self.pad) and last >= size[i]
-            if clipped or size[i] + 2 * self.pad[i] < self.kernel[i]:
+            if size[i] + 2 * self.pad[i] < self.kernel[i]:
                 return False
         return True
 
@@ -68,7 +68,19 @@ class Windows:
         return [self.pad[1], after[1], self.pad[0], after[0]]
 
 
-def max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tensor | None]:
+def max_pool(x: Tensor, windows: Windows) -> Tensor:
+    """The maximum of each window."""
+    return find_maxima(x, windows, False)[0]
+
+
+def max_pool_with_mask(x: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+    """The maximum of each window, and its index h * W + w within the plane as a float (-1 for an empty window)."""
+    values, index = find_maxima(x, windows, True)
+    assert index is not None
+    return values, index.to(computing_type(x))  # half precision can't hold the indices of a larger plane
+
+
+def find_maxima(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tensor | None]:
     """The maximum of each window and, `with_mask`, its index h * W + w within the plane (-1 for an empty window).
 
     Among equal values the first in row-major order is chosen, and alone gets the gradient. An empty window
@@ -144,6 +156,31 @@ def stochastic_pool(x: Tensor, windows: Windows, sample: bool) -> Tensor:
     return values.gather(-1, index).squeeze(-1).to(x.dtype)
 
 
+def pool_by(x: Tensor, method: str, windows: Windows, sample: bool) -> Tensor:
+    """Pooling by the method MAX, AVE or STOCHASTIC."""
+    if method == "MAX":
+        return max_pool(x, windows)
+    return average_pool(x, windows) if method == "AVE" else stochastic_pool(x, windows, sample)
+
+
+def method_name(method: int) -> str:
+    """The name of a pooling method, which the settings of Pooling and SPP number alike."""
+    return {_MAX: "MAX", _AVE: "AVE", _STOCHASTIC: "STOCHASTIC"}[method]
+
+
+def divide_into_bins(size: Sequence[int], count: int) -> Windows:
+    """The windows that divide a plane of (height, width) into `count` bins along each axis."""
+    kernel = [(extent + count - 1) // count for extent in size]
+    pad = [(k * count - extent + 1) // 2 for k, extent in zip(kernel, size, strict=True)]
+    return Windows((kernel[0], kernel[1]), (kernel[0], kernel[1]), (pad[0], pad[1]))
+
+
+def pool_pyramid(x: Tensor, height: int, method: str, sample: bool) -> Tensor:
+    """Poolings into 1, 4, 16, ... bins per channel, flattened and joined along axis 1; of height 1 (N, C, 1, 1)."""
+    levels = [pool_by(x, method, divide_into_bins(x.shape[2:], 2**level), sample) for level in range(height)]
+    return levels[0] if height == 1 else torch.cat([level.flatten(1) for level in levels], 1)
+
+
 class _Pool(Layer):
     """What Pooling and SPP share: 4-D bottoms, and pooling by method."""
 
@@ -177,11 +214,9 @@ class _Pool(Layer):
         if 0 in size:
             empty = x.new_zeros(*x.shape[:2], *size)
             return empty, empty
-        if method == _MAX:
-            return max_pool(x, windows, with_mask)
-        if method == _AVE:
-            return average_pool(x, windows), None
-        return stochastic_pool(x, windows, self.training), None
+        if with_mask:
+            return max_pool_with_mask(x, windows)
+        return pool_by(x, method_name(method), windows, self.training), None
 
 
 @register("Pooling")
@@ -296,10 +331,26 @@ class Pooling(_Pool):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         values, mask = self.pool(x, self.method, self.windows_of(x.shape), with_mask=self.num_tops == 2)
-        if mask is None or self.num_tops == 1:
-            return values
-        # Half precision can't hold the indices of a larger plane.
-        return values, mask.to(computing_type(x))
+        return values if mask is None or self.num_tops == 1 else (values, mask)
+
+    def plain(self, request: Request) -> Piece:
+        shape, x = request.shapes[0], request.x
+        windows = self.windows_of(shape)
+        if 0 in self.size(shape, windows):
+            raise Unsayable(f"its top is empty for a bottom of shape {tuple(shape)}")
+        kernel = f"({x}.shape[2], {x}.shape[3])" if self.kernel is None else str(windows.kernel)
+        settings = [kernel, str(windows.stride), str(windows.pad), str(windows.floor)]
+        defaults = ["", "(1, 1)", "(0, 0)", "False"]
+        while settings[-1] == defaults[len(settings) - 1]:
+            del settings[-1]
+        arguments = [x, f"Windows({', '.join(settings)})"]
+        if self.num_tops == 2:
+            return Piece(("max_pool_with_mask", arguments), None, (max_pool_with_mask, Windows))
+        if self.method == _STOCHASTIC:
+            arguments.append(f"sample={request.training}")
+            return Piece(("stochastic_pool", arguments), None, (stochastic_pool, Windows))
+        function = max_pool if self.method == _MAX else average_pool
+        return Piece((function.__name__, arguments), None, (function, Windows))
 
 
 @register("SPP")
@@ -319,20 +370,24 @@ class SPP(_Pool):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_bottom(x.shape)
-        levels = [
-            self.pool(x, self.config.pool, self.bins(x.shape, 2**i))[0] for i in range(self.config.pyramid_height)
-        ]
-        return levels[0] if len(levels) == 1 else torch.cat([level.flatten(1) for level in levels], 1)
+        for level in range(self.config.pyramid_height):
+            self.size(x.shape, self.bins(x.shape, 2**level))
+        return pool_pyramid(x, self.config.pyramid_height, method_name(self.config.pool), self.training)
+
+    def plain(self, request: Request) -> Piece:
+        method = method_name(self.config.pool)
+        sample = request.training if self.config.pool == caffe_pb2.SPPParameter.STOCHASTIC else "False"
+        arguments = [request.x, str(self.config.pyramid_height), f'"{method}"', f"sample={sample}"]
+        return Piece(("pool_pyramid", arguments), None, (pool_pyramid,))
 
     def bins(self, shape: Sequence[int], count: int) -> Windows:
         """The windows that divide a bottom of `shape` into `count` bins along each axis."""
-        kernel = tuple(-(-size // count) for size in shape[2:])
-        pad = tuple((k * count - size + 1) // 2 for k, size in zip(kernel, shape[2:], strict=True))
-        if any(p >= k for p, k in zip(pad, kernel, strict=True)):
+        windows = divide_into_bins(shape[2:], count)
+        if any(p >= k for p, k in zip(windows.pad, windows.kernel, strict=True)):
             self.fail(
                 f"a bottom of shape {tuple(shape)} is too small for {count} bins along each axis (pyramid_height "
                 f"{self.config.pyramid_height}); give a larger input or a lower pyramid"
             )
-        if any(pad) and self.config.pool == caffe_pb2.SPPParameter.STOCHASTIC:
+        if any(windows.pad) and self.config.pool == caffe_pb2.SPPParameter.STOCHASTIC:
             self.fail(f"STOCHASTIC pooling can't be padded, which {count} bins of shape {tuple(shape)} need")
-        return Windows((kernel[0], kernel[1]), (kernel[0], kernel[1]), (pad[0], pad[1]))
+        return windows

@@ -7,8 +7,8 @@ it goes on. With other values in `cont` the gradient is the true derivative; Caf
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,114 @@ from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.examples import Draw, integers
 from fcnproto.layers.fillers import fill
+from fcnproto.layers.plain import MODULE, Parameters, Piece, Request, parameters_of
 from fcnproto.layers.registry import register
 
 States = tuple[Tensor, ...]
+
+
+def project(
+    x: Tensor, weight: Tensor, bias: Tensor, static: Tensor | None = None, static_weight: Tensor | None = None
+) -> Tensor:
+    """What x (T, N, ...) and the static input (N, ...) contribute to each step: one product for all steps."""
+    projected = F.linear(x.flatten(2), weight, bias)
+    if static is None or static_weight is None:
+        return projected
+    return projected + F.linear(static.flatten(1), static_weight)
+
+
+def first_states(kept: Sequence[Tensor | None], x: Tensor, hidden: int) -> tuple[Tensor, ...]:
+    """The states that a call begins with: those kept of the last one if they suit x (T, N, ...), else zeros (N, H)."""
+    suited = [k for k in kept if k is not None and k.shape[0] == x.shape[1] and k.dtype == x.dtype]
+    if len(suited) < len(kept) or any(k.device != x.device for k in suited):
+        return tuple(x.new_zeros(x.shape[1], hidden) for _ in kept)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return tuple(suited)
+    # Made under inference_mode, states can't take part in what records gradients; copies can.
+    return tuple(k.clone() if k.is_inference() else k for k in suited)
+
+
+def lstm_steps(
+    projected: Tensor, cont: Tensor, first: Sequence[Tensor], weight: Tensor, later: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """An LSTM's outputs (T, N, H) and last states, from each step's sums (T, N, 4H), cont (T, N, 1) and the first
+    states (hidden, cell). `later` is the weight of the steps after the first, where it is another."""
+    hidden, cell = first
+    outputs: list[Tensor] = []
+    for gates, goes_on in zip(projected.unbind(), cont.unbind(), strict=True):
+        weight = weight if later is None or not outputs else later
+        cell, hidden = lstm_step(cell, torch.addmm(gates, hidden * goes_on, weight.t()), goes_on)
+        outputs.append(hidden)
+    return torch.stack(outputs), (hidden, cell)
+
+
+def rnn_steps(
+    projected: Tensor,
+    cont: Tensor,
+    first: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    later: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The same for an RNN, whose state is (hidden,), whose outputs are one product for all steps, and whose weights are
+    that of the state, that of the outputs and the outputs' bias."""
+    (hidden,) = first
+    sequence: list[Tensor] = []
+    for step, goes_on in zip(projected.unbind(), cont.unbind(), strict=True):
+        weight = weights[0] if later is None or not sequence else later[0]
+        hidden = torch.addmm(step, hidden * goes_on, weight.t()).tanh()
+        sequence.append(hidden)
+    steps = torch.stack(sequence)
+    outputs = F.linear(steps if later is None else steps[:1], *weights[1:])
+    if later is not None:
+        outputs = torch.cat([outputs, F.linear(steps[1:], *later[1:])])
+    return outputs.tanh(), (hidden,)
+
+
+def lstm_unit(cell: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of (1, N, ...): the new cell and hidden state."""
+    return lstm_step(cell, gates, cont.detach().to(cell.dtype).unsqueeze(2))
+
+
+class Remembering(Parameters):
+    """A recurrent layer's parameters, and the last states of one call, which are the first ones of the next."""
+
+    def __init__(self, count: int, **shapes: Sequence[int]) -> None:
+        super().__init__(**shapes)
+        self.states: Sequence[Tensor | None] = (None,) * count
+
+    def begin(self, x: Tensor, hidden: int, first: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+        """The first states of a call: those given, else those remembered."""
+        if first is None:
+            return first_states(self.states, x, hidden)
+        return tuple(state.detach().reshape(-1, hidden) for state in first)
+
+    def end(self, outputs: Tensor, last: Sequence[Tensor], given: bool) -> Any:
+        """The outputs, and with states given the last ones too; else they are remembered."""
+        if given:
+            return outputs, *(state.detach().unsqueeze(0) for state in last)
+        self.states = tuple(state.detach() for state in last)
+        return outputs
+
+
+def run_lstm(
+    memory: Any, x: Tensor, cont: Tensor, static: Tensor | None = None, first: Sequence[Tensor] | None = None
+) -> Any:
+    """Caffe's LSTM with the parameters of a `Remembering`: x (T, N, ...), cont (T, N)."""
+    projected = project(x, memory.weight_xc, memory.bias_c, static, getattr(memory, "weight_xc_static", None))
+    states = memory.begin(x, memory.weight_hc.shape[1], first)
+    outputs, last = lstm_steps(projected, cont.detach().to(x.dtype).unsqueeze(2), states, memory.weight_hc)
+    return memory.end(outputs, last, first is not None)
+
+
+def run_rnn(
+    memory: Any, x: Tensor, cont: Tensor, static: Tensor | None = None, first: Sequence[Tensor] | None = None
+) -> Any:
+    """Caffe's RNN with the parameters of a `Remembering`: x (T, N, ...), cont (T, N)."""
+    projected = project(x, memory.weight_xh, memory.bias_h, static, getattr(memory, "weight_xh_static", None))
+    states = memory.begin(x, memory.weight_hh.shape[1], first)
+    weights = (memory.weight_hh, memory.weight_ho, memory.bias_o)
+    outputs, last = rnn_steps(projected, cont.detach().to(x.dtype).unsqueeze(2), states, weights)
+    return memory.end(outputs, last, first is not None)
 
 
 class RecurrentLayer(Layer):
@@ -105,9 +210,8 @@ class RecurrentLayer(Layer):
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         x, cont = bottoms[0], bottoms[1].detach()
         self._check([bottom.shape for bottom in bottoms])
-        projected = F.linear(x.flatten(2), self.blob(0), self.blob(1))
-        if self.has_static:
-            projected = projected + F.linear(bottoms[2].flatten(1), self.blob(2))
+        static = (bottoms[2], self.blob(2)) if self.has_static else (None, None)
+        projected = project(x, self.blob(0), self.blob(1), *static)
         first = self._first_states(bottoms)
         outputs, last = self.run(projected, cont.to(x.dtype).unsqueeze(2), first)
         if self.config.expose_hidden:
@@ -121,15 +225,17 @@ class RecurrentLayer(Layer):
         x, hidden = bottoms[0], self.config.num_output
         if self.config.expose_hidden:
             return tuple(state.detach().reshape(-1, hidden) for state in bottoms[2 + self.has_static :])
-        kept = [getattr(self, name) for name in self.states]
-        if all(
-            k is not None and k.shape[0] == x.shape[1] and k.dtype == x.dtype and k.device == x.device for k in kept
-        ):
-            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-                return tuple(kept)
-            # Made under inference_mode, states can't take part in what records gradients; copies can.
-            return tuple(k.clone() if k.is_inference() else k for k in kept)
-        return tuple(x.new_zeros(x.shape[1], hidden) for _ in self.states)
+        return first_states([getattr(self, name) for name in self.states], x, hidden)
+
+    def said(self, request: Request, run: Callable[..., Any]) -> Piece:
+        """The piece of a function that runs the whole layer with the parameters and states of a `Remembering`."""
+        arguments = [MODULE, *request.args[: 2 + self.has_static]]
+        if self.config.expose_hidden:
+            first = request.args[2 + self.has_static :]
+            arguments.append(f"first=({', '.join(first)}{',' if len(first) == 1 else ''})")
+        _, shapes = parameters_of(self.blob_names, self.blob_shapes)
+        module = ("Remembering", [str(len(self.states)), *shapes])
+        return Piece((run.__name__, arguments), module, (run, Remembering))
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Said without a run, which would take as many steps as there are."""
@@ -186,15 +292,12 @@ class LSTM(RecurrentLayer):
         return (len(self.blob_names) - 1,)
 
     def run(self, projected: Tensor, cont: Tensor, first: States) -> tuple[Tensor, States]:
-        hidden, cell = first
         last_blob = len(self.blob_names) - 1
-        weight, later = self.blob(last_blob).t(), self.later_blob(last_blob).t()
-        outputs: list[Tensor] = []
-        for gates, goes_on in zip(projected.unbind(), cont.unbind(), strict=True):
-            weight = later if outputs else weight
-            cell, hidden = _lstm_step(cell, torch.addmm(gates, hidden * goes_on, weight), goes_on)
-            outputs.append(hidden)
-        return torch.stack(outputs), (hidden, cell)
+        later = self.later_blob(last_blob) if self.has_own_steps() else None
+        return lstm_steps(projected, cont, first, self.blob(last_blob), later)
+
+    def plain(self, request: Request) -> Piece:
+        return self.said(request, run_lstm)
 
 
 @register("RNN")
@@ -225,19 +328,13 @@ class RNN(RecurrentLayer):
         return tuple(range(len(self.blob_names) - 3, len(self.blob_names)))
 
     def run(self, projected: Tensor, cont: Tensor, first: States) -> tuple[Tensor, States]:
-        (hidden,) = first
         last_blob = len(self.blob_names) - 1
-        weight, later = self.blob(last_blob - 2).t(), self.later_blob(last_blob - 2).t()
-        sequence: list[Tensor] = []
-        for step, goes_on in zip(projected.unbind(), cont.unbind(), strict=True):
-            weight = later if sequence else weight
-            hidden = torch.addmm(step, hidden * goes_on, weight).tanh()
-            sequence.append(hidden)
-        steps = torch.stack(sequence)
-        outputs = F.linear(steps, self.later_blob(last_blob - 1), self.later_blob(last_blob))
-        if self.has_own_steps():
-            outputs = torch.cat([F.linear(steps[:1], self.blob(last_blob - 1), self.blob(last_blob)), outputs[1:]])
-        return outputs.tanh(), (hidden,)
+        blobs = range(last_blob - 2, last_blob + 1)
+        later = tuple(map(self.later_blob, blobs)) if self.has_own_steps() else None
+        return rnn_steps(projected, cont, first, tuple(map(self.blob, blobs)), later)
+
+    def plain(self, request: Request) -> Piece:
+        return self.said(request, run_rnn)
 
 
 @register("LSTMUnit")
@@ -277,10 +374,13 @@ class LSTMUnit(Layer):
         if not good or tuple(gates.shape) != (*cell.shape[:2], 4 * cell.shape[2]):
             shapes = ", ".join(str(tuple(bottom.shape)) for bottom in (cell, gates, cont))
             self.fail(f"expected bottoms of shapes (1, N, H), (1, N, 4 H) and (1, N), got {shapes}")
-        return _lstm_step(cell, gates, cont.detach().to(cell.dtype).unsqueeze(2))
+        return lstm_unit(cell, gates, cont)
+
+    def plain(self, request: Request) -> Piece:
+        return Piece(("lstm_unit", list(request.args)), None, (lstm_unit,))
 
 
-def _lstm_step(cell: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
+def lstm_step(cell: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
     """The new cell and hidden state from the old cell (..., H), the gates' sums (..., 4H) and cont (..., 1)."""
     size = cell.shape[-1]
     enter, keep, leave = gates[..., : 3 * size].sigmoid().split(size, -1)

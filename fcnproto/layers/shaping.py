@@ -14,6 +14,7 @@ from fcnproto.graph import maps
 from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.examples import Draw, integers, selector
+from fcnproto.layers.plain import Piece, Request
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -74,6 +75,12 @@ class Concat(_AlongAxis):
                 self.fail(f"bottoms may differ along axis {axis} only, got shapes {got}")
         return bottoms[0] if len(bottoms) == 1 else torch.cat(bottoms, axis)
 
+    def plain(self, request: Request) -> Piece:
+        if len(request.args) == 1:
+            return Piece(None)
+        axis = self.canonical_axis(request.shapes[0])
+        return Piece(("torch.cat", [f"[{', '.join(request.args)}]", f"dim={axis}"]))
+
 
 @register("Slice")
 class Slice(_AlongAxis):
@@ -114,6 +121,14 @@ class Slice(_AlongAxis):
             self.fail(f"slice points {points} must grow strictly from above 0 to at most {size}, the extent they cut")
         return extents
 
+    def plain(self, request: Request) -> Piece:
+        if self.num_tops == 1:
+            return Piece(None)
+        axis = self.canonical_axis(request.shapes[0])
+        if not self.points:
+            return Piece(("torch.chunk", [request.x, str(self.num_tops), f"dim={axis}"]))
+        return Piece(("torch.tensor_split", [request.x, str(list(self.points)), f"dim={axis}"]))
+
 
 @register("Split")
 class Split(Layer):
@@ -136,6 +151,9 @@ class Split(Layer):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return x if self.num_tops == 1 else (x,) * self.num_tops
+
+    def plain(self, request: Request) -> Piece:
+        return Piece(("", [request.x] * self.num_tops)) if self.num_tops > 1 else Piece(None)
 
 
 @register("Crop")
@@ -185,6 +203,13 @@ class Crop(Layer):
             y = y.narrow(axis, offset, size)
         return y
 
+    def plain(self, request: Request) -> Piece:
+        parts = [":"] * len(request.shapes[0])
+        for axis, offset in self.offsets(request.shapes[0]):
+            size = f"{request.args[1]}.shape[{axis}]"
+            parts[axis] = f"{offset} : {offset} + {size}" if offset else f": {size}"
+        return Piece((f"{request.x}[", parts))
+
 
 @register("Flatten")
 class Flatten(Layer):
@@ -209,6 +234,13 @@ class Flatten(Layer):
             self.fail(f"axis {start} lies after end_axis {end}")
         merged = math.prod(x.shape[start : end + 1])  # nothing to merge where end is start - 1: a new axis of 1
         return x.reshape(*x.shape[:start], merged, *x.shape[end + 1 :])
+
+    def plain(self, request: Request) -> Piece:
+        shape = request.shapes[0]
+        start, end = self.axis(self.config.axis, shape), self.axis(self.config.end_axis, shape, "end_axis")
+        if end < start:
+            return Piece((f"{request.x}.unsqueeze({start})", None))
+        return Piece((f"{request.x}.flatten({start}{'' if end == len(shape) - 1 else f', {end}'})", None))
 
 
 @register("Reshape")
@@ -272,6 +304,12 @@ class Reshape(Layer):
             self.fail(f"axis {start} + num_axes {config.num_axes} exceeds the bottom's {axes} axes")
         return start, end
 
+    def plain(self, request: Request) -> Piece:
+        start, end = self._replaced(len(request.shapes[0]))
+        kept = [f"{request.x}.shape[{i}]" for i in range(len(request.shapes[0]))]
+        dims = [kept[start + i] if dim == 0 else str(dim) for i, dim in enumerate(self.dims)]
+        return Piece((f"{request.x}.reshape", [*kept[:start], *dims, *kept[end:]] or ["()"]))
+
 
 @register("Tile")
 class Tile(Layer):
@@ -289,6 +327,11 @@ class Tile(Layer):
         if tiles <= 0:
             self.fail("tiles must be given and positive")
         return x.repeat(*(tiles if i == axis else 1 for i in range(x.dim())))
+
+    def plain(self, request: Request) -> Piece:
+        axes = len(request.shapes[0])
+        axis = self.axis(self.config.axis, request.shapes[0])
+        return Piece((f"{request.x}.repeat", [str(self.config.tiles) if i == axis else "1" for i in range(axes)]))
 
 
 @register("Silence")
@@ -344,6 +387,10 @@ class Filter(Layer):
         tops = tuple(bottom.index_select(0, kept) for bottom in bottoms[:-1])
         return tops if self.num_tops > 1 else tops[0]
 
+    def plain(self, request: Request) -> Piece:
+        kept = f"{request.args[-1]}.flatten() != 0"
+        return Piece(("", [f"{name}[{kept}]" for name in request.args[:-1]]))
+
 
 @register("BatchReindex")
 class BatchReindex(Layer):
@@ -368,3 +415,6 @@ class BatchReindex(Layer):
             return x.index_select(0, index.long())
         except (IndexError, RuntimeError):  # on the CPU; a GPU reports its own error later
             self.fail(f"an index is outside of 0..{x.shape[0] - 1}, the items of bottom 0")
+
+    def plain(self, request: Request) -> Piece:
+        return Piece((f"{request.x}.index_select(0, {request.args[1]}.long())", None))
