@@ -23,6 +23,7 @@ from fcnproto.netspec import layers as L
 from fcnproto.scenes.scenes import draw_scene
 from fcnproto.schema.text import read_net, read_solver, write_message
 from fcnproto.schema.weights import read_blob
+from fcnproto.solver.signals import SecondInterrupt
 
 fcn, sources = zoo.definitions("fcn"), zoo.definitions("sources")
 WIDTHS = (4, 4, 6, 6, 6, 8)
@@ -156,6 +157,15 @@ def test_an_interrupt_ends_the_training_well(scenes: Path, tmp_path: Path, monke
     outcome = finetune.run(made, said.append)
     assert [number for number, _ in outcome.validations] == [0, 2] and outcome.score is not None
     assert said[-1].startswith("interrupted in iteration 2") and (tmp_path / "out" / "scores.json").exists()
+
+    def interrupted_twice(solver: fcnproto.Solver, iterations: int) -> None:
+        raise SecondInterrupt
+
+    monkeypatch.setattr(fcnproto.Solver, "step", interrupted_twice)
+    made = finetune.plan(settings(scenes, tmp_path / "again", slim_net(tmp_path), iterations=6, interval=2))
+    with pytest.raises(SecondInterrupt):
+        finetune.run(made, said.append)
+    assert not (tmp_path / "again" / "scores.json").exists()
 
 
 def test_split_is_complete_and_repeatable(scenes: Path, tmp_path: Path) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from fcnproto.atomic import atomic_write, is_stream
 from fcnproto.cli import _files, _nets, _options, _output
+from fcnproto.errors import UsageError
 
 
 @click.command("convert")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("out", type=_files.OutputFile(makes_folder=True))
+@_files.format_option("safetensors", "pt", "caffemodel", "caffemodel.h5", "pt2", "onnx")
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs that a .py speaks of.")
 @click.option("--losses", is_flag=True, help="Keep losses and accuracies in .py, .pt2 and .onnx, labels being inputs.")
 @_nets.net_options(device="cpu")
@@ -20,6 +28,7 @@ def command(
     model: Path,
     weights: Path,
     out: Path,
+    chosen_format: str | None,
     input_size: tuple[int, int] | None,
     losses: bool,
     nets: _nets.NetOptions,
@@ -29,8 +38,39 @@ def command(
     Weights alone: .safetensors, .pt (a state_dict), .caffemodel, .caffemodel.h5. The net itself: .py (a module in plain
     PyTorch, beside its .safetensors), .pt2 (torch.export), .onnx. WEIGHTS may be a caffemodel or a PyTorch state_dict
     (.pt, .pth, .safetensors) with this net's names, so that a net trained elsewhere comes home. What was written is
-    read back and compared before it gets its name.
+    read back and compared before it gets its name. OUT may be - for stdout, with --format.
     """
+    if is_stream(out):
+        with _spooled(out, chosen_format) as made:
+            _convert(model, weights, made, input_size, losses, nets)
+    elif chosen_format is not None and not out.name.lower().endswith(f".{chosen_format}"):
+        raise UsageError(f"--format {chosen_format}: {out} says another format by its ending")
+    else:
+        _convert(model, weights, out, input_size, losses, nets)
+
+
+@contextlib.contextmanager
+def _spooled(out: Path, chosen_format: str | None) -> Iterator[Path]:
+    """A file to be made, which then goes to stdout, a device or a pipe. `UsageError` where it comes with another."""
+    if chosen_format is None:
+        raise UsageError(f"{out}: say with --format what to write; a .py, which comes with a second file, needs a name")
+    with tempfile.TemporaryDirectory(prefix="fcnproto-") as folder:
+        made = Path(folder) / f"net.{chosen_format}"
+        yield made
+        if len(os.listdir(folder)) > 1:
+            raise UsageError(f"{out}: this net is written as several files; give the name of a file")
+        with atomic_write(out) as file, open(made, "rb") as content:
+            shutil.copyfileobj(content, file)
+
+
+def _convert(
+    model: Path,
+    weights: Path,
+    out: Path,
+    input_size: tuple[int, int] | None,
+    losses: bool,
+    nets: _nets.NetOptions,
+) -> None:
     from fcnproto.export import STATE_FILES, about_inputs, check_output, convert, load_state
 
     check_output(out, (model, weights))

@@ -44,8 +44,10 @@ class _LMDBWriter:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
         self._waiting, self._bytes = [], 0
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._commit()
+
+    def close(self) -> None:
         self._environment.close()
 
 
@@ -58,6 +60,9 @@ class _LevelDBWriter:
     def put(self, key: bytes, value: bytes) -> None:
         self._database.put(key, value)
 
+    def finish(self) -> None:
+        """Everything is in the database already."""
+
     def close(self) -> None:
         self._database.close()
 
@@ -66,12 +71,13 @@ class _LevelDBWriter:
 def new_database(path: str, backend: Backend = "lmdb") -> Iterator[_LMDBWriter | _LevelDBWriter]:
     """A new database to `put(key, value)` records into, written beside `path` and given its name at the end.
 
-    Raises `DataError` where something is at `path` already, as Caffe does, or where the backend's module is missing.
+    Raises `DataError` where something is at `path` already, as Caffe does, where the backend's module is missing, and
+    where it can't write: a full disk, say. Nothing is left then.
     """
     path = os.path.abspath(path)
     if os.path.exists(path):
         raise DataError(f"{path}: exists already; databases are not overwritten, give another name")
-    _ = import_lmdb() if backend == "lmdb" else import_plyvel(path)
+    faults = import_lmdb().Error if backend == "lmdb" else import_plyvel(path).Error
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise DataError(f"{path}: the folder {folder} does not exist")
@@ -80,12 +86,15 @@ def new_database(path: str, backend: Backend = "lmdb") -> Iterator[_LMDBWriter |
         writer = _LMDBWriter(temporary) if backend == "lmdb" else _LevelDBWriter(temporary)
         try:
             yield writer
+            writer.finish()
         finally:
             writer.close()
         if backend == "lmdb":
             os.unlink(os.path.join(temporary, "lock.mdb"))
         os.chmod(temporary, 0o755)
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, faults):
+            raise DataError(f"{path}: can't be written: {error}") from error
         raise

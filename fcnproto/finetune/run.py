@@ -33,6 +33,7 @@ from fcnproto.schema.text import read_solver
 from fcnproto.scoring import Scored, confusion_picture, score_net
 from fcnproto.solver import Request, Solver
 from fcnproto.solver.progress import Recorder
+from fcnproto.solver.signals import SecondInterrupt
 
 Say = Callable[[str], None]
 Asked = Callable[[], Request]
@@ -171,6 +172,8 @@ class _Training:
         while solver.iter < self.made.solver.max_iter and not solver.stopping:
             try:
                 solver.step(min(interval - solver.iter % interval, self.made.solver.max_iter - solver.iter))
+            except SecondInterrupt:
+                raise
             except KeyboardInterrupt:
                 self.say(
                     f"interrupted in iteration {solver.iter}; the best so far, of iteration {self.reached.best}, is "

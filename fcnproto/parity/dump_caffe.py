@@ -115,13 +115,18 @@ def write(path, arrays):
     if path.endswith((".h5", ".hdf5")):
         import h5py
 
-        with h5py.File(part, "w") as target:
+        # Made in memory: the HDF5 library doesn't live through a disk that fills.
+        with h5py.File(part, "w", driver="core", backing_store=False) as target:
             for key in arrays:
                 target[key] = arrays[key]
+            target.flush()
+            image = target.id.get_file_image()
+        with open(part, "wb") as target:
+            target.write(image)
     else:
         with open(part, "wb") as target:
             np.savez(target, **arrays)
-    if os.path.exists(path):
+    if os.name == "nt" and os.path.exists(path):  # elsewhere renaming replaces
         os.remove(path)
     os.rename(part, path)
 

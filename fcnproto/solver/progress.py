@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fcnproto.atomic import atomic_write
+from fcnproto.errors import DataError
 from fcnproto.escaping import csv_cell, printable
 from fcnproto.pictures.chart import Curves
 from fcnproto.solver import distributed
@@ -173,12 +175,14 @@ class LogFolder(Listener):
         path = self.folder / name
         kept: list[list[str]] = []
         if iteration and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.reader(file))[1:]
-            kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) < iteration]
-        file = path.open("w", newline="", encoding="utf-8")
+            try:
+                with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                    rows = list(csv.reader(file))[1:]
+            except csv.Error as error:
+                raise DataError(f"{path}: is no log of a training ({error}); choose another folder") from None
+            kept = [row for row in rows if row and row[0].isdecimal() and int(row[0]) < iteration]
+        with atomic_write(path, "w") as whole:  # the rows of before are there, whatever happens now
+            csv.writer(whole).writerows([columns, *kept])
+        file = path.open("a", newline="", encoding="utf-8")
         self._files.append(file)
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(kept)
-        return writer
+        return csv.writer(file)

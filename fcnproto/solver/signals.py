@@ -14,13 +14,17 @@ from typing import Any
 from fcnproto.solver.listeners import Request
 
 
+class SecondInterrupt(KeyboardInterrupt):
+    """Interrupted again while the first interrupt is being seen to: to end at once."""
+
+
 class SignalRequests:
     """While the block runs, signals become requests; asked (called), it gives the pending one once.
 
     `sigint` and `sighup` say what each asks for; `Request.NONE` makes the signal do nothing. SIGTERM, by which systems
     end a process, asks to stop. A request waits until it is asked for: after the iteration or test batch that is
     running. Whoever doesn't want to wait interrupts again: a second SIGINT after one that asks to stop is a
-    KeyboardInterrupt. (Under torchrun only after two seconds: it passes on the terminal's own to each worker.) Use it
+    SecondInterrupt. (Under torchrun only after two seconds: it passes on the terminal's own to each worker.) Use it
     in the main thread: elsewhere Python can't install handlers (ValueError).
     """
 
@@ -56,7 +60,7 @@ class SignalRequests:
         if number == signal.SIGINT and request is Request.STOP:
             now = time.monotonic()
             if self._interrupted is not None and now - self._interrupted >= _repeated_within():
-                raise KeyboardInterrupt
+                raise SecondInterrupt
             self._interrupted = self._interrupted or now
         if request is not Request.NONE:
             self._pending.add(request)

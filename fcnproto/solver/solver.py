@@ -15,18 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcnproto.errors import SolverError
 from fcnproto.escaping import printable
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.saving import check_hdf5_names
 from fcnproto.schema.text import read_solver
 from fcnproto.schema.upgrade import upgrade_solver
 from fcnproto.solver import debug, distributed, health, nets, resume, settings, snapshots
 from fcnproto.solver.engine import Engine, Options
 from fcnproto.solver.listeners import Listener, Request
-from fcnproto.solver.locking import PrefixLock
 from fcnproto.solver.log import LOGGER, LossWindow, Pace, figure, log_to, output_lines
+from fcnproto.solver.place import SnapshotPlace
 from fcnproto.solver.policies import LearningRatePolicy
 from fcnproto.solver.testing import loss_weights, run_test
 
@@ -107,15 +105,15 @@ class Solver:
         if self.param.snapshot_diff:
             self.optimizer.keep_updates()
         self.iter = 0
+        self._place = SnapshotPlace(self.param, self._file)
         if self.param.snapshot:
-            self._check_snapshots()
+            self._place.check(self.net, self.iter)
         self.losses: list[float] = []
         self.listeners: list[Listener] = []
         self.request: Callable[[], Request] = lambda: Request.NONE
         self.last_snapshot: str | None = None
         self.stopping = False
         self._snapshot_wanted = False
-        self._lock = PrefixLock()
         self._rate: float | None = None
         self._watch = health.LossWatch()
         self._window, self._keep_window = LossWindow(self.param.average_loss, 0), False
@@ -216,13 +214,13 @@ class Solver:
         With `iterations` no more than so many are done; if max_iter isn't reached by then, it ends as if stopped.
         """
         if self.param.snapshot_after_train:
-            self._check_snapshots()
+            self._place.check(self.net, self.iter)
         if self.param.snapshot_after_train or self.param.snapshot:
-            self._acquire()
+            self._place.acquire()
         try:
             self._solve(state, iterations)
         finally:
-            self._lock.release()
+            self._place.release()
 
     def _solve(self, state: PathLike | None, iterations: int | None) -> None:
         if not self.param.HasField("max_iter"):
@@ -312,28 +310,6 @@ class Solver:
 
     # Snapshots.
 
-    def _check_snapshots(self) -> None:
-        """Raise at the start what would be wrong with the first snapshot: its place, or names that HDF5 can't hold."""
-        files = self._snapshot_files()
-        if files.model.suffix == ".h5":
-            check_hdf5_names(files.model, [node.name for node in self.net.graph.nodes])
-
-    def _acquire(self) -> bool:
-        """Take the right to write snapshots under the prefix, for all workers; False where this one has it already."""
-        failure: Exception | None = None
-        fresh = False
-        if self._leads:
-            try:
-                fresh = self._lock.acquire(nets.snapshot_prefix(self.param, self._file))
-            except (SolverError, OSError) as error:
-                failure = error
-        distributed.raise_together(failure)
-        return fresh
-
-    def _snapshot_files(self) -> snapshots.Names:
-        hdf5 = self.param.snapshot_format == caffe_pb2.SolverParameter.HDF5
-        return snapshots.names(nets.snapshot_prefix(self.param, self._file), self.iter, hdf5)
-
     def snapshot(self) -> str:
         """Write the model and the solver state under the snapshot prefix; returns the path of the state.
 
@@ -341,16 +317,16 @@ class Solver:
         where one does, `DivergedError` where a parameter is not finite: the last good snapshot stays the last one.
         """
         self._snapshot_wanted = False
-        fresh = self._acquire()
+        fresh = self._place.acquire()
         try:
             return self._snapshot()
         except BaseException:
             if fresh:  # what was not written need not be kept from others
-                self._lock.release()
+                self._place.release()
             raise
 
     def _snapshot(self) -> str:
-        files = self._snapshot_files()
+        files = self._place.files(self.iter)
         broken = health.broken_parameter(self.net)
         if broken is not None:
             raise health.DivergedError("parameters are not finite", self.iter, *broken, self.last_snapshot)
@@ -379,7 +355,7 @@ class Solver:
         Raises `WeightsError` where one is damaged or missing, `SolverError` where it is of another solver or net.
         """
         if os.fspath(path) == LATEST and not os.path.exists(path):
-            path, passed_over = snapshots.latest(nets.snapshot_prefix(self.param, self._file))
+            path, passed_over = snapshots.latest(self._place.prefix)
             for reason in passed_over:
                 settings.warn(f"snapshot passed over: {reason}")
         opened, model = snapshots.open_snapshot(Path(path))

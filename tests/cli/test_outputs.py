@@ -79,6 +79,7 @@ def test_devices_are_written_to(net: list[str]) -> None:
     before = os.stat(os.devnull)
     assert main(["extract", net[1], "-o", os.devnull]) == 0
     assert main(["draw", net[0], "-o", os.devnull, "--format", "png"]) == 0
+    assert not [name for name in os.listdir("/dev") if "fcnproto" in name]
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode) and os.stat(os.devnull).st_ino == before.st_ino
 
 
@@ -119,6 +120,13 @@ def test_arrays_on_stdout(tmp_path: Path, net: list[str]) -> None:
     (tmp_path / "o.npz").write_bytes(done.stdout)
     with np.load(tmp_path / "o.npz") as found, Image.open(tmp_path / "a.png") as image:
         np.testing.assert_array_equal(found["score"][0].transpose(1, 2, 0)[..., ::-1], np.asarray(image))
+
+
+def test_weights_on_stdout(net: list[str], capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["convert", *net, "-", "--format", "caffemodel"]) == 0
+    assert capsysbinary.readouterr().out == Path(net[1]).read_bytes()
+    assert main(["convert", *net, "-"]) == 2
+    assert b"say with --format" in capsysbinary.readouterr().err
 
 
 def test_outputs_that_are_inputs_are_refused(tmp_path: Path, net: list[str], capsys) -> None:  # type: ignore[no-untyped-def]

@@ -15,6 +15,7 @@ from fcnproto.cli._main import main
 from fcnproto.data.images import decode, resize_bilinear
 from fcnproto.data.records import open_records
 from fcnproto.data.tools import ImageOptions, convert_imageset, image_mean, write_mean
+from fcnproto.data.writing import new_database
 from fcnproto.errors import DataError
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.weights import read_blob
@@ -198,3 +199,16 @@ def test_a_leveldb_without_its_module_is_refused_by_its_name(
     target = str(folder / "db")
     assert main(["convert-imageset", "--backend", "leveldb", f"{folder}/im/", str(folder / "list.txt"), target]) == 1
     assert f"{target}: a LevelDB needs the module plyvel" in capsys.readouterr().err
+
+
+def test_a_database_on_a_full_disk(tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+
+    def write() -> None:
+        with new_database(str(tmp_path / "db")) as records:
+            records.put(b"0", b"x")
+            raise lmdb.DiskError("mdb_put: No space left on device")
+
+    with pytest.raises(DataError, match=r"db: can't be written: .*No space left"):
+        write()
+    assert list(tmp_path.iterdir()) == []

@@ -146,3 +146,16 @@ def test_watch_takes_no_offence_at_big_losses() -> None:
     assert "exploded" in (watch.complaint(1e13) or "")
     assert watch.complaint(float("inf")) == "the loss is inf"
     assert LossWatch(0).complaint(1e30) is None
+
+
+def test_rows_of_before_outlive_a_crash_at_the_start(tmp_path: Path) -> None:
+    path = toy.write(tmp_path)
+    solver = Solver(path)
+    folder = LogFolder(tmp_path / "log")
+    solver.listeners.append(folder)
+    solver.step(3)
+    folder.close()
+    rows = (tmp_path / "log" / "train.csv").read_text()
+    again = LogFolder(tmp_path / "log")
+    again.started(solver, 5)  # and then nothing more: the process is killed
+    assert (tmp_path / "log" / "train.csv").read_text() == rows
