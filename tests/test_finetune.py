@@ -386,3 +386,19 @@ def test_classes_that_no_training_mask_holds(scenes: Path, tmp_path: Path) -> No
         finetune.plan(settings(scenes, tmp_path / "out", model, **options))
     made = finetune.plan(settings(scenes, tmp_path / "out", model, allow_empty_classes=True, **options))
     assert any("unicorn 0 (0 %)" in line for line in made.lines())
+
+
+def test_a_map_as_large_as_the_image_without_interpolation(scenes: Path, tmp_path: Path) -> None:
+    net = sources.inputs({"data": (1, 3, 48, 64)})
+    top = net.conv = L.Convolution(net.data, num_output=4, kernel_size=3, pad=2, dilation=2)
+    net.score = L.Convolution(top, num_output=2, kernel_size=1)
+    write_message(tmp_path / "full.prototxt", net.to_proto())
+    made = finetune.plan(settings(scenes, tmp_path / "out", tmp_path / "full.prototxt", iterations=2, interval=2))
+    outcome = finetune.run(made)
+    assert outcome.score is not None and outcome.score.confusion.sum() > 0
+    net.score = L.Convolution(top, num_output=2, kernel_size=1, stride=4)
+    write_message(tmp_path / "coarse.prototxt", net.to_proto())
+    with pytest.raises(
+        UsageError, match=r"'score' are \(1, 2, 12, 16\) for an image of 64x48; .*surgery convolutionalise"
+    ):
+        finetune.plan(settings(scenes, tmp_path / "o", tmp_path / "coarse.prototxt"))

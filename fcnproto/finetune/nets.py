@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fcnproto import surgery, zoo
 from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.folder_layer import LAYER, MODULE
-from fcnproto.errors import UsageError, WeightsError
+from fcnproto.errors import GraphError, UsageError, WeightsError
 from fcnproto.images import Preprocessing
 from fcnproto.layers.registry import lookup
 from fcnproto.net import Net, load
@@ -110,10 +112,10 @@ def read_base(model: str, classes: int | Mapping[str, int] | None = None) -> Bas
         shape = built.source_shapes[name]
         if shape is not None and (len(shape) != 4 or shape[1] != how.channels):
             raise UsageError(f"{model}: its input {name!r} has the shape {shape}; images have {how.channels} channels")
-    if not any(layer.type in ("Crop", "Deconvolution") for layer in layers.layer):
-        raise UsageError(f"{model}: gives no map as large as the image; see `fcnproto surgery convolutionalise`")
     labels = _labels(built, record, blobs)
     net = _on_inputs(layers, {name: how.channels for name, how in images.items()})
+    if not any(layer.type in ("Crop", "Deconvolution") for layer in layers.layer):
+        _check_maps(model, net, built, blobs)
     report = Report()
     if classes is not None:
         net, report = surgery.set_classes(net, classes if isinstance(classes, int) else dict(classes))
@@ -124,6 +126,31 @@ def read_base(model: str, classes: int | Mapping[str, int] | None = None) -> Bas
     generic = path.stem in ("train", "trainval", "val", "test", "deploy")
     name = param.name or (path.resolve().parent.name if generic else path.stem)
     return Base(name, net, images, scores, record, report)
+
+
+def _check_maps(model: str, definition: caffe_pb2.NetParameter, built: Net, blobs: Sequence[str]) -> None:
+    """Raise `UsageError` where the score blobs of a net that enlarges nothing are not as large as the image."""
+    net = Net(definition, fill=False).to("meta")
+    values = {}
+    for name, shape in net.source_shapes.items():
+        said = built.source_shapes.get(name) or (1, None, None, None)
+        channels = shape[1] if shape is not None and len(shape) > 1 and shape[1] is not None else 3
+        size = [extent or 256 for extent in said[2:]] if len(said) == 4 else [256, 256]
+        values[name] = torch.empty((1, channels, *size), device="meta")
+    height, width = next(iter(values.values())).shape[2:]
+    remedy = f"`fcnproto surgery convolutionalise {model} --classes N -o NEW.prototxt` makes one"
+    try:
+        found = net(values, blobs=list(blobs))
+    except GraphError as error:
+        raise UsageError(
+            f"{model}: gives no map of scores for images of {width}x{height} ({error}); {remedy}"
+        ) from error
+    for blob in blobs:
+        if tuple(found[blob].shape[2:]) != (height, width):
+            raise UsageError(
+                f"{model}: its scores {blob!r} are {tuple(found[blob].shape)} for an image of {width}x{height}; "
+                f"fine-tuning takes nets that give a map as large as the image, and {remedy}"
+            )
 
 
 def _between_data_and_losses(param: caffe_pb2.NetParameter, built: Net) -> caffe_pb2.NetParameter:
@@ -236,7 +263,8 @@ def _move(base: Base, net: Net, file: Path, suffix: str, classes: Mapping[str, t
         if target is not None and name not in left_out and relation(shape, tuple(target[0].shape)) is None:
             raise WeightsError(
                 f"{file}: layer {name!r} has weights of shape {shape}, but {base.name}'s {name + suffix!r} has "
-                f"{tuple(target[0].shape)}; they are the weights of another net"
+                f"{tuple(target[0].shape)}; they are the weights of another net; "
+                "`fcnproto surgery transplant` moves the layers that fit (--leave-out A,B for the others)"
             )
     try:
         moved = surgery.transplant(net, file, suffix, leave_out=left_out)

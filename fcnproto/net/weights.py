@@ -5,7 +5,9 @@ Internal to `fcnproto.net`; the file formats themselves are in `fcnproto.schema.
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,7 +78,11 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
                 ignored.append(source.name)
                 continue
             index, layer = targets[source.name]
-            matched = _match(net, index, layer, source, path, stored.kind == "hdf5")
+            try:
+                matched = _match(net, index, layer, source, path, stored.kind == "hdf5")
+            except _MisfitError as error:
+                pairs = [(one, targets[one.name][1]) for one in stored.layers if one.name in targets]
+                raise WeightsError(f"{error}; {_advice(pairs, path)}") from None
             if matched:
                 copied.append(source.name)
                 plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
@@ -146,6 +152,32 @@ def warn_missing(paths: Sequence[str | os.PathLike[str]], layers: Sequence[str])
         warnings.warn(message, FcnprotoWarning, stacklevel=3)
 
 
+class _MisfitError(WeightsError):
+    """A layer of the file and the net's layer of its name have other blobs."""
+
+
+def _advice(pairs: Sequence[tuple[StoredLayer, Layer]], path: Path) -> str:
+    """The command that moves what can be moved of a file in which not every layer fits the net's of its name."""
+    left_out = []
+    for source, layer in pairs:
+        counts = [math.prod(blob.shape) for blob in source.blobs if blob is not None]
+        if counts and counts != [math.prod(shape) for shape in layer.blob_shapes]:
+            left_out.append(layer.name)
+    model = shlex.quote(pairs[0][1].prototxt or "MODEL.prototxt")
+    if len(left_out) == sum(bool(source.blobs) for source, _ in pairs):
+        for source, layer in pairs:
+            shape, own = source.blobs[0].shape if source.blobs and source.blobs[0] else (), layer.blob_shapes[:1]
+            if left_out == [layer.name] and len(shape) == 4 and [tuple(shape[1:])] == [one[1:] for one in own]:
+                classes = f"fcnproto surgery set-classes {model} --classes {shape[0]} -o NEW.prototxt"
+                return f"`{classes}` gives the net as many classes as the file's"
+        return f"none of its layers fits; is it the weight file of another net? Otherwise {_MATCH_ADVICE}"
+    command = f"fcnproto surgery transplant {model} {shlex.quote(str(path))}"
+    if left_out:
+        command += f" --leave-out {shlex.quote(','.join(left_out))}"
+    what = "copies the rest" if left_out else "brings them into shape"
+    return f"`{command} -o NEW.caffemodel` {what}"
+
+
 def _match(
     net: Net, index: int, layer: Layer, source: StoredLayer, path: Path, may_leave_out_shared: bool
 ) -> dict[int, StoredBlob]:
@@ -155,7 +187,7 @@ def _match(
     if may_leave_out_shared:
         blobs = [*blobs, *[None] * (len(layer.blob_names) - len(blobs))]
     if len(blobs) != len(layer.blob_names):
-        raise WeightsError(f"{where} has {len(blobs)} blobs, the net's has {len(layer.blob_names)}; {_MATCH_ADVICE}")
+        raise _MisfitError(f"{where} has {len(blobs)} blobs, the net's has {len(layer.blob_names)}")
     matched = {}
     for k, blob in enumerate(blobs):
         if blob is None:
@@ -163,10 +195,7 @@ def _match(
                 raise WeightsError(f"{where}: blob {k} is missing, expected shape {layer.blob_shapes[k]}")
             continue
         if not blob.matches(layer.blob_shapes[k]):
-            raise WeightsError(
-                f"{where}, blob {k}: the file's shape is {blob.shape}, "
-                f"the net's {layer.blob_shapes[k]}; {_MATCH_ADVICE}"
-            )
+            raise _MisfitError(f"{where}, blob {k}: the file's shape is {blob.shape}, the net's {layer.blob_shapes[k]}")
         blob.check()
         matched[k] = blob
     return matched
