@@ -113,6 +113,26 @@ def files(folder: Path, net: caffe_pb2.NetParameter) -> tuple[str, str]:
     return str(model), str(weights)
 
 
+def trained(folder: Path, names: Sequence[str], title: str = "net") -> caffe_pb2.SolverParameter:
+    """A solver for a net whose losses have these names."""
+    net = caffe_pb2.NetParameter(name=title)
+    data = net.layer.add(name="data", type="DummyData", top=["data", "label"])
+    data.dummy_data_param.shape.add(dim=[2, 4])
+    data.dummy_data_param.shape.add(dim=[2])
+    inner = net.layer.add(name="inner", type="InnerProduct", bottom=["data"], top=["inner"])
+    inner.inner_product_param.num_output = 3
+    for name in names:
+        net.layer.add(name=name, type="SoftmaxWithLoss", bottom=["inner", "label"], top=[name])
+    write_message(folder / "net.prototxt", net)
+    solver = caffe_pb2.SolverParameter(base_lr=0.01, lr_policy="fixed", max_iter=1, display=1, debug_info=True)
+    solver.net, solver.snapshot_prefix = "net.prototxt", "snap"
+    solver.test_iter.append(1)
+    solver.test_interval = 1
+    solver.solver_mode = caffe_pb2.SolverParameter.CPU
+    write_message(folder / "solver.prototxt", solver)
+    return solver
+
+
 def is_clean(text: str) -> bool:
     """Whether a terminal may be given this: nothing but printable characters and line ends (and Caffe's tabs)."""
     return all(char.isprintable() or char in "\n\t" for char in text)

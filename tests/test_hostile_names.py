@@ -243,28 +243,8 @@ def test_pictures_of_several_scores(run, folder: Path) -> None:  # type: ignore[
     assert found == 0 and {"matrix.png", "matrix_nul___.png"} <= set(os.listdir())
 
 
-def trained(folder: Path, names: list[str]) -> caffe_pb2.SolverParameter:
-    """A solver for a net whose losses have these names."""
-    net = caffe_pb2.NetParameter(name=TITLE)
-    data = net.layer.add(name="data", type="DummyData", top=["data", "label"])
-    data.dummy_data_param.shape.add(dim=[2, 4])
-    data.dummy_data_param.shape.add(dim=[2])
-    inner = net.layer.add(name="inner", type="InnerProduct", bottom=["data"], top=["inner"])
-    inner.inner_product_param.num_output = 3
-    for name in names:
-        net.layer.add(name=name, type="SoftmaxWithLoss", bottom=["inner", "label"], top=[name])
-    write_message(folder / "net.prototxt", net)
-    solver = caffe_pb2.SolverParameter(base_lr=0.01, lr_policy="fixed", max_iter=1, display=1, debug_info=True)
-    solver.net, solver.snapshot_prefix = "net.prototxt", "snap"
-    solver.test_iter.append(1)
-    solver.test_interval = 1
-    solver.solver_mode = caffe_pb2.SolverParameter.CPU
-    write_message(folder / "solver.prototxt", solver)
-    return solver
-
-
 def test_training(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
-    trained(folder, NAMES)
+    hostile.trained(folder, NAMES, TITLE)
     _, err = run("train", "--solver", "solver.prototxt", "--log-dir", "log", "--plot", "plot.png", "--no-progress")
     assert "\\x1b[31mred = " in err
     with Path("log/test.csv").open(newline="", encoding="utf-8") as file:
@@ -286,7 +266,7 @@ def test_the_live_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
     from fcnproto.solver.progress import LiveLine
 
-    trained(folder, ["[/x]\x1b[31m\u202e"])
+    hostile.trained(folder, ["[/x]\x1b[31m\u202e"])
     solver = Solver("solver.prototxt")
     console = Console(force_terminal=False, width=200)
     solver.listeners.append(LiveLine(console))
@@ -310,6 +290,48 @@ def test_errors_and_warnings_are_one_printable_line(names: list[str], folder: Pa
             fcnproto.load(net)
         for text in (str(found.value), str(other.value), str(third.value)):
             assert text.isprintable() and len(text) <= 4000, (number, text)
+
+
+PATHS = ["nul\0byte", "a" * 10_000, "\x1b[31m[/x]", "two\nlines", "..", ".", "/dev/null", "/etc", "%s"]
+
+
+@pytest.mark.parametrize("kind", ["Data", "HDF5Data", "ImageData", "WindowData", "Infogain", "Python", "Solver"])
+def test_paths_in_definitions(kind: str, run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    for path in PATHS:
+        net = caffe_pb2.NetParameter(name="paths")
+        layer = net.layer.add(name="d", type=kind, top=["data", "label"])
+        if kind == "Solver":
+            solver = caffe_pb2.SolverParameter(net=path, base_lr=0.1, lr_policy="fixed", max_iter=1)
+            write_message(Path("solver.prototxt"), solver)
+            _, err = run("train", "--solver", "solver.prototxt", status=1)
+        else:
+            if kind == "Infogain":
+                net = hostile.chain([])
+                layer = net.layer.add(name="l", type="InfogainLoss", bottom=["data", "data"], top=["loss"])
+                layer.infogain_loss_param.source = path
+            elif kind == "Python":
+                layer.python_param.module = layer.python_param.layer = path
+            else:
+                settings = {
+                    "Data": "data",
+                    "HDF5Data": "hdf5_data",
+                    "ImageData": "image_data",
+                    "WindowData": "window_data",
+                }
+                getattr(layer, f"{settings[kind]}_param").source = path
+                getattr(layer, f"{settings[kind]}_param").batch_size = 1
+            write_message(Path("net.prototxt"), net)
+            _, err = run("run", "net.prototxt", "--allow-python", status=1)
+        assert len(err.splitlines()) == 1 and "unexpected" not in err
+    assert set(os.listdir()) <= {"net.prototxt", "solver.prototxt"}
+
+
+def test_a_prefix_that_is_no_name(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    solver = hostile.trained(folder, ["loss"])
+    solver.snapshot_prefix = "nul\0byte"
+    write_message(folder / "solver.prototxt", solver)
+    _, err = run("train", "--solver", "solver.prototxt", "--no-progress", status=1)
+    assert "snapshot_prefix 'nul\\x00byte'" in err and "unexpected" not in err
 
 
 def test_the_command_tells_errors_in_one_line(run, folder: Path) -> None:  # type: ignore[no-untyped-def]

@@ -164,6 +164,8 @@ def snapshot_prefix(param: caffe_pb2.SolverParameter, solver_file: Path | None) 
     Raises `SolverError` where there is no prefix or its folder can't be written to.
     """
     prefix = param.snapshot_prefix
+    if "\0" in prefix:
+        raise SolverError(f"snapshot_prefix {prefix!r}: a NUL can't stand in a file's name")
     if not prefix:
         if solver_file is None:
             raise SolverError("the solver has no snapshot_prefix; give one to write snapshots")
