@@ -255,7 +255,7 @@ class _LevelDB(Records):
 
 def _open_leveldb(plyvel: Any, path: str) -> Any:
     files = sorted(os.listdir(path))
-    if "CURRENT" not in files:  # LevelDB would leave files of its own in any folder that it tries
+    if files and "CURRENT" not in files:  # LevelDB would leave files of its own among them
         raise DataError(f"{path}: no LevelDB is in this folder (it has no file CURRENT)")
     newest = 0
     for name in files:
