@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcnproto.layers.base import Pointwise, SameShape, Shape
+from fcnproto.layers.base import Pointwise, Shape
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -63,12 +63,11 @@ class Mish(Pointwise):
 
 
 @register("Insanity")
-class Insanity(SameShape):
+class Insanity(Pointwise):
     """Randomised leaky ReLU: below 0 x is divided by a number between `lb` and `ub`, drawn evenly for each value in the
     TRAIN phase, their logarithmic mean in the TEST phase."""
 
     fork = "happynear, imcl"
-    kind = "activation"
     config_field = "insanity_param"
     differences = "the slopes come from PyTorch's generator; in place, the gradient is the true one."
 
@@ -76,8 +75,8 @@ class Insanity(SameShape):
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
         return not training
 
-    def keeps_images_apart(self) -> bool:
-        return True
+    def draws_numbers(self) -> bool:
+        return self.training
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         low, high = self.config.lb, self.config.ub

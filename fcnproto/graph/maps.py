@@ -64,6 +64,13 @@ def concat(param: caffe_pb2.LayerParameter) -> CoordMap | None:
     return CoordMap() if axis == 1 else None
 
 
+def slices(param: caffe_pb2.LayerParameter) -> CoordMap | None:
+    """Caffe's Slice: channels cut apart keep their positions."""
+    config = param.slice_param
+    axis = config.slice_dim if config.HasField("slice_dim") else config.axis
+    return CoordMap() if axis == 1 else None
+
+
 def softmax(param: caffe_pb2.LayerParameter) -> CoordMap | None:
     """Caffe's Softmax: one over the channels keeps positions apart."""
     return CoordMap() if param.softmax_param.axis == 1 else None

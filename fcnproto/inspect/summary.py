@@ -17,6 +17,7 @@ from fcnproto.errors import FcnprotoWarning, GraphError
 from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Shape
 from fcnproto.net import Net
+from fcnproto.net.caffe_memory import bottom_in_memory
 from fcnproto.net.shapes import blob_shapes
 from fcnproto.schema import caffe_pb2
 
@@ -171,23 +172,23 @@ def _root(blob: Blob) -> Blob:
 
 
 def _blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[int, int]:
-    """(bytes of all blobs, greatest sum alive at one time). Split's tops are the blob itself, not copies."""
-    sizes = {blob: 0 if blob.producer.automatic else _BYTES * math.prod(shape) for blob, shape in shapes.items()}
-    readers: dict[Blob, int] = {}
-    for node in nodes:
-        for blob in node.bottoms:
-            readers[_root(blob)] = readers.get(_root(blob), 0) + (not node.automatic)
-    in_place = {
-        top for node in nodes for top, bottom in zip(node.tops, node.bottoms, strict=False) if top.name == bottom.name
-    }
+    """(bytes of all blobs, greatest sum alive at one time). Tops that are their bottom's memory, as those of Split,
+    Flatten and layers in place, are no copies."""
+    sizes = {blob: _BYTES * math.prod(shape) for blob, shape in shapes.items() if _holder(blob) is blob}
+    last_read: dict[Blob, Node] = {_holder(blob): node for node in nodes for blob in (*node.tops, *node.bottoms)}
+    ends: dict[Node, list[Blob]] = {}
+    for blob, node in last_read.items():
+        if any(_holder(read) is blob for read in node.bottoms):
+            ends.setdefault(node, []).append(blob)
     alive = peak = 0
     for node in nodes:
-        alive += sum(sizes[blob] for blob in node.tops)
+        alive += sum(sizes.get(blob, 0) for blob in node.tops)
         peak = max(peak, alive)
-        if node.automatic:
-            continue
-        for blob in node.bottoms:
-            readers[_root(blob)] -= 1
-            if readers[_root(blob)] == 0:
-                alive -= sizes[_root(blob)]
-    return sum(size for blob, size in sizes.items() if blob not in in_place), peak
+        alive -= sum(sizes[blob] for blob in ends.get(node, ()))
+    return sum(sizes.values()), peak
+
+
+def _holder(blob: Blob) -> Blob:
+    """The blob whose memory a blob is."""
+    bottom = bottom_in_memory(blob)
+    return blob if bottom is None else _holder(bottom)

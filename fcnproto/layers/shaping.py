@@ -92,6 +92,11 @@ class Slice(_AlongAxis):
     old_name = "slice_dim"
     replaced_fields = {"slice_dim": "axis"}  # noqa: RUF012
     tops = (1, None)
+    coordinates = staticmethod(maps.slices)
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return maps.slices(param) is not None
 
     @classmethod
     def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:

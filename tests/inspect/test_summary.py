@@ -126,3 +126,9 @@ def test_nothing_is_computed() -> None:
     text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 dim: 100000 dim: 100000 } } }
     layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 100 kernel_size: 1 } }"""
     assert of(text).layers[1].tops == {"c": (1, 100, 100000, 100000)}
+
+
+def test_tops_that_are_their_bottoms_memory_are_no_copies() -> None:
+    summary = of(INPUT + 'layer { name: "f" type: "Flatten" bottom: "x" top: "f" }')
+    plain = of(INPUT + 'layer { name: "f" type: "AbsVal" bottom: "x" top: "f" }')
+    assert plain.blob_bytes == plain.peak_blob_bytes == 2 * summary.blob_bytes == 2 * summary.peak_blob_bytes
