@@ -1,0 +1,87 @@
+"""Boxes as detectors of Caffe's forks compute with them: overlaps, codes of boxes against priors, suppression.
+
+Boxes are the last axis of a tensor: xmin, ymin, xmax, ymax.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fcnproto.schema import caffe_pb2
+
+CORNER = caffe_pb2.PriorBoxParameter.CORNER
+CENTER_SIZE = caffe_pb2.PriorBoxParameter.CENTER_SIZE
+CORNER_SIZE = caffe_pb2.PriorBoxParameter.CORNER_SIZE
+
+
+def area(boxes: Tensor, one: float = 0) -> Tensor:
+    """The boxes' areas, 0 where a box ends before it begins; `one` is 1 for boxes whose last pixel belongs to them."""
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    return torch.where((width < 0) | (height < 0), 0, (width + one) * (height + one))
+
+
+def overlaps(a: Tensor, b: Tensor, one: float = 0) -> Tensor:
+    """Intersection over union of boxes `a` (N, 4) with boxes `b` (M, 4): (N, M)."""
+    low = torch.maximum(a[:, None, :2], b[None, :, :2])
+    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    extent = high - low + one
+    shared = torch.where((extent > 0).all(2), extent.clamp(min=0).prod(2), 0)
+    return shared / (area(a, one)[:, None] + area(b, one)[None] - shared).clamp(min=torch.finfo(a.dtype).tiny)
+
+
+def decode(code: int, priors: Tensor, variances: Tensor | None, values: Tensor) -> Tensor:
+    """Boxes from predicted `values` against `priors`; `variances` scale the values, None where they hold them already.
+
+    CORNER: offsets of the corners; CORNER_SIZE: in units of the prior's size; CENTER_SIZE: of the centre in units of
+    the size, and the logarithm of the ratio of sizes.
+    """
+    scaled = values if variances is None else values * variances
+    if code == CORNER:
+        return priors + scaled
+    size = priors[..., 2:] - priors[..., :2]
+    if code == CORNER_SIZE:
+        return priors + scaled * torch.cat([size, size], -1)
+    centre = (priors[..., :2] + priors[..., 2:]) / 2
+    centre = scaled[..., :2] * size + centre
+    half = scaled[..., 2:].exp() * size / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def encode(code: int, priors: Tensor, variances: Tensor | None, boxes: Tensor) -> Tensor:
+    """The values that `decode` makes `boxes` of; `variances` None keeps them within the values."""
+    if code == CORNER:
+        values = boxes - priors
+    else:
+        size = priors[..., 2:] - priors[..., :2]
+        if code == CORNER_SIZE:
+            values = (boxes - priors) / torch.cat([size, size], -1)
+        else:
+            centre = (boxes[..., :2] + boxes[..., 2:] - priors[..., :2] - priors[..., 2:]) / 2
+            values = torch.cat([centre / size, ((boxes[..., 2:] - boxes[..., :2]) / size).log()], -1)
+    return values if variances is None else values / variances
+
+
+def suppress(boxes: Tensor, threshold: float, eta: float = 1, one: float = 0, strict: bool = False) -> Tensor:
+    """Greedy suppression: the indices of the boxes (best first) that overlap no kept one by more than `threshold`
+    (`strict`: nor by as much).
+
+    With `eta` below 1 the threshold shrinks by it after each kept box while it is above 0.5 (SSD's adaptive rule).
+    """
+    boxes = boxes.detach().cpu()
+    worst = boxes.new_full((len(boxes),), -1.0)
+    alive = torch.ones(len(boxes), dtype=torch.bool)
+    kept: list[int] = []
+    position = 0
+    while position < len(boxes):
+        alive[position:] = worst[position:] < threshold if strict else worst[position:] <= threshold
+        following = alive[position:].nonzero()
+        if not len(following):
+            break
+        position += int(following[0])
+        kept.append(position)
+        worst = torch.maximum(worst, overlaps(boxes[position : position + 1], boxes, one)[0])
+        if eta < 1 and threshold > 0.5:
+            threshold *= eta
+        position += 1
+    return torch.tensor(kept, dtype=torch.long)
