@@ -113,7 +113,7 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
     OpenCV reads both files itself, so loading is compared too; layers are run one by one, without its fusions.
 
     Raises:
-        UsageError: OpenCV's Python package is missing.
+        UsageError: OpenCV's Python package is missing, or of version 5, which reads no Caffe files.
         DataError: OpenCV can't read or run the net; the message is its own.
     """
     try:
@@ -122,6 +122,11 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
         raise UsageError(
             "--reference opencv needs OpenCV; install it with: pip install 'opencv-python-headless<5'"
         ) from None
+    if not hasattr(cv2.dnn, "readNetFromCaffe"):
+        raise UsageError(
+            f"OpenCV {cv2.__version__} no longer reads Caffe's files; --reference opencv needs an older one: "
+            "pip install 'opencv-python-headless<5'"
+        )
     with _files(net, inputs) as (model, weights):
         try:
             reader = cv2.dnn.readNetFromCaffe(str(model), str(weights))

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import golden_cases
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_nets import small_fcn
+from tiny_nets import colour_net, small_fcn
 
 import fcnproto
 from fcnproto.cli._main import main
+from fcnproto.errors import UsageError
 from fcnproto.parity import (
     DUMP_SCRIPT,
     Recording,
@@ -195,6 +197,15 @@ def test_float64_with_gradients(tmp_path: Path) -> None:
     report = compare(net, recording)
     assert report.agrees
     assert 0 < report.worst < 1e-6
+
+
+def test_opencv_5_reads_no_caffe_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    five = types.ModuleType("cv2")
+    five.__version__, five.dnn = "5.0.0", types.SimpleNamespace()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cv2", five)
+    net = fcnproto.load(*colour_net(tmp_path))
+    with pytest.raises(UsageError, match=r"OpenCV 5\.0\.0 no longer reads .*'opencv-python-headless<5'"):
+        opencv_reference(net, random_inputs(net, (8, 8)))
 
 
 def test_opencv_reads_the_files_itself(tmp_path: Path) -> None:
