@@ -32,8 +32,10 @@ from fcnproto.net import params as binding
 from fcnproto.net import shapes as sizing
 from fcnproto.net.calling import Outputs, Term
 from fcnproto.net.locking import Lock
+from fcnproto.net.making import make_layers
 from fcnproto.net.params import LearnableParam
 from fcnproto.net.plan import Plan, make_plan
+from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_weights, warn_missing
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
@@ -64,6 +66,8 @@ class Net(nn.Module):
         crop: where a Crop without offset begins: "caffe" at 0, "aligned" where the coordinate map says.
         dialect: the fork of Caffe that the net was written for, as for `load`.
         caffe_exact: compute Caffe's gradient also where its layers' shared memory makes it another than the true one.
+        sized_by: weight files that say the number of channels where neither the prototxt nor the data do; nothing is
+            copied from them.
 
     Raises:
         GraphError, LayerError, UnsupportedLayerError: the net can't be built.
@@ -85,6 +89,7 @@ class Net(nn.Module):
         crop: str = "caffe",
         dialect: str | None = None,
         caffe_exact: bool = False,
+        sized_by: Sequence[PathLike] = (),
     ) -> None:
         super().__init__()
         if needs_upgrade(param):
@@ -95,8 +100,8 @@ class Net(nn.Module):
         self.dialect = checked(dialect)
         read_offsets(self.graph, "aligned" if dialect in ALIGNED_CROPS else crop)
         folder, origin = None if base_dir is None else Path(base_dir), None if file is None else os.fspath(file)
-        layers = sizing.make_layers(self.graph, folder, allow_python, origin, allow_writes, dialect)
-        sources = sizing.set_up(self.graph, layers, shapes or {})
+        layers = make_layers(self.graph, folder, allow_python, origin, allow_writes, dialect)
+        sources, self._assumed = sizing.set_up(self.graph, layers, shapes or {}, StoredShapes(sized_by))
         self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
         self._looked = False
         self._given_shapes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
@@ -234,9 +239,11 @@ class Net(nn.Module):
         try:
             results = plan.module(*(values[name] for name in plan.inputs))
         except LayerError as error:
-            if not origins:
+            remarks = [f"the batch is {', '.join(origins)}"] if origins else []
+            remarks += [self._assumed] if self._assumed else []
+            if not remarks:
                 raise
-            raise LayerError(f"{error}; the batch is {', '.join(origins)}") from error
+            raise LayerError("; ".join([str(error), *remarks])) from error
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             known = calling.layer_error(error)
             if known is None:
@@ -454,6 +461,7 @@ def load(
         UsageError: torch has no such device.
     """
     target = None if device is None else calling.usable_device(device)
+    sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
     if isinstance(net, caffe_pb2.NetParameter):
         name, definition, base_dir, file = "", net, None, None
     else:
@@ -475,8 +483,8 @@ def load(
             crop=crop,
             dialect=dialect,
             caffe_exact=caffe_exact,
+            sized_by=sources,
         )
-        sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
         copy_all(result, sources)
         result.fill_params()
     except (GraphError, DataError) as error:

@@ -10,7 +10,6 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,142 +17,43 @@ import torch
 from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
 from fcnproto.graph import Blob, Graph, Node
 from fcnproto.layers.base import Layer, Shape
-from fcnproto.layers.fillers import unread_fields
-from fcnproto.layers.registry import lookup
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net.calling import first_line, is_own
-from fcnproto.schema import caffe_pb2
+from fcnproto.net.making import make_layer, warn_fillers
+from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.schema.blobs import MOST_AXES
-from fcnproto.schema.fields import FIRST_ADDED
 
 PartialShape = tuple[int | None, ...]
 """A shape whose None entries are known only once data is read."""
 
 # Extents assumed for what only the data know, by axis: batch, channels, height, width. Two guesses show whether a
-# parameter's shape depends on them; where nobody can say the number of channels, it is taken to be 3, as of colour.
+# parameter's shape depends on them, a third one whether it depends on the size of a batch. Where nobody can say the
+# number of channels, it is taken to be 3, as of colour, and that is said.
 _GUESSES = ((1, 3, 256, 320), (1, 4, 288, 384))
-_COLOUR_GUESS = (1, 3, 288, 384)
+_OTHER_BATCH = (2, 3, 256, 320)
+_COLOUR = 3
 
 # Some more than any machine has; torch's own sums of sizes don't overflow below it.
 _MOST_ADDRESSED = 1 << 56
 
 
-def make_layers(
-    graph: Graph,
-    base_dir: Path | None,
-    allow_python: bool,
-    file: str | None = None,
-    allow_writes: bool = False,
-    dialect: str | None = None,
-) -> list[Layer]:
-    """One layer object for each node, not yet set up."""
-    folder = None if base_dir is None else str(base_dir)
-    layers = [_make_layer(graph, node, folder, allow_python) for node in graph.nodes]
-    for layer in layers:
-        layer.prototxt = file
-        layer.allow_writes = allow_writes
-        layer.dialect = dialect
-        warn_unread_settings(layer)
-    _warn_engines(layers)
-    _warn_deprecated(layers)
-    if not allow_writes:
-        _warn_writers(layers)
-    return layers
-
-
-def _warn_writers(layers: Sequence[Layer]) -> None:
-    """Warn, once for all layers, of files that won't be written."""
-    writers = [layer for layer in layers if layer.files_written()]
-    if writers:
-        files = _some([file for layer in writers for file in layer.files_written()])
-        warnings.warn(
-            f"{files} would be written by {_some([layer.name for layer in writers])}: left out, as outside training "
-            "and testing a net writes nothing unless allow_writes=True (--allow-writes) is given",
-            FcnprotoWarning,
-            stacklevel=2,
-        )
-
-
-def _make_layer(graph: Graph, node: Node, base_dir: str | None, allow_python: bool) -> Layer:
-    layer = lookup(node.type, node.name)(node.param, len(node.tops))
-    layer.base_dir = base_dir
-    layer.allow_python = allow_python
-    layer.train(graph.state.phase == caffe_pb2.TRAIN)
-    return layer
-
-
-def _warn_engines(layers: Sequence[Layer]) -> None:
-    """Warn, once for all layers, of fields that choose one of Caffe's implementations."""
-    chosen: dict[str, list[str]] = {}
-    for layer in layers:
-        if layer.config_field is not None:
-            for field, value in layer.config.ListFields():
-                if field.name in ("engine", "force_nd_im2col") and value:
-                    chosen.setdefault(field.name, []).append(layer.name)
-    for field_name, names in chosen.items():
-        message = f"{field_name} has no effect ({_some(names)}): torch chooses how to compute, the results are the same"
-        warnings.warn(message, FcnprotoWarning, stacklevel=2)
-
-
-def _warn_deprecated(layers: Sequence[Layer]) -> None:
-    """Warn, once for all layers, of fields that others have replaced; they work as they did."""
-    used: dict[tuple[str, str, str], list[str]] = {}
-    for layer in layers:
-        for old, new in layer.replaced_fields.items():
-            if any(field.name == old for field, _ in layer.config.ListFields()):
-                used.setdefault((str(layer.config_field), old, new), []).append(layer.name)
-    for (message_name, old, new), names in used.items():
-        message = f"{message_name}.{old} is deprecated ({_some(names)}); use {new}"
-        warnings.warn(message, FcnprotoWarning, stacklevel=2)
-
-
-def _warn_fillers(layers: Sequence[Layer]) -> None:
-    """Warn, once for all layers, of settings that a filler's type doesn't read."""
-    unread: dict[tuple[str, str], list[str]] = {}
-    for layer in layers:
-        for filler in layer.blob_fillers:
-            for name in unread_fields(filler):
-                unread.setdefault((filler.type, name), []).append(layer.name)
-    for (type_name, name), names in unread.items():
-        message = f"{name} has no effect on fillers of type {type_name!r} ({_some(list(dict.fromkeys(names)))})"
-        warnings.warn(message, FcnprotoWarning, stacklevel=2)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-
-
-def warn_unread_settings(layer: Layer) -> None:
-    """Warn of type-specific settings in the prototxt that belong to another layer type, or only to one of a fork."""
-    for field, value in layer.param.ListFields():
-        if not field.name.endswith("_param"):
-            continue
-        unread: list[str] = []
-        if field.name != layer.config_field and field.name not in layer.also_reads:
-            unread = [field.name]
-        elif field.number < FIRST_ADDED:
-            added = [inner.name for inner, _ in value.ListFields() if inner.number >= FIRST_ADDED]
-            unread = [f"{field.name}.{name}" for name in added if f"{field.name}.{name}" not in layer.fork_fields]
-        for name in unread:
-            warnings.warn(
-                f"layer {layer.name!r} ({layer.type}): {name} has no effect on this layer type",
-                FcnprotoWarning,
-                stacklevel=2,
-            )
-
-
-def set_up(graph: Graph, layers: list[Layer], given: Mapping[str, Sequence[int]]) -> dict[Blob, PartialShape | None]:
+def set_up(
+    graph: Graph, layers: list[Layer], given: Mapping[str, Sequence[int]], stored: StoredShapes | None = None
+) -> tuple[dict[Blob, PartialShape | None], str]:
     """Call every layer's `setup` with its bottoms' shapes; returns the shapes of the data layers' tops.
 
     `given` overrides the shapes of data tops by name. Extents that only the data know are looked up in them only where
-    the shape of a parameter depends on them. Raises `GraphError` where it does and nobody knows.
+    the shape of a parameter depends on them; where they can't be, channels are taken from the `stored` weights. Raises
+    `GraphError` where a parameter depends on what nobody knows, except that channels are taken to be 3 then; what that
+    concerns is returned, too, for the errors that may follow.
     """
     for node, layer in zip(graph.nodes, layers, strict=True):
         if node.is_data:
             layer.setup([])
-    sources = _Shapes(graph, layers, given).run()
-    _warn_fillers(layers)
-    return sources
+    shapes = _Shapes(graph, layers, given, stored or StoredShapes(()))
+    sources = shapes.run()
+    warn_fillers(layers)
+    return sources, shapes.assumed
 
 
 def source_shapes(
@@ -208,6 +108,18 @@ def _unknown(sources: Mapping[Blob, PartialShape | None], wholly: bool = False) 
     )
 
 
+def _colour(names: str) -> str:
+    """What is said of tops whose channels nobody knows."""
+    return (
+        f"nobody says how many channels {names} has; taken to be {_COLOUR}, as of colour images (say it with "
+        "load(..., shapes={name: shape}))"
+    )
+
+
+class _OtherBlobs(LayerError):
+    """A layer's parameter blobs depend on what is guessed."""
+
+
 class _Shapes:
     """Goes through a net's layers with the shapes of their bottoms, and sets them up.
 
@@ -215,17 +127,20 @@ class _Shapes:
     has a parameter, or a limit, that depends on them.
     """
 
-    def __init__(self, graph: Graph, layers: list[Layer], given: Mapping[str, Sequence[int]]) -> None:
-        self.graph, self.layers, self.given = graph, layers, given
+    def __init__(
+        self, graph: Graph, layers: list[Layer], given: Mapping[str, Sequence[int]], stored: StoredShapes
+    ) -> None:
+        self.graph, self.layers, self.given, self.stored = graph, layers, given, stored
         self.looked = False
         self.assumed = ""
-        """The tops whose channels are assumed to be those of colour images."""
+        """What is assumed of tops whose channels nobody knows, for people."""
         self._start(source_shapes(graph, layers, given, look=False))
 
     def _start(self, sources: dict[Blob, PartialShape | None]) -> None:
         self.sources = sources
         guesses = _GUESSES if _unknown(sources) else _GUESSES[:1]
         self.guessed = [_assume(sources, guess) for guess in guesses]
+        self.other_batch = _assume(sources, _OTHER_BATCH) if _unknown(sources) else None
 
     def run(self) -> dict[Blob, PartialShape | None]:
         """Set up all layers; returns the shapes of the data layers' tops."""
@@ -237,18 +152,20 @@ class _Shapes:
                 self._set_up(index)
                 error = self._second_guess(index)
             except LayerError as failure:
-                if not self._look(index):
+                if not (self._look(index) or self._take_stored(index)):
                     raise self._without_source(failure) from failure
                 self._set_up(index)
                 error = self._second_guess(index)
-            if error is not None and self._look(index):
-                self._set_up(index)
-                error = self._second_guess(index)
+            for known in (self._look, self._take_stored):
+                if error is not None and known(index):
+                    self._set_up(index)
+                    error = self._second_guess(index)
             if error is not None and self._assume_colour(index):
                 error = self._second_guess(index)
             if error is not None:
                 depends = depends or error
                 del self.guessed[1:]
+                self.other_batch = None
         if depends is not None and any(layer.blob_names for layer in self.layers):
             raise GraphError(
                 f"net {self.graph.name!r}: the shapes of parameters depend on the size of {_unknown(self.sources)}, "
@@ -257,8 +174,7 @@ class _Shapes:
             ) from depends
         if self.assumed:
             warnings.warn(
-                f"net {self.graph.name!r}: nobody says how many channels {self.assumed} has; taken to be 3, as of "
-                "colour images (say it with load(..., shapes={name: shape}))",
+                f"net {self.graph.name!r}: {self.assumed}",
                 FcnprotoWarning,
                 stacklevel=2,
             )
@@ -270,13 +186,52 @@ class _Shapes:
         self._pass(index, shapes)
 
     def _second_guess(self, index: int) -> GraphError | None:
-        """Whether the layer, set up by the first guess, works under the second one, if there is one."""
+        """What goes wrong, or becomes another, where the layer, set up by the first guess, meets the other ones."""
         try:
             for shapes in self.guessed[1:]:
                 self._pass(index, shapes)
+                self._compare_blobs(index, shapes)
         except GraphError as error:
             return error
+        if self.other_batch is None:
+            return None
+        try:
+            self._compare_blobs(index, self.other_batch)
+        except _OtherBlobs as error:
+            return error
+        except GraphError:
+            self.other_batch = None  # made for one size of batch, which its data will have
+            return None
+        try:
+            self._pass(index, self.other_batch)
+        except GraphError:
+            self.other_batch = None
         return None
+
+    def _compare_blobs(self, index: int, shapes: Mapping[Blob, Shape]) -> None:
+        """`_OtherBlobs` where the layer would have other blobs for bottoms of these shapes."""
+        layer = self.layers[index]
+        if not layer.blob_names:
+            return
+        twin = self._made_anew(index, shapes)
+        if twin.blob_shapes != layer.blob_shapes:
+            pairs = zip(layer.blob_names, layer.blob_shapes, twin.blob_shapes, strict=True)
+            name, mine, other = next(pair for pair in pairs if pair[1] != pair[2])
+            raise _OtherBlobs(f"layer {layer.name!r} ({layer.type}): its {name} would be of shape {mine} or {other}")
+
+    def _made_anew(self, index: int, shapes: Mapping[Blob, Shape]) -> Layer:
+        """Another layer for the node, set up silently for bottoms of these shapes."""
+        node, old = self.graph.nodes[index], self.layers[index]
+        twin = self._replacement(old, node)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            twin.setup([shapes[blob] for blob in node.bottoms])
+        return twin
+
+    def _replacement(self, old: Layer, node: Node) -> Layer:
+        made = make_layer(self.graph, node, old.base_dir, old.allow_python)
+        made.prototxt, made.allow_writes, made.dialect = old.prototxt, old.allow_writes, old.dialect
+        return made
 
     def _pass(self, index: int, shapes: dict[Blob, Shape]) -> None:
         """Add the shapes of a layer's tops."""
@@ -295,27 +250,61 @@ class _Shapes:
         if found == self.sources:
             return False
         self._start(found)
-        old = self.layers[index]
-        made = _make_layer(self.graph, self.graph.nodes[index], old.base_dir, old.allow_python)
-        made.prototxt, made.allow_writes = old.prototxt, old.allow_writes
-        self.layers[index] = made
+        self.layers[index] = self._replacement(self.layers[index], self.graph.nodes[index])
         for shapes in self.guessed:
             self._pass_earlier(index, shapes)
+        if self.other_batch is not None:
+            self._pass_earlier(index, self.other_batch)
         return True
 
+    def _take_stored(self, index: int) -> bool:
+        """Take the number of channels from the weights for layer `index`. False if they don't say it."""
+        if not self._open_channels() or len(self.guessed) < 2:
+            return False
+        for channels in self.stored.channels(self.layers[index]):
+            try:
+                guess = self._with_channels(channels, 0)
+                self._pass_earlier(index, guess)
+                if not self.stored.fit(self._made_anew(index, guess)):
+                    continue
+            except GraphError:
+                continue
+            self.layers[index] = self._replacement(self.layers[index], self.graph.nodes[index])
+            self._guess_channels(index, channels)
+            return True
+        return False
+
     def _assume_colour(self, index: int) -> bool:
-        """Guess the number of channels alike in both guesses up to layer `index`. False if it is known or was done."""
-        open_channels = [
+        """Guess the number of channels alike in all guesses up to layer `index`. False if it is known or was done."""
+        open_channels = self._open_channels()
+        if self.assumed or not open_channels or len(self.guessed) < 2:
+            return False
+        names = ", ".join(open_channels)
+        self.assumed = _colour(names)
+        self._guess_channels(index, _COLOUR)
+        return True
+
+    def _open_channels(self) -> list[str]:
+        """The tops whose number of channels is unknown."""
+        return [
             repr(blob.name)
             for blob, shape in self.sources.items()
             if shape is None or (len(shape) > 1 and shape[1] is None)
         ]
-        if self.assumed or not open_channels or len(self.guessed) < 2:
-            return False
-        self.assumed = ", ".join(open_channels)
-        self.guessed[1] = _assume(self.sources, _COLOUR_GUESS)
-        self._pass_earlier(index, self.guessed[1])
-        return True
+
+    def _with_channels(self, channels: int, number: int) -> dict[Blob, Shape]:
+        """Guess `number` with another number of channels where that is unknown."""
+        guess = _GUESSES[number]
+        return _assume(self.sources, (guess[0], channels, *guess[2:]))
+
+    def _guess_channels(self, index: int, channels: int) -> None:
+        """Take a number of channels for known, in all guesses, up to layer `index`."""
+        self.guessed = [self._with_channels(channels, number) for number in range(len(self.guessed))]
+        for shapes in self.guessed:
+            self._pass_earlier(index, shapes)
+        if self.other_batch is not None:
+            self.other_batch = _assume(self.sources, (_OTHER_BATCH[0], channels, *_OTHER_BATCH[2:]))
+            self._pass_earlier(index, self.other_batch)
 
     def _pass_earlier(self, index: int, shapes: dict[Blob, Shape]) -> None:
         for earlier in range(index):
@@ -324,9 +313,9 @@ class _Shapes:
 
     def _without_source(self, error: LayerError) -> GraphError:
         """The error of a layer that can't be set up, with what to do if the reason may be a missing source."""
-        unknown = _unknown(self.sources, wholly=True)
+        unknown, open_channels = _unknown(self.sources, wholly=True), ", ".join(self._open_channels())
         if not unknown:
-            return error
+            return GraphError(f"{error}; {_colour(open_channels)}") if open_channels else error
         return GraphError(
             f"{error}; the shape of {unknown} is unknown because its data source is missing: make it available or say "
             "the shape with load(..., shapes={name: shape})"

@@ -82,7 +82,7 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
                 matched = _match(net, index, layer, source, path, stored.kind == "hdf5")
             except _MisfitError as error:
                 pairs = [(one, targets[one.name][1]) for one in stored.layers if one.name in targets]
-                raise WeightsError(f"{error}; {_advice(pairs, path)}") from None
+                raise WeightsError(f"{error}; {net._assumed or _advice(pairs, path)}") from None
             if matched:
                 copied.append(source.name)
                 plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]

@@ -48,6 +48,7 @@ class NetSource:
                 base_dir=self.base_dir,
                 file=self.file,
                 fill=False,
+                sized_by=weights,
                 **reading,
             )
         except (GraphError, DataError) as error:

@@ -14,7 +14,7 @@ from data_layers import write_images, write_lmdb
 
 import fcnproto
 from fcnproto.data import PythonLayer, register_python_layer
-from fcnproto.errors import FcnprotoWarning, GraphError
+from fcnproto.errors import FcnprotoWarning, GraphError, LayerError, WeightsError
 
 CONVOLUTION = (
     'layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 2 kernel_size: 1 } }'
@@ -151,3 +151,86 @@ def test_layers_before_the_one_that_depends_are_set_up_once(tmp_path: Path) -> N
     assert calls == ["first", "second"]
     assert tuple(net.params["p"][0].shape) == (2, 4 * 6 * 5)
     assert tuple(net(blobs=["first"])["second"].shape) == (2, 2)
+
+
+OWN_BLOBS = [
+    ('type: "BatchNorm"', (7,)),
+    ('type: "PReLU"', (7,)),
+    ('type: "Scale"', (7,)),
+    ('type: "Bias"', (7,)),
+    ('type: "Scale" scale_param { axis: 0 }', (4,)),
+    ('type: "Bias" bias_param { axis: 0 num_axes: 2 }', (4, 7)),
+    ('type: "InnerProduct" inner_product_param { num_output: 2 }', (2, 7, -1)),
+    ('type: "InnerProduct" inner_product_param { num_output: 2 axis: 0 }', (2, 28, -1)),
+    ('type: "Convolution" convolution_param { num_output: 2 kernel_size: 1 }', (2, 7, 1)),
+]
+
+
+@pytest.mark.parametrize("extents", [(8, 7), (8, 7, 4, 4), (8, 7, 5, 4, 4)], ids=len)
+@pytest.mark.parametrize(("settings", "shape"), OWN_BLOBS, ids=lambda value: str(value)[:40])
+def test_blobs_directly_on_the_data_have_the_datas_shape(
+    tmp_path: Path, settings: str, shape: tuple[int, ...], extents: tuple[int, ...]
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = np.zeros(extents, np.float32)
+    (tmp_path / "files.txt").write_text("a.h5\n")
+    source = HDF5.replace("batch_size: 2", "batch_size: 4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = load(tmp_path, source, f'layer {{ name: "n" bottom: "data" top: "n" {settings} }}', phase="train")
+    rest = extents[2:]
+    if shape[-1] == -1:  # all that is behind the outputs, in one axis
+        shape = (shape[0], shape[1] * int(np.prod(rest)))
+    elif len(shape) == 3:
+        shape = (*shape[:2], *[1] * len(rest))
+    assert tuple(net.params["n"][0].shape) == shape
+    net()
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm", "PReLU"])
+def test_a_grey_database_is_seen_before_its_first_layer_is_sized(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("lmdb")
+    write_lmdb(tmp_path / "db", [(str(i), np.zeros((1, 6, 5), np.uint8), 0) for i in range(2)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = load(tmp_path, LMDB, f'layer {{ name: "n" type: "{kind}" bottom: "data" top: "n" }}', phase="train")
+    assert tuple(net.params["n"][0].shape) == (1,)
+    net()
+
+
+RELU = 'layer { name: "s" type: "ReLU" bottom: "data" top: "s" } '
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        'layer { name: "c" type: "BatchNorm" bottom: "data" top: "c" }',
+        CONVOLUTION,
+        RELU + CONVOLUTION.replace('bottom: "data"', 'bottom: "s"'),
+        CONVOLUTION.replace("num_output: 2", "num_output: 2 group: 2"),
+    ],
+    ids=["BatchNorm", "Convolution", "ReLU, Convolution", "groups"],
+)
+def test_weights_say_how_many_channels_data_have_that_are_not_there(tmp_path: Path, rest: str) -> None:
+    made = load(tmp_path, LMDB, rest, shapes={"data": (2, 6, 8, 8)})
+    made.save(tmp_path / "w.caffemodel")
+    made.save(tmp_path / "w.h5")
+    for name in ("w.caffemodel", "w.h5"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            net = load(tmp_path, LMDB, rest, weights=tmp_path / name)
+        assert [blob.shape for blob in net.params["c"]] == [blob.shape for blob in made.params["c"]]
+
+
+def test_errors_that_follow_from_three_channels_say_so(tmp_path: Path) -> None:
+    batch_norm = 'layer { name: "c" type: "BatchNorm" bottom: "data" top: "c" }'
+    with pytest.warns(FcnprotoWarning, match=r"how many channels 'data' has; taken to be 3"):
+        net = load(tmp_path, LMDB, batch_norm)
+    with pytest.raises(LayerError, match=r"got a bottom of shape.*'data' has; taken to be 3.*shapes="):
+        net(data=np.zeros((1, 5, 2, 2), np.float32))
+    made = load(tmp_path, LMDB, batch_norm, shapes={"data": (2, 5, 8, 8)})
+    made.save(tmp_path / "w.caffemodel")
+    with pytest.raises(WeightsError, match=r"'data' has; taken to be 3.*shapes="):
+        net.copy_from(tmp_path / "w.caffemodel")
+    with pytest.raises(GraphError, match=r"multiples of group 2.*'data' has; taken to be 3.*shapes="):
+        load(tmp_path, LMDB, CONVOLUTION.replace("num_output: 2", "num_output: 2 group: 2"))

@@ -1,0 +1,122 @@
+"""Making the layers of a graph, and what is said of their settings: what has no effect, is deprecated, or is left out.
+
+Internal to `fcnproto.net`; shapes are found in `net/shapes.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from fcnproto.errors import FcnprotoWarning
+from fcnproto.graph import Graph, Node
+from fcnproto.layers.base import Layer
+from fcnproto.layers.fillers import unread_fields
+from fcnproto.layers.registry import lookup
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import FIRST_ADDED
+
+
+def make_layers(
+    graph: Graph,
+    base_dir: Path | None,
+    allow_python: bool,
+    file: str | None = None,
+    allow_writes: bool = False,
+    dialect: str | None = None,
+) -> list[Layer]:
+    """One layer object for each node, not yet set up."""
+    folder = None if base_dir is None else str(base_dir)
+    layers = [make_layer(graph, node, folder, allow_python) for node in graph.nodes]
+    for layer in layers:
+        layer.prototxt = file
+        layer.allow_writes = allow_writes
+        layer.dialect = dialect
+        warn_unread_settings(layer)
+    _warn_engines(layers)
+    _warn_deprecated(layers)
+    if not allow_writes:
+        _warn_writers(layers)
+    return layers
+
+
+def _warn_writers(layers: Sequence[Layer]) -> None:
+    """Warn, once for all layers, of files that won't be written."""
+    writers = [layer for layer in layers if layer.files_written()]
+    if writers:
+        files = _some([file for layer in writers for file in layer.files_written()])
+        warnings.warn(
+            f"{files} would be written by {_some([layer.name for layer in writers])}: left out, as outside training "
+            "and testing a net writes nothing unless allow_writes=True (--allow-writes) is given",
+            FcnprotoWarning,
+            stacklevel=2,
+        )
+
+
+def make_layer(graph: Graph, node: Node, base_dir: str | None, allow_python: bool) -> Layer:
+    layer = lookup(node.type, node.name)(node.param, len(node.tops))
+    layer.base_dir = base_dir
+    layer.allow_python = allow_python
+    layer.train(graph.state.phase == caffe_pb2.TRAIN)
+    return layer
+
+
+def _warn_engines(layers: Sequence[Layer]) -> None:
+    """Warn, once for all layers, of fields that choose one of Caffe's implementations."""
+    chosen: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.config_field is not None:
+            for field, value in layer.config.ListFields():
+                if field.name in ("engine", "force_nd_im2col") and value:
+                    chosen.setdefault(field.name, []).append(layer.name)
+    for field_name, names in chosen.items():
+        message = f"{field_name} has no effect ({_some(names)}): torch chooses how to compute, the results are the same"
+        warnings.warn(message, FcnprotoWarning, stacklevel=2)
+
+
+def _warn_deprecated(layers: Sequence[Layer]) -> None:
+    """Warn, once for all layers, of fields that others have replaced; they work as they did."""
+    used: dict[tuple[str, str, str], list[str]] = {}
+    for layer in layers:
+        for old, new in layer.replaced_fields.items():
+            if any(field.name == old for field, _ in layer.config.ListFields()):
+                used.setdefault((str(layer.config_field), old, new), []).append(layer.name)
+    for (message_name, old, new), names in used.items():
+        message = f"{message_name}.{old} is deprecated ({_some(names)}); use {new}"
+        warnings.warn(message, FcnprotoWarning, stacklevel=2)
+
+
+def warn_fillers(layers: Sequence[Layer]) -> None:
+    """Warn, once for all layers, of settings that a filler's type doesn't read."""
+    unread: dict[tuple[str, str], list[str]] = {}
+    for layer in layers:
+        for filler in layer.blob_fillers:
+            for name in unread_fields(filler):
+                unread.setdefault((filler.type, name), []).append(layer.name)
+    for (type_name, name), names in unread.items():
+        message = f"{name} has no effect on fillers of type {type_name!r} ({_some(list(dict.fromkeys(names)))})"
+        warnings.warn(message, FcnprotoWarning, stacklevel=2)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def warn_unread_settings(layer: Layer) -> None:
+    """Warn of type-specific settings in the prototxt that belong to another layer type, or only to one of a fork."""
+    for field, value in layer.param.ListFields():
+        if not field.name.endswith("_param"):
+            continue
+        unread: list[str] = []
+        if field.name != layer.config_field and field.name not in layer.also_reads:
+            unread = [field.name]
+        elif field.number < FIRST_ADDED:
+            added = [inner.name for inner, _ in value.ListFields() if inner.number >= FIRST_ADDED]
+            unread = [f"{field.name}.{name}" for name in added if f"{field.name}.{name}" not in layer.fork_fields]
+        for name in unread:
+            warnings.warn(
+                f"layer {layer.name!r} ({layer.type}): {name} has no effect on this layer type",
+                FcnprotoWarning,
+                stacklevel=2,
+            )
