@@ -78,6 +78,9 @@ def test_lists(given: tuple[str, str], run) -> None:  # type: ignore[no-untyped-
     assert "\\x1b[31mred" in out and "\\[/x]" in out and ":warning: emoji" in out
     listed = json.loads(run("summary", given[0], "--json")[0])
     assert [layer["name"] for layer in listed["layers"]] == ["data", *NAMES]
+    run("audit", *given)
+    odd = {entry["text"] for entry in json.loads(run("audit", given[0], "--json")[0])["odd"]}
+    assert {"\x1b[31mred", "\u202eright to left\u2066", "../x", "nul\0byte"} <= odd
     out, _ = run("time", "--model", given[0], "--iterations", 1)
     assert len(out.splitlines()) == 2 * len(NAMES) + 2 + 5
 
