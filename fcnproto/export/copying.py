@@ -47,7 +47,7 @@ class Copies:
         source = source_of(thing)
         if isinstance(thing, FunctionType) and thing.__code__.co_freevars:
             raise Unsayable(f"{name} uses {thing.__code__.co_freevars[0]!r} of the function around it")
-        space = vars(sys.modules[thing.__module__])
+        space = thing.__globals__ if isinstance(thing, FunctionType) else vars(sys.modules[thing.__module__])
         self.add_names(source, space, name)
         self.sources[name] = source
         return name
@@ -116,8 +116,8 @@ class Copies:
                 raise Unsayable(f"{user} uses {name!r} of the package {module.split('.')[0]}")
             if value.__name__ != name and value.__name__ != "<lambda>":
                 raise Unsayable(f"{user} uses {value.__name__!r} by the other name {name!r}")
-            if value.__name__ == "<lambda>":
-                self.add_source(name, source_of(value), vars(sys.modules[module]))
+            if isinstance(value, FunctionType) and value.__name__ == "<lambda>":
+                self.add_source(name, source_of(value), value.__globals__)
             else:
                 self.add(value)
         else:

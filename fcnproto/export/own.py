@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import sys
 import textwrap
 from collections.abc import Sequence
 from types import FunctionType
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcnproto.export.code import text
+from fcnproto.export.code import prose, text
 from fcnproto.export.copying import Copies, literal, source_of
-from fcnproto.layers.base import Layer, Pointwise
-from fcnproto.layers.plain import MODULE, Piece, Request, Shape, Unsayable
+from fcnproto.layers.base import Layer
+from fcnproto.layers.plain import MODULE, Piece, Request, Unsayable
 
 
 class Settings:
@@ -31,6 +30,7 @@ class Settings:
         self._given = given
 
     def HasField(self, name: str) -> bool:
+        """Whether the prototxt gives the field."""
         return name in self._given
 
 
@@ -51,39 +51,48 @@ class OwnLayer(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
 
     def blob(self, index: int) -> Tensor:
+        """A parameter by its place."""
         return getattr(self, self.blob_names[index])
 
     def optional_blob(self, index: int) -> Tensor | None:
+        """A parameter by its place, None where there are fewer."""
         return self.blob(index) if index < len(self.blob_names) else None
 
     def axis(self, axis: int, shape: Sequence[int], what: str = "axis") -> int:
+        """An axis counted from the end where it is negative."""
         if not -len(shape) <= axis < len(shape):
             self.fail(f"{what} {axis} is outside of the axes of a bottom of shape {tuple(shape)}")
         return axis % len(shape)
 
     def fail(self, message: str) -> None:
+        """Raise an error that names the layer."""
         raise ValueError(f"layer {self.name!r} ({type(self).__name__}): {message}")
 
 
-_OFFERED = frozenset([*vars(OwnLayer), *dir(nn.Module), "config", "name", "type", "num_tops", "blob_names"])
+_OFFERED = frozenset([*vars(OwnLayer), *dir(nn.Module), "config", "name", "type", "num_tops", "blob_names", "training"])
 """What `forward` may ask of `self` without more ado."""
-_BASES = (Layer, Pointwise)
+_OUTSIDE = ("fcnproto.data.", "fcnproto.scenes.")
+"""Packages whose layers open files, or run what others wrote."""
 
 
 def say_own(layer: Layer, request: Request, copies: Copies) -> Piece:
     """A piece for a layer whose class says nothing of itself. `Unsayable` names what can't be taken along."""
     cls = type(layer)
-    if cls.__module__.split(".")[0] == "fcnproto":
+    if layer.is_data or cls.__module__.startswith(_OUTSIDE):
         raise Unsayable("the type has no equal in plain PyTorch")
     methods, values = _members(layer)
-    body = "\n".join(textwrap.indent(source, "    ") for source in methods.values())
-    summary = (inspect.getdoc(cls) or layer.type).splitlines()[0] if cls.__doc__ else layer.type
-    source = f"class {cls.__name__}(OwnLayer):\n    {text(summary)}\n\n{body}"
+    sources = {name: source_of(function) for name, function in methods.items()}
     copies.add(OwnLayer)
-    space = {**vars(sys.modules[cls.__module__]), "OwnLayer": OwnLayer}
-    copies.add_source(cls.__name__, source, space)
+    space: dict[str, Any] = {}
+    for function in methods.values():
+        space.update(function.__globals__)
+    summary = prose((cls.__doc__ or layer.type).strip().splitlines()[0])
+    body = "\n".join(textwrap.indent(source, "    ") for source in sources.values())
+    copies.add_source(
+        cls.__name__, f'class {cls.__name__}(OwnLayer):\n    """{summary}"""\n\n{body}', {**space, "OwnLayer": OwnLayer}
+    )
     config = "None"
-    if layer.config_field is not None and "config" in _asked_of_self(methods.values()):
+    if layer.config_field is not None and "config" in _asked_of_self(sources.values()):
         copies.add(Settings)
         config = _settings(layer.config)
     arguments = [f"config={config}", *_blobs(layer), *(f"{name}={value}" for name, value in values.items())]
@@ -121,9 +130,9 @@ def _asked_of_self(sources: Any) -> set[str]:
     return found
 
 
-def _members(layer: Layer) -> tuple[dict[str, str], dict[str, str]]:
-    """The methods that `forward` needs, itself among them, by name with their sources; and the plain values."""
-    methods: dict[str, str] = {}
+def _members(layer: Layer) -> tuple[dict[str, FunctionType], dict[str, str]]:
+    """The methods that `forward` needs, itself among them, by name; and the plain values."""
+    methods: dict[str, FunctionType] = {}
     values: dict[str, str] = {}
     open_names = ["forward"]
     while open_names:
@@ -133,12 +142,10 @@ def _members(layer: Layer) -> tuple[dict[str, str], dict[str, str]]:
         if function is not None and _is_own(layer, name):
             if function.__code__.co_freevars and function.__code__.co_freevars != ("__class__",):
                 raise Unsayable(f"{name} uses {function.__code__.co_freevars[0]!r} of the function around its class")
-            methods[name] = source_of(function)
-            asked = _asked_of_self([methods[name]])
-            unknown = asked - _OFFERED - set(methods) - set(values) - set(layer.blob_names) - set(open_names)
-            open_names += sorted(
-                unknown | {one for one in asked & set(dir(nn.Module)) if _is_own(layer, one)} - set(methods)
-            )
+            methods[name] = function
+            asked = _asked_of_self([source_of(function)])
+            known = {*methods, *values, *layer.blob_names, *open_names}
+            open_names += sorted(one for one in asked - known if one not in _OFFERED or _is_own(layer, one))
             continue
         value = literal(getattr(layer, name, _MISSING))
         if value is None or name in layer._buffers or name in layer._modules:
@@ -161,7 +168,7 @@ def _function(member: Any) -> FunctionType | None:
 def _is_own(layer: Layer, name: str) -> bool:
     """Whether a class of the user's defines a member."""
     owner = next((cls for cls in type(layer).__mro__ if name in vars(cls)), object)
-    return owner.__module__.split(".")[0] not in ("fcnproto", "torch", "builtins")
+    return owner is not object and owner.__module__ != Layer.__module__ and owner.__module__.split(".")[0] != "torch"
 
 
 def _settings(message: Any) -> str:
@@ -188,6 +195,3 @@ def _settings(message: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, float) else value
-
-
-__all__ = ["OwnLayer", "Settings", "Shape", "say_own"]
