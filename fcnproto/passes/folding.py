@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -34,10 +35,14 @@ _LARGE, _STRIP, _LEAST_ROWS = 16 * 2**20, 4 * 2**20, 32
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a chain: a convolution with what is fused to it, a max pooling, or a pointwise layer."""
+    """One step of a chain: a convolution with what is fused to it, a max pooling, or a pointwise layer.
+
+    `layers` are all that the step stands for.
+    """
 
     layer: Layer
     fast: FastConvolution | None = None
+    layers: tuple[Layer, ...] = ()
 
     def sources(self) -> list[Tensor]:
         """All blobs that the step reads."""
@@ -108,6 +113,17 @@ class FoldedChain(nn.Module):
             return self._run(image, layout, self._surroundings(layout, size))
         with torch.no_grad():
             return self._run(image, *self._kept(image.shape[2], image.shape[3]))
+
+    @property
+    def first(self) -> Layer:
+        """The convolution that the chain begins with."""
+        return self._steps[0].layer
+
+    def reached(self, height: int, width: int) -> list[tuple[Step, tuple[int, int] | None]]:
+        """For an image of this size every step, with the size of the part of its blob that is computed (None: all)."""
+        layout = self._layout(height, width)
+        parts = [(rows.size, columns.size) for rows, columns in zip(layout.rows[1:], layout.columns[1:], strict=True)]
+        return list(zip_longest(self._steps, parts))
 
     def _run(self, image: Tensor, layout: _Layout, around: _Surroundings) -> tuple[Tensor, ...]:
         wanted: dict[int, Tensor] = {}

@@ -162,13 +162,15 @@ class FastConvolution(nn.Module):
         return None if bias is None else bias.to(dtype)
 
     def _suits_winograd(self, x: Tensor, pad: Sequence[int]) -> bool:
+        size = [n + 2 * p for n, p in zip(x.shape[2:], pad, strict=True)]
+        return x.device.type == "cpu" and x.dtype == torch.float32 and self.suits_winograd(len(x), size)
+
+    def suits_winograd(self, batch: int, size: Sequence[int]) -> bool:
+        """Whether bottoms of `size`, padding included, are convolved by Winograd's method on a CPU in float32."""
         window, weight = self.layer.window, self.layer.blob(0)
-        return (
-            x.device.type == "cpu"
-            and x.dtype == torch.float32
-            and winograd.suits(window.kernel, window.stride, window.dilation, self.layer.groups, weight)
-            and winograd.has_enough(x, pad)
-        )
+        return winograd.suits(
+            window.kernel, window.stride, window.dilation, self.layer.groups, weight
+        ) and winograd.has_enough(batch, size)
 
     def _transformed(self) -> Tensor:
         """The weight as `winograd.convolve` takes it, made once until the blobs change."""

@@ -24,7 +24,8 @@ _BYTES_AT_ONCE = 24 * 2**20
 
 
 def suits(layer: Convolution, x: Tensor, size: Sequence[int]) -> bool:
-    """Whether a layer's output of `size` (rows, columns) for a bottom (N, C, H, W) is better computed as a product."""
+    """Whether a layer's output of `size` (rows, columns) is better computed as a product, on the device of `x` and in
+    its dtype."""
     return (
         x.device.type == "cpu"
         and layer.groups == 1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fcnproto import precision
+from fcnproto.errors import UsageError
 from fcnproto.layers.activation import ReLU
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
@@ -28,19 +30,31 @@ from fcnproto.passes.upsampling import FastDeconvolution
 from fcnproto.precision import canonical
 from fcnproto.schema import caffe_pb2
 
-# In this order: each finds what the ones before left of the graph.
 PASSES = ("remove_dropout", "fold_padding", "convolutions", "pooling", "deconvolutions")
+"""The passes, in the order in which they run: each finds what the ones before left of the graph."""
+
 _PLANS_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a pass of `PASSES` did at one place: the layers it took, and the module that runs for them (None: none)."""
+
+    made_by: str
+    layers: tuple[Layer, ...]
+    module: torch.nn.Module | None
 
 
 class OptimizedNet(Net):
     """A net whose calls run a rewritten plan. Parameters are those of the net it was made from.
 
-    Values derived from them are made anew when they change. `precision` and `cuda_graphs` are as given to `optimize`.
+    Values derived from them are made anew when they change. `precision`, `cuda_graphs` and `passes` are as given to
+    `optimize`.
     """
 
     precision: str
     cuda_graphs: bool
+    passes: tuple[str, ...] = PASSES
     _fast_plans: Latest[tuple[object, ...], Plan]
     _watch: Watch
 
@@ -62,7 +76,7 @@ class OptimizedNet(Net):
         with self._planning:
             plan = self._fast_plans.get(key)
             if plan is None:
-                plan = rewrite(self.plan(inputs, blobs), self._watch)
+                plan = rewrite(self.plan(inputs, blobs), self._watch, self.passes)[0]
                 if self.cuda_graphs and not any(training):
                     graphed: Any = GraphedPlan(plan.module, self._state)
                     plan = replace(plan, module=graphed)
@@ -91,7 +105,9 @@ def _at_least_float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def optimize(net: Net, *, precision: str = "fp32", cuda_graphs: bool = False) -> OptimizedNet:
+def optimize(
+    net: Net, *, precision: str = "fp32", cuda_graphs: bool = False, passes: Sequence[str] | None = None
+) -> OptimizedNet:
     """A net that takes the same calls and gives the same outputs (to rounding, 1e-5) faster, in either phase.
 
     `net` stays as it is; the two share their parameters, and a change of weights through either is seen by both.
@@ -104,38 +120,56 @@ def optimize(net: Net, *, precision: str = "fp32", cuda_graphs: bool = False) ->
             exactly, and no longer agree with Caffe to 1e-5. Parameters and outputs stay float32.
         cuda_graphs: on a GPU and without gradients, record each size's work once and replay it. The net must
             compute the same for the same inputs (no layer that keeps a state or reads values on the host).
+        passes: some of `PASSES`, by name (`fcnproto optimize --explain` shows what each does); all by default. They run
+            in their own order, whatever order is given.
 
     Raises:
-        UsageError: an unknown precision.
+        UsageError: an unknown precision or pass.
     """
-    chosen = canonical(precision)
+    chosen, wanted = canonical(precision), chosen_passes(passes)
     fast = OptimizedNet.__new__(OptimizedNet)
     state = net.__getstate__()
     state["_modules"] = dict(state["_modules"])
-    fast.__setstate__({**state, **_nothing_kept(), "precision": chosen, "cuda_graphs": cuda_graphs})
+    fast.__setstate__({**state, **_nothing_kept(), "precision": chosen, "cuda_graphs": cuda_graphs, "passes": wanted})
     return fast
 
 
-def rewrite(plan: Plan, watch: Watch, passes: Sequence[str] | None = None) -> Plan:
-    """A plan with the same inputs and outputs, rewritten by `PASSES` or by some of them; each keeps all outputs."""
+def chosen_passes(passes: Sequence[str] | None) -> tuple[str, ...]:
+    """The passes of these names in the order of `PASSES`; `UsageError` for unknown names."""
+    if passes is None:
+        return PASSES
+    for name in [passes] if isinstance(passes, str) else passes:
+        if name not in PASSES:
+            near = difflib.get_close_matches(str(name), PASSES, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"pass {name!r} is unknown; {hint}the passes are {', '.join(PASSES)}")
+    return tuple(name for name in PASSES if name in passes)
+
+
+def rewrite(plan: Plan, watch: Watch, passes: Sequence[str] = PASSES) -> tuple[Plan, list[Change]]:
+    """A plan with the same inputs and outputs, rewritten by some of `PASSES`, and what these did.
+
+    Each pass keeps all outputs.
+    """
     graph = fx.Graph()
     graph.output(graph.graph_copy(plan.module.graph, {}))
     trace = fx.GraphModule(plan.module, graph, "OptimizedPlan")
     rewriter = _Rewriter(trace, watch)
-    for name in PASSES if passes is None else passes:
+    for name in passes:
         getattr(rewriter, name)()
     rewriter.drop_unread()
     rewriter.contiguous_outputs()
     trace.recompile()
-    return Plan(trace, plan.inputs, plan.keys, plan.weighted)
+    return Plan(trace, plan.inputs, plan.keys, plan.weighted), rewriter.changes
 
 
 class _Rewriter:
-    """The passes, each over the fx graph of one plan."""
+    """The passes, each over the fx graph of one plan; `changes` tells what they did."""
 
     def __init__(self, trace: fx.GraphModule, watch: Watch) -> None:
         self.trace, self.watch = trace, watch
         self.count = 0
+        self.changes: list[Change] = []
         # Layers that nobody reads, but that run for what they do (HDF5Output, a BatchNorm's sums).
         self.ends = {node for node in trace.graph.nodes if not node.users}
 
@@ -160,10 +194,15 @@ class _Rewriter:
         self.trace.graph.erase_node(node)
 
     def remove_dropout(self) -> None:
-        """Dropout, and what else hands its bottom on in the TEST phase, is not there in it."""
+        """Dropout, and what else hands its bottom on in the TEST phase, is not there in it.
+
+        Given a layer of one top that passes its bottom on and isn't training.
+        Result: its readers read its bottom; nothing is called for it.
+        """
         for node in list(self.trace.graph.nodes):
             layer = self.layer(node)
             if layer is not None and layer.passes_on and not layer.training and layer.num_tops == 1:
+                self.changes.append(Change("remove_dropout", (layer,), None))
                 self.replace(node, _source(node))
 
     def drop_unread(self) -> None:
@@ -178,26 +217,38 @@ class _Rewriter:
         layer = self.layer(user)
         return None if layer is None else (user, layer)
 
-    def fuse(self, node: fx.Node) -> tuple[FastConvolution, fx.Node]:
-        """A convolution with the BatchNorm, Scale and ReLU that alone read what is before them, and the last's node."""
+    def fuse(self, node: fx.Node) -> tuple[FastConvolution, fx.Node, tuple[Layer, ...]]:
+        """A convolution with the BatchNorm, Scale and ReLU that alone read what is before them, the last's node, and
+        the layers."""
         convolution = self.layer(node)
         assert isinstance(convolution, Convolution)
+        layers: list[Layer] = [convolution]
         norm: BatchNorm | None = None
         scale: Scale | None = None
         found = self.only_reader(node)
         if found and isinstance(found[1], BatchNorm) and _is_pointwise(found[1]):
             node, norm = found[0], found[1]
+            layers.append(norm)
             found = self.only_reader(node)
             if found and isinstance(found[1], Scale) and _is_pointwise(found[1]):
                 node, scale = found[0], found[1]
+                layers.append(scale)
                 found = self.only_reader(node)
         relu = bool(found and isinstance(found[1], ReLU) and found[1].config.negative_slope == 0)
         if found and relu:
             node = found[0]
-        return FastConvolution(self.watch, convolution, relu, norm, scale), node
+            layers.append(found[1])
+        return FastConvolution(self.watch, convolution, relu, norm, scale), node, tuple(layers)
 
     def fold_padding(self) -> None:
-        """Run chains that begin with a heavily padded convolution on the part the image reaches."""
+        """Chains that begin with a heavily padded convolution run on the part of their blobs that the image reaches.
+
+        Given a plain convolution padded by more than half its extent, followed by plain convolutions, max poolings
+        without padding (one at least) and pointwise layers, each the only reader of the one before or the only one with
+        a window.
+        Result: one `FoldedChain` that gives, in full, the blobs of the chain that others read. Whether a size leaves
+        anything out is found when it comes.
+        """
         for node in list(self.trace.graph.nodes):
             if _is_foldable_start(self.layer(node)):
                 steps, nodes = self._chain(node)
@@ -213,10 +264,10 @@ class _Rewriter:
             layer = self.layer(node)
             assert layer is not None
             if isinstance(layer, Convolution):
-                fast, node = self.fuse(node)
-                steps.append(Step(layer, fast))
+                fast, node, layers = self.fuse(node)
+                steps.append(Step(layer, fast, layers))
             else:
-                steps.append(Step(layer))
+                steps.append(Step(layer, layers=(layer,)))
             nodes.append(node)
             node = self._next(node)
         return steps, nodes
@@ -232,7 +283,9 @@ class _Rewriter:
         following = [self._next(node) for node in nodes]
         outside = [[user for user in node.users if user is not nxt] for node, nxt in zip(nodes, following, strict=True)]
         taps = [i for i, users in enumerate(outside) if users]
-        call = self.put(start, FoldedChain(self.watch, steps, taps), [_source(start)])
+        chain = FoldedChain(self.watch, steps, taps)
+        self.changes.append(Change("fold_padding", tuple(layer for step in steps for layer in step.layers), chain))
+        call = self.put(start, chain, [_source(start)])
         for k, i in enumerate(taps):
             with self.trace.graph.inserting_before(start):
                 value = self.trace.graph.call_function(operator.getitem, (call, k))
@@ -241,23 +294,39 @@ class _Rewriter:
         self.drop_unread()
 
     def convolutions(self) -> None:
-        """Channels-last convolutions, each with the BatchNorm, Scale and ReLU after it."""
+        """Convolutions run with channels innermost, each with the BatchNorm, Scale and ReLU after it.
+
+        Given a plain convolution; a BatchNorm by stored statistics, a Scale per channel and a ReLU without slope, each
+        the only reader of the one before.
+        Result: one `FastConvolution` for them all, with weights scaled and shifted as BatchNorm and Scale do.
+        """
         for node in list(self.trace.graph.nodes):
             layer = self.layer(node)
             if isinstance(layer, Convolution) and _is_plain(layer):
-                fast, last = self.fuse(node)
+                fast, last, layers = self.fuse(node)
+                self.changes.append(Change("convolutions", layers, fast))
                 self.replace(last, self.put(node, fast, [_source(node)]))
         self.drop_unread()
 
     def pooling(self) -> None:
-        """Max pooling without padding needs no indices."""
+        """Max pooling without the positions of its maxima.
+
+        Given a max pooling of one top without padding.
+        Result: a `FastPooling`, which takes maxima of rows, then of columns, where no gradient is asked for.
+        """
         for node in list(self.trace.graph.nodes):
             layer = self.layer(node)
             if isinstance(layer, Pooling) and _has_window(layer):
-                self.replace(node, self.put(node, FastPooling(layer), [_source(node)]))
+                fast = FastPooling(layer)
+                self.changes.append(Change("pooling", (layer,), fast))
+                self.replace(node, self.put(node, fast, [_source(node)]))
 
     def deconvolutions(self) -> None:
-        """Deconvolutions: per channel where their weights are so, and no more than what a Crop keeps of them."""
+        """Deconvolutions: per channel where their weights are so, and no more than what a Crop keeps of them.
+
+        Given a plain deconvolution whose windows leave no gaps, and a Crop of spatial axes that alone reads it.
+        Result: one `FastDeconvolution` for both, which looks at its weights when they change.
+        """
         for node in list(self.trace.graph.nodes):
             layer = self.layer(node)
             if not isinstance(layer, Deconvolution) or not _is_plain(layer) or _has_gaps(layer):
@@ -265,10 +334,13 @@ class _Rewriter:
             found = self.only_reader(node)
             crop = found[1] if found and isinstance(found[1], Crop) and _source(found[0]) is node else None
             if found is None or crop is None or crop.axis(crop.config.axis, (0,) * 4) < 2:
-                self.replace(node, self.put(node, FastDeconvolution(self.watch, layer), [_source(node)]))
+                fast = FastDeconvolution(self.watch, layer)
+                self.changes.append(Change("deconvolutions", (layer,), fast))
+                self.replace(node, self.put(node, fast, [_source(node)]))
                 continue
-            arguments = [_source(node), _source(found[0], 1)]
-            self.replace(found[0], self.put(found[0], FastDeconvolution(self.watch, layer, crop), arguments))
+            fast = FastDeconvolution(self.watch, layer, crop)
+            self.changes.append(Change("deconvolutions", (layer, crop), fast))
+            self.replace(found[0], self.put(found[0], fast, [_source(node), _source(found[0], 1)]))
             self.trace.graph.erase_node(node)
 
     def contiguous_outputs(self) -> None:

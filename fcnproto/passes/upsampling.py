@@ -58,6 +58,13 @@ class FastDeconvolution(nn.Module):
             return self._along_lines(x, [part.start for part in kept], [part.stop - part.start for part in kept])
         return self._deconvolve(x, (0, 0))[:, :, kept[0], kept[1]]
 
+    @property
+    def form(self) -> str:
+        """How the weights let it be computed, gradients aside: "full", "per channel" or "along lines"."""
+        if self._lines.value is not None:
+            return "along lines"
+        return "full" if self._diagonal.value is None else "per channel"
+
     def _deconvolve(self, x: Tensor, pad: Sequence[int]) -> Tensor:
         layer = self._layers[0]
         weight, groups, window = layer.blob(0), layer.groups, layer.window

@@ -39,10 +39,14 @@ def suits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
     )
 
 
-def has_enough(x: Tensor, pad: Sequence[int]) -> bool:
-    """Whether an input (N, C, H, W) has so many positions that reading the larger weights pays."""
-    rows, columns = (n + 2 * p - _KERNEL + 1 for n, p in zip(x.shape[2:], pad, strict=True))
-    return x.shape[0] * -(-rows // _OUTPUTS) * -(-columns // _OUTPUTS) >= _LEAST_TILES
+def has_enough(batch: int, size: Sequence[int]) -> bool:
+    """Whether a bottom of `size` (rows, columns; padding included) has so many positions that larger weights pay."""
+    rows, columns = (n - _KERNEL + 1 for n in size)
+    return batch * -(-rows // _OUTPUTS) * -(-columns // _OUTPUTS) >= _LEAST_TILES
+
+
+SAVED = 1 - _WINDOW**2 / (_OUTPUTS * _KERNEL) ** 2
+"""The share of a direct convolution's multiplications that is saved."""
 
 
 def transform_weight(weight: Tensor) -> Tensor:
