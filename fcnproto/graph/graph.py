@@ -25,12 +25,13 @@ AUTOMATIC = "(automatic)"
 
 @dataclass(eq=False)
 class Blob:
-    """One version of a blob: what one layer wrote to one top."""
+    """One version of a blob: what one layer wrote to one top. `bottom` says which of its reader's bottoms it is."""
 
     name: str
     producer: Node
     top: int
     consumer: Node | None = None
+    bottom: int = -1
 
     def __repr__(self) -> str:
         return printable(f"<{self.name} of {self.producer.name}>")
@@ -98,8 +99,8 @@ class Graph:
         self.nodes, blobs = [], list[Blob]()
         for row in state["nodes"]:
             node = Node(**{**row, "bottoms": [blobs[i] for i in row["bottoms"]], "tops": []})
-            for blob in node.bottoms:
-                blob.consumer = node
+            for k, blob in enumerate(node.bottoms):
+                blob.consumer, blob.bottom = node, k
             node.tops = [Blob(name, node, j) for j, name in enumerate(row["tops"])]
             blobs += node.tops
             self.nodes.append(node)
@@ -222,7 +223,7 @@ def _connect(
 def _connect_bottoms(node: Node, blobs: dict[str, Blob]) -> None:
     for name in node.param.bottom:
         blob = blobs[name]
-        blob.consumer = node
+        blob.consumer, blob.bottom = node, len(node.bottoms)
         node.bottoms.append(blob)
     if node.param.propagate_down and len(node.param.propagate_down) != len(node.bottoms):
         raise GraphError(
@@ -233,14 +234,16 @@ def _connect_bottoms(node: Node, blobs: dict[str, Blob]) -> None:
 
 def _connect_tops(node: Node, known: TypeFacts, blobs: dict[str, Blob]) -> None:
     where = f"layer {node.name!r} ({node.type})"
+    named: set[str] = set()
     for j, name in enumerate(node.param.top):
         in_place = j < len(node.bottoms) and node.bottoms[j].name == name
         if in_place and not known.in_place:
             raise GraphError(
                 f"{where}: top {name!r} is its bottom, but this type can't work in place; name the top otherwise"
             )
-        if name in node.param.top[:j]:
+        if name in named:
             raise GraphError(f"{where}: names the top {name!r} twice")
+        named.add(name)
         if name in blobs and not in_place:
             first = blobs[name].producer.name
             raise GraphError(

@@ -191,7 +191,7 @@ def _writer(blob: Blob) -> tuple[object, int]:
     """The layer and the bottom that a blob's gradient comes from, behind layers that only pass its memory on."""
     while blob.consumer is not None and _passes_on(blob.consumer):
         blob = blob.consumer.tops[0]
-    return (blob, -1) if blob.consumer is None else (blob.consumer, blob.consumer.bottoms.index(blob))
+    return (blob, -1) if blob.consumer is None else (blob.consumer, blob.bottom)
 
 
 def _overwritten_parameters(

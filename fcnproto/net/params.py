@@ -162,11 +162,19 @@ def module_names(layers: Sequence[Layer], taken: Callable[[str], bool]) -> list[
         name = (
             "".join("_" if sign in _NOT_IN_NAMES or not sign.isprintable() else sign for sign in signs) or f"layer{i}"
         )
+        stem, tries = name, 0
         while taken(name) or name in seen or keyword.iskeyword(name):
+            tries += 1
             name += "_"
+            if tries > _MOST_UNDERSCORES:
+                name = f"{stem}_{i}" + "_" * (tries - _MOST_UNDERSCORES - 1)
         seen.add(name)
         names.append(name)
     return names
+
+
+_MOST_UNDERSCORES = 16
+"""Of more layers with one name each gets its number: thousands of underscores would take time and memory."""
 
 
 def index_inputs(graph: Graph, layers: Sequence[Layer]) -> set[str]:

@@ -217,9 +217,10 @@ class _Parser:
         if first.kind != "string":
             what = f'text in quotes ("{first.text}")' if first.kind == "name" else "text in quotes"
             raise self._expected(field, what)
-        value = b""
+        pieces = []
         while tokens.current.kind == "string":
-            value += tokens.string(tokens.advance())
+            pieces.append(tokens.string(tokens.advance()))
+        value = b"".join(pieces)
         if field.kind == "bytes":
             return value
         return text_of(value)
