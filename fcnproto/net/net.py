@@ -35,6 +35,7 @@ from fcnproto.net.locking import Lock
 from fcnproto.net.making import make_layers
 from fcnproto.net.params import LearnableParam
 from fcnproto.net.plan import Plan, make_plan
+from fcnproto.net.refusals import caffe_refusals
 from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_weights, warn_missing
 from fcnproto.schema import caffe_pb2
@@ -449,7 +450,8 @@ def load(
         dialect: the fork of Caffe that the net was written for ("ssd", "segnet", "hed", ...; all of them in
             `fcnproto.graph.dialect.DIALECTS`), where the same text means something else to it.
         caffe_exact: where layers that share memory make Caffe's gradient another than the true one, compute Caffe's
-            (docs/layers.md lists the places). A net in TRAIN that has such places warns of them otherwise.
+            (docs/layers.md lists the places). A net in TRAIN that has such places warns of them otherwise. A net that
+            the original Caffe would refuse, though it runs here, draws a warning that says why.
 
     No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
     the shape of a parameter depends on it and the prototxt does not say it.
@@ -485,6 +487,9 @@ def load(
             caffe_exact=caffe_exact,
             sized_by=sources,
         )
+        if caffe_exact and (refused := caffe_refusals(result)):
+            said = "; ".join(f"{where!r}: {reason}" if where != "net" else reason for where, reason in refused)
+            warnings.warn(f"{name}the original Caffe refuses this net: {said}", FcnprotoWarning, stacklevel=2)
         copy_all(result, sources)
         result.fill_params()
     except (GraphError, DataError) as error:

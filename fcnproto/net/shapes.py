@@ -116,6 +116,12 @@ def _colour(names: str) -> str:
     )
 
 
+def assumed_shapes(known: Mapping[str, PartialShape | None], graph: Graph) -> dict[Blob, Shape]:
+    """Whole shapes of data tops from what is `known` of them by name; one image of 256 x 320 where nothing is."""
+    tops = {blob: known.get(blob.name) for node in graph.nodes if node.is_data for blob in node.tops}
+    return _assume(tops, _GUESSES[0])
+
+
 class _OtherBlobs(LayerError):
     """A layer's parameter blobs depend on what is guessed."""
 
