@@ -16,15 +16,6 @@ from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Layer
 from fcnproto.net import Net
 
-# Layers that make zeros of zeros (and of zero weights), and those that do so if all their bottoms are zero.
-_LINEAR = ("Convolution", "Deconvolution", "InnerProduct", "Scale")
-_KEEP_ZERO = (
-    "ReLU", "PReLU", "ELU", "TanH", "AbsVal", "Pooling", "Crop", "Dropout", "Split", "Concat", "Slice", "Reshape",
-    "Flatten", "LRN", "MVN", "BatchNorm", "Tile", "SPP", "Reduction",
-)  # fmt: skip
-# Layers whose slope is 0 where their bottom is 0.
-_FLAT_AT_ZERO = ("ReLU", "AbsVal")
-
 Place = tuple[int, int]
 """A parameter blob: the index of the layer that owns it, and its own."""
 
@@ -76,22 +67,18 @@ def _zero_blobs(net: Net, zeros: Set[Place]) -> set[Blob]:
 
 def _is_linear(node: Node, layer: Layer) -> bool:
     """Whether the first parameter blob of a layer multiplies its bottoms."""
-    return node.type in _LINEAR and bool(layer.blob_names) and (node.type != "Scale" or len(node.bottoms) == 1)
+    return layer.of_zeros() == "linear" and bool(layer.blob_names)
 
 
 def _gives_zero(net: Net, index: int, node: Node, layer: Layer, zeros: Set[Place], found: set[Blob]) -> bool:
     if not node.bottoms:
         return False
-    inputs = [blob in found for blob in node.bottoms]
+    inputs = [blob in found for place, blob in enumerate(node.bottoms) if place not in layer.size_bottoms]
     if _is_linear(node, layer):
         weights, *rest = (net.shared_blobs.get((index, k), (index, k)) in zeros for k in range(len(layer.blob_names)))
         return (all(inputs) or weights) and all(rest)
-    if node.type == "Eltwise":
-        product = node.param.eltwise_param.operation == node.param.eltwise_param.PROD
-        return any(inputs) if product else all(inputs)
-    if node.type == "Scale":
-        return any(inputs)
-    return node.type in _KEEP_ZERO and all(inputs)
+    rule = layer.of_zeros()
+    return any(inputs) if rule == "product" else rule == "kept" and all(inputs)
 
 
 def _send_back(net: Net, zeros: Set[Place], found: Flow) -> None:
@@ -117,10 +104,9 @@ def _passes(node: Node, layer: Layer, place: int, zero: Set[Blob]) -> bool:
     asked = list(node.param.propagate_down)
     if place in layer.force_backward_refuses or (asked and not asked[place]):
         return False
-    if node.type in _FLAT_AT_ZERO and node.bottoms[place] in zero:
-        return node.type == "ReLU" and node.param.relu_param.negative_slope != 0
+    if node.bottoms[place] in zero and layer.is_flat_at_zero():
+        return False
     others = [blob for other, blob in enumerate(node.bottoms) if other != place]
-    product = node.type == "Eltwise" and node.param.eltwise_param.operation == node.param.eltwise_param.PROD
-    if product or (node.type == "Scale" and len(node.bottoms) > 1):
+    if layer.of_zeros() == "product":
         return not any(blob in zero for blob in others)
     return True

@@ -27,6 +27,12 @@ class AbsVal(Pointwise):
 
     in_place = False
 
+    def of_zeros(self) -> str:
+        return "kept"
+
+    def is_flat_at_zero(self) -> bool:
+        return True
+
     def backward_reads(self, in_place: bool) -> Reads:
         return Reads(bottoms=(0,))
 
@@ -87,6 +93,9 @@ class ELU(Pointwise):
     """Caffe's ELU: x above 0, else alpha * (e^x - 1)."""
 
     config_field = "elu_param"
+
+    def of_zeros(self) -> str:
+        return "kept"
 
     def backward_reads(self, in_place: bool) -> Reads:
         return Reads(signs=(0,), tops=(0,))
@@ -236,6 +245,9 @@ class PReLU(Pointwise):
 
     config_field = "prelu_param"
 
+    def of_zeros(self) -> str:
+        return "kept"
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         (shape,) = shapes
         if len(shape) < 2:
@@ -271,6 +283,12 @@ class ReLU(Pointwise):
 
     config_field = "relu_param"
     may_overwrite = True
+
+    def of_zeros(self) -> str:
+        return "kept"
+
+    def is_flat_at_zero(self) -> bool:
+        return bool(self.config.negative_slope == 0)
 
     def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
         near = (bottoms[0].abs() <= reach) & (bottoms[0] != 0)  # at 0 itself the rule decides, not a digit
@@ -340,6 +358,9 @@ class TanH(Pointwise):
     """Caffe's TanH: tanh(x)."""
 
     config_field = "tanh_param"
+
+    def of_zeros(self) -> str:
+        return "kept"
 
     def backward_reads(self, in_place: bool) -> Reads:
         return Reads(tops=(0,))

@@ -72,6 +72,9 @@ class Eltwise(Layer):
     coordinates = staticmethod(maps.same)
     bottoms = (2, None)
 
+    def of_zeros(self) -> str:
+        return "product" if self.config.operation == caffe_pb2.EltwiseParameter.PROD else "kept"
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
         if len(config.coeff) not in (0, len(shapes)):
@@ -212,6 +215,9 @@ class Reduction(Layer):
     """
 
     config_field = "reduction_param"
+
+    def of_zeros(self) -> str:
+        return "kept"
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.operation = str(caffe_pb2.ReductionParameter.ReductionOp.Name(self.config.operation))
@@ -357,6 +363,9 @@ class Scale(_Broadcast):
     """
 
     config_field = "scale_param"
+
+    def of_zeros(self) -> str:
+        return "linear" if len(self.param.bottom) == 1 else "" if self.config.bias_term else "product"
 
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:

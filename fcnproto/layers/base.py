@@ -159,6 +159,15 @@ class Layer(nn.Module):
         """Whether the top only ranks or normalises the scores of classes that the bottom holds along its channels."""
         return False
 
+    def of_zeros(self) -> str:
+        """What zeros do: "kept", where bottoms of zeros give zeros; "linear", where the first blob multiplies the
+        bottoms and further ones are added; "product", where one bottom of zeros suffices; else "", anything."""
+        return "kept" if self.moves_values or self.passes_on else ""
+
+    def is_flat_at_zero(self) -> bool:
+        """Whether the slope is 0 where the bottom is 0, so that no gradient passes a bottom of zeros."""
+        return False
+
     @classmethod
     def fixes_image_size(cls, param: caffe_pb2.LayerParameter) -> bool:
         """Whether a net with such a layer is made for one size of image: its weights, or by custom its use, need it."""

@@ -235,6 +235,9 @@ class _Weighted(_Convolutional):
     tops = (1, None)
     gradient_reads_top = False
 
+    def of_zeros(self) -> str:
+        return "linear"
+
     def backward_reads(self, in_place: bool) -> Reads:
         return Reads(bottoms=tuple(range(len(self.param.bottom))))
 

@@ -27,6 +27,9 @@ class InnerProduct(Layer):
     config_field = "inner_product_param"
     kind = "linear"
 
+    def of_zeros(self) -> str:
+        return "linear"
+
     def keeps_images_apart(self) -> bool:
         return bool(self.config.axis > 0)
 

@@ -33,6 +33,9 @@ class LRN(SameShape):
     kind = "normalisation"
     coordinates = staticmethod(maps.same)
 
+    def of_zeros(self) -> str:
+        return "kept"
+
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
         return bool(param.lrn_param.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS)
@@ -177,6 +180,9 @@ class BatchNorm(SameShape):
     kind = "normalisation"
     coordinates = staticmethod(maps.same)
 
+    def of_zeros(self) -> str:
+        return "" if self.is_pointwise(self.param, self.training) else "kept"  # stored means make no zeros
+
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
         config = param.batch_norm_param
@@ -275,6 +281,9 @@ class MVN(Layer):
     config_field = "mvn_param"
     kind = "normalisation"
     coordinates = staticmethod(maps.same)
+
+    def of_zeros(self) -> str:
+        return "kept"
 
     def keeps_images_apart(self) -> bool:
         return True

@@ -186,6 +186,9 @@ class _Pool(Layer):
 
     kind = "pooling"
 
+    def of_zeros(self) -> str:
+        return "kept"
+
     def keeps_images_apart(self) -> bool:
         return not self.draws_numbers()
 

@@ -112,6 +112,34 @@ def test_images_that_stay_apart_do(name: str, phase: str) -> None:
             torch.testing.assert_close(whole[image : image + 1], part)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_do_what_is_said(name: str) -> None:
+    layer = make(name)
+    rule = "" if layer is None else layer.of_zeros()
+    if layer is None or not rule:
+        return
+    with torch.no_grad():
+        for index in range(1 if rule == "linear" else 0, len(layer.blob_names)):
+            if rule == "linear":
+                layer.blob(index).zero_()
+    given = [torch.zeros_like(bottom) for bottom in bottoms_of(layer)]
+    if rule == "product":
+        given[1:] = bottoms_of(layer)[1:]
+    if layer.size_bottoms:
+        given[1] = torch.ones_like(given[1])
+    assert all(not top.any() for top in run(layer, *given)) or lookup(name).moves_values
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_slope_of_zero_at_zero(name: str) -> None:
+    layer = make(name)
+    if layer is None or not layer.is_flat_at_zero():
+        return
+    x = torch.zeros(SHAPE, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None and not x.grad.any()
+
+
 def test_most_types_are_looked_at() -> None:
     made = [name for name in NAMES if make(name) is not None]
     assert len(made) >= 35
