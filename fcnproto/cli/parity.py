@@ -90,6 +90,10 @@ def command(
         raise UsageError("--backward: OpenCV gives no gradients; use --reference float64, caffe or a golden file")
     from fcnproto.parity import compare, read_recording
 
+    if reference == "opencv":
+        from fcnproto.parity.references import opencv
+
+        opencv()  # told before the net is read
     net = nets.load(model, weights)
     if golden is not None:
         recording = read_recording(golden)

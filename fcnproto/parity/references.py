@@ -107,15 +107,8 @@ def _computable(net: Net, inputs: Mapping[str, Array]) -> list[str]:
     return [name for name in ordered_blobs(net) if known[net.graph.blobs[name]]]
 
 
-def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
-    """What OpenCV's dnn gives for the net's definition and weights, every layer's output.
-
-    OpenCV reads both files itself, so loading is compared too; layers are run one by one, without its fusions.
-
-    Raises:
-        UsageError: OpenCV's Python package is missing, or of version 5, which reads no Caffe files.
-        DataError: OpenCV can't read or run the net; the message is its own.
-    """
+def opencv() -> Any:
+    """OpenCV's module `cv2`. `UsageError` where it is missing, or of version 5, which reads no Caffe files."""
     try:
         import cv2
     except ImportError:
@@ -127,6 +120,19 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
             f"OpenCV {cv2.__version__} no longer reads Caffe's files; --reference opencv needs an older one: "
             "pip install 'opencv-python-headless<5'"
         )
+    return cv2
+
+
+def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
+    """What OpenCV's dnn gives for the net's definition and weights, every layer's output.
+
+    OpenCV reads both files itself, so loading is compared too; layers are run one by one, without its fusions.
+
+    Raises:
+        UsageError: as `opencv`.
+        DataError: OpenCV can't read or run the net; the message is its own.
+    """
+    cv2 = opencv()
     with _files(net, inputs) as (model, weights):
         try:
             reader = cv2.dnn.readNetFromCaffe(str(model), str(weights))

@@ -149,3 +149,11 @@ def test_unknown_modules_and_devices_are_told_before_the_net(capsys: pytest.Capt
     assert "--layers no.such.module: no module 'no'" in capsys.readouterr().err
     assert main(["run", "absent.prototxt", "--device", "abacus"]) == 2
     assert "--device abacus: not a device of this machine" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told_before_the_net_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert main(["parity", "absent.prototxt", "--reference", "opencv"]) == 2
+    assert "pip install 'opencv-python-headless<5'" in capsys.readouterr().err
