@@ -128,6 +128,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, gro
     missing = window.shortfall(x.shape[2:])
     if any(missing):
         x = F.pad(x, [amount for m in reversed(missing) for amount in (0, m)])
+    if 0 in x.shape[2:]:  # nothing but padding, which torch's convolutions refuse
+        x = F.pad(x, [amount for p in reversed(window.pad) for amount in (p, p)])
+        window = window._replace(pad=(0,) * axes)
     if needs_channels_outermost(x, weight, window.stride):
         x, weight = channels_outermost(x), channels_outermost(weight)
     if axes <= 3:

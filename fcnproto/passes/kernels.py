@@ -123,9 +123,7 @@ class FastConvolution(nn.Module):
         layer.check_size(size, x.shape)
         if 0 in size:
             return x.new_zeros(x.shape[0], layer.outputs, *size)
-        if 0 in x.shape:
-            layer(x)  # raises what the plain net raises
-        if any(layer.window.shortfall(x.shape[2:])):
+        if 0 in x.shape or any(layer.window.shortfall(x.shape[2:])):
             y = layer.compute(x, *self.weight_and_bias())
         elif products.suits(layer, x, size):
             y = self._product(x, size)

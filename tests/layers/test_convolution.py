@@ -15,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_maker import make_layer, seeded
 
+import fcnproto
 from fcnproto.errors import LayerError
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import parse
 
 Array = npt.NDArray[np.float64]
 Axis = tuple[int, int, int, int, int]
@@ -254,3 +257,15 @@ def test_refused_bottoms() -> None:
         layer(torch.zeros(1, 2, 5))
     with pytest.raises(LayerError, match="one shape"):
         make_layer(text, (1, 2, 5, 5), (1, 2, 5, 5), tops=2)(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 5, 6))
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+def test_a_bottom_without_columns_is_all_padding(optimised: bool) -> None:
+    text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 0 } } }
+      layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 4 kernel_size: 3 pad: 2
+        bias_filler { type: "gaussian" } } }"""
+    net = fcnproto.load(parse(text, caffe_pb2.NetParameter))
+    net = fcnproto.optimize(net) if optimised else net
+    top = net(x=torch.zeros(2, 3, 5, 0))["c"]
+    assert top.shape == (2, 4, 7, 2)
+    assert torch.equal(top, net.params["c"][1].view(1, 4, 1, 1).expand_as(top))

@@ -48,7 +48,7 @@ class Writer:
         self.layers: list[str] = []
         self.channels = r.choice([1, 3, 3, 4])
         self.shape = (r.choice([1, 1, 2]), self.channels, r.randint(4, 36), r.randint(4, 36))
-        self.wide = r.random() < 0.1
+        self.wide, self.upsampled = r.random() < 0.1, False
         dims = " ".join(f"dim: {n}" for n in self.shape)
         self.layers.append(f'layer {{ name: "in" type: "Input" top: "data" input_param {{ shape {{ {dims} }} }} }}')
         self.blob, self.taps = "data", ["data"]
@@ -110,7 +110,8 @@ class Writer:
     def pooling(self) -> None:
         r = self.random
         pad, floor = "pad: 1" * (r.random() < 0.15), "round_mode: FLOOR" * (r.random() < 0.1)
-        method = "pool: AVE" if r.random() < 0.2 else ""
+        # After upsampling a blob's constant parts are ties but for rounding, which decides where gradients go.
+        method = "pool: AVE" if r.random() < 0.2 or self.upsampled else ""
         settings = (
             f"kernel_size: {r.choice([2, 2, 3, 3, 4])} stride: {r.choice([1, 2, 2, 2, 3])} {pad} {floor} {method}"
         )
@@ -130,7 +131,7 @@ class Writer:
             f"stride: {stride} pad: {pad} bias_term: {bias} {filler} }}",
             [self.blob],
         )
-        self.channels = outputs
+        self.channels, self.upsampled = outputs, True
         if r.random() < 0.7:
             kind = r.random()
             count = 1 if kind < 0.5 else 2 if kind < 0.7 else 0
