@@ -38,10 +38,11 @@ class Layer(nn.Module):
     Python (`.item()`, `if tensor`) unless the class overrides `top_shapes`, because the shapes of the tops are
     found by running it on tensors of the meta device.
 
-    Attributes set for every layer: `name`, `param` (the `LayerParameter`), `num_tops`, `base_dir` (the folder of the
-    prototxt, from which file names are looked up too), `prototxt` (its path, for messages), `allow_python`,
-    `allow_writes`, `dialect` (the fork that the net was written for, None where nobody said it), and after
-    `setup` `blob_names`, `blob_shapes` and `blob_fillers` in Caffe's order of the blobs.
+    Attributes set for every layer: `caffe_exact` (whether Caffe's accidents are to be copied), `name`, `param` (the
+    `LayerParameter`), `num_tops`, `base_dir` (the folder of the prototxt, from which file names are looked up too),
+    `prototxt` (its path, for messages), `allow_python`, `allow_writes`, `dialect` (the fork that the net was written
+    for, None where nobody said it), and after `setup` `blob_names`, `blob_shapes` and `blob_fillers` in Caffe's order
+    of the blobs.
     """
 
     type: ClassVar[str] = ""  # type: ignore[assignment]
@@ -107,6 +108,7 @@ class Layer(nn.Module):
         self.base_dir: str | None = None
         self.prototxt: str | None = None
         self.allow_python = False
+        self.caffe_exact = False
         self.allow_writes = False
         self.dialect: str | None = None
         self.blob_names: list[str] = []

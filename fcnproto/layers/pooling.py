@@ -222,6 +222,14 @@ class _Pool(Layer):
         return pool_by(x, method_name(method), windows, self.training), None
 
 
+def _behind_the_end(values: Tensor, x: Tensor, windows: Windows) -> Tensor:
+    """Which windows (height, width) begin right behind the last row or column: they have no cells to divide by."""
+    rows, columns = (
+        torch.arange(values.shape[2 + i], device=x.device) * windows.stride[i] == x.shape[2 + i] for i in (0, 1)
+    )
+    return rows.unsqueeze(1) | columns
+
+
 @register("Pooling")
 class Pooling(_Pool):
     """Caffe's Pooling over (N, C, H, W): MAX, AVE or STOCHASTIC, output sizes rounded up unless `round_mode` is FLOOR.
@@ -233,7 +241,8 @@ class Pooling(_Pool):
 
     differences = (
         "on CUDA, and in compiled or optimized nets, NaN in a window makes the maximum NaN (Caffe passes it over, and "
-        "so does this package on the CPU). STOCHASTIC works on the CPU too (Caffe aborts)."
+        "so does this package on the CPU). The average of a window that begins right behind the last row or column is "
+        "0 (Caffe divides 0 by 0, and so does `caffe_exact`). STOCHASTIC works on the CPU too (Caffe aborts)."
     )
 
     config_field = "pooling_param"
@@ -333,7 +342,10 @@ class Pooling(_Pool):
         return [(*shape[:2], *self.size(shape, self.windows_of(shape)))] * self.num_tops
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        values, mask = self.pool(x, self.method, self.windows_of(x.shape), with_mask=self.num_tops == 2)
+        windows = self.windows_of(x.shape)
+        values, mask = self.pool(x, self.method, windows, with_mask=self.num_tops == 2)
+        if self.caffe_exact and self.method == _AVE and not any(windows.pad):
+            values = values.masked_fill(_behind_the_end(values, x, windows), torch.nan)
         return values if mask is None or self.num_tops == 1 else (values, mask)
 
     def plain(self, request: Request) -> Piece:

@@ -110,6 +110,8 @@ class Net(nn.Module):
         binding.give_memory(layers, self._param_refs, self.graph.force_backward)
         places = caffe_memory.find_places(self.graph, layers, self._param_refs, self._shared)
         self._places = places if caffe_exact else {}
+        for layer in layers:
+            layer.caffe_exact = caffe_exact
         if caffe_exact:
             caffe_memory.prepare(layers, places)
         elif self.graph.state.phase == caffe_pb2.TRAIN and (said := caffe_memory.warning(self.graph, places)):

@@ -320,3 +320,23 @@ def test_equal_maxima_on_the_gpu(settings_text: str) -> None:
         values.sum().backward()
         results.append([tensor.detach().cpu() for tensor in (values, mask, x.grad)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "empty"), [(3, 1, 3, [1]), (5, 1, 3, []), (4, 1, 3, []), (4, 2, 4, [1]), (6, 1, 4, [])]
+)
+def test_averages_of_nothing_are_zero_or_with_caffe_exact_not_a_number(
+    size: int, kernel: int, stride: int, empty: list[int]
+) -> None:
+    """Caffe's own: 0 / 0 where a window begins right behind the end, -0 where it begins further out."""
+    layer = make_layer(
+        f'type: "Pooling" pooling_param {{ pool: AVE kernel_size: {kernel} stride: {stride} }}', (1, 1, size, size)
+    )
+    y = layer(torch.ones(1, 1, size, size))
+    assert not y.isnan().any()
+    layer.caffe_exact = True
+    found = layer(torch.ones(1, 1, size, size))[0, 0].isnan()
+    expected = torch.zeros_like(found)
+    for place in empty:
+        expected[place, :] = expected[:, place] = True
+    assert torch.equal(found, expected)
