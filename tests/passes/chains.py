@@ -184,8 +184,12 @@ class Trial:
         for size in self.sizes:
             for mode in MODES if size is self.sizes[0] else MODES[:2]:
                 self._level(change=mode == "changed weights")
-                for fault in self._faults(size, mode):
-                    yield f"{size} {mode}: {fault}"
+                found = list(self._faults(size, mode))
+                if found and all(fault.startswith("gradient of") for fault in found):
+                    # One value within rounding of a ReLU's zero or of a window's second largest sends a gradient
+                    # elsewhere, in float32, now and then: a fault shows with another image as well.
+                    found = list(self._faults(size, mode))
+                yield from (f"{size} {mode}: {fault}" for fault in found)
 
     def _level(self, change: bool) -> None:
         """The same values in all three nets: the plain one's, which `change` moves."""
