@@ -116,3 +116,26 @@ def test_the_command_line_takes_both_crops(tmp_path: Path, capsys: pytest.Captur
     assert outputs == [(1, 2, 64, 80)] * 2
     assert main(["run", str(model), "--crop", "aligned", "--crop", "caffe"]) == 2
     assert "at most one of caffe and aligned" in capsys.readouterr().err
+
+
+def test_the_offsets_of_an_edge_detector_of_2015() -> None:
+    """HED: five side outputs of VGG-16, whose first convolution is padded by 35, each cropped to the image."""
+    spec = NetSpec()
+    spec.data = L.Input(shape={"dim": [1, 3, 64, 64]})
+    x = spec.data
+    for stage in range(5):
+        if stage:
+            x = L.Pooling(x, pool=0, kernel_size=2, stride=2)
+        x = L.Convolution(x, num_output=2, kernel_size=3, pad=35 if stage == 0 else 1)
+        x = L.Convolution(L.ReLU(x), num_output=2, kernel_size=3, pad=1)
+        side = L.Convolution(x, num_output=1, kernel_size=1)
+        if stage:
+            factor = 2**stage
+            settings = {"num_output": 1, "kernel_size": 2 * factor, "stride": factor, "bias_term": False}
+            side = L.Deconvolution(side, convolution_param=settings)
+        setattr(spec, f"crop{stage + 1}", L.Crop(side, spec.data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = fcnproto.load(spec.to_proto(), crop="aligned")
+    assert crops(net) == [[34], [35], [36], [38], [42]]
+    assert tuple(net(torch.zeros(1, 3, 64, 64))["crop5"].shape) == (1, 1, 64, 64)
