@@ -13,7 +13,7 @@ from fcnproto.graph import maps
 from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
-from fcnproto.layers.plain import MODULE, Piece, Request, blob_or_none, number, parameters_of
+from fcnproto.layers.plain import MODULE, Piece, Request, Unsayable, blob_or_none, number, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -176,6 +176,9 @@ class Eltwise(Layer):
 
     def plain(self, request: Request) -> Piece:
         args, operation = request.args, self.config.operation
+        known = (caffe_pb2.EltwiseParameter.SUM, caffe_pb2.EltwiseParameter.MAX, caffe_pb2.EltwiseParameter.PROD)
+        if operation not in known:
+            raise Unsayable(f"its operation {operation} is a fork's")
         if operation == caffe_pb2.EltwiseParameter.PROD:
             if self.config.stable_prod_grad:
                 return Piece((" * ".join(args), None))

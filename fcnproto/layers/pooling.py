@@ -25,6 +25,7 @@ Pair = tuple[int, int]
 
 _MAX, _AVE = caffe_pb2.PoolingParameter.MAX, caffe_pb2.PoolingParameter.AVE
 _STOCHASTIC = caffe_pb2.PoolingParameter.STOCHASTIC
+_METHODS = {_MAX: "MAX", _AVE: "AVE", _STOCHASTIC: "STOCHASTIC"}
 _LOWEST = -3.4028234663852886e38
 """Caffe's start value of a maximum, the lowest float32, also for other dtypes."""
 
@@ -165,7 +166,7 @@ def pool_by(x: Tensor, method: str, windows: Windows, sample: bool) -> Tensor:
 
 def method_name(method: int) -> str:
     """The name of a pooling method, which the settings of Pooling and SPP number alike."""
-    return {_MAX: "MAX", _AVE: "AVE", _STOCHASTIC: "STOCHASTIC"}[method]
+    return _METHODS[method]
 
 
 def divide_into_bins(size: Sequence[int], count: int) -> Windows:
@@ -272,6 +273,9 @@ class Pooling(_Pool):
         self.check_bottom(shapes[0])
         config = self.config
         self.method = config.pool
+        if self.method not in _METHODS:
+            name = caffe_pb2.PoolingParameter.PoolMethod.Name(self.method)
+            self.fail(f"pool: {name} is a fork's method, which is not known here; MAX, AVE and STOCHASTIC are")
         self.kernel = self._read_kernel()
         stride, pad = self._pair("stride", 1), self._pair("pad", 0)
         self.windows = Windows(

@@ -75,6 +75,18 @@ class Blend(fcnproto.Layer):
         return (mixed, a - b) if self.num_tops == 2 else mixed
 
 
+class Ratio(fcnproto.Pointwise):
+    """Has settings of its own."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.add_blob("weight", (shapes[0][1],), self.config.scale_filler)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = sum(self.config.steps) if self.config.note == 'it\'s "1"\n' else 0
+        kept = self.config.scale_filler.value if self.config.HasField("scale_filler") else 7.0
+        return self.blob(0).reshape(-1, 1, 1) * x * self.config.ratio + steps + kept
+
+
 class WithNumpy(fcnproto.Pointwise):
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(np.abs(x.numpy()))
@@ -194,3 +206,31 @@ def test_what_cannot_come_along_is_named(name: str, reason: str, tmp_path: Path)
         convert(net, tmp_path / "net.py")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+PROTO = """
+message OwnRatioParameter {
+  optional float ratio = 1 [default = 0.5];
+  optional FillerParameter scale_filler = 2;
+  repeated int32 steps = 3;
+  optional string note = 4;
+}
+"""
+
+
+def test_settings_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "ratio.proto").write_text(PROTO)
+    fcnproto.register_layer("OwnRatio", settings=tmp_path / "ratio.proto")(Ratio)
+    settings = (
+        """own_ratio_param { scale_filler { type: "constant" value: 3 } steps: 1 steps: 4 note: 'it\\'s "1"\\n' }"""
+    )
+    layer = f'layer {{ name: "r" type: "OwnRatio" bottom: "b" top: "r" {settings} }}'
+    try:
+        (tmp_path / "net.prototxt").write_text(NET + layer)
+        net = fcnproto.load(tmp_path / "net.prototxt")
+        x = torch.ones(1, 2, 8, 9)
+        out = net(x, blobs=["b"])
+        torch.testing.assert_close(out["r"], out["b"] * 1.5 + 5 + 3)
+        assert "compared" in convert(net, tmp_path / "net.py").checked
+    finally:
+        del registry._LAYERS["OwnRatio"]
