@@ -5,6 +5,7 @@ No torch here: arrays from numpy's generators.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,3 +45,17 @@ def boxes(draw: np.random.Generator, shape: Sequence[int]) -> Array:
     sizes = draw.uniform(SMALLEST, 1, corners.shape)
     values[..., -4:] = np.concatenate([corners, np.minimum(corners + sizes, 1)], -1)
     return values
+
+
+def regions(features: Sequence[int]) -> Draw:
+    """Rows image, x1, y1, x2, y2 of regions of images sixteen times as large as the features (N, C, H, W)."""
+
+    def draw_regions(draw: np.random.Generator, shape: Sequence[int]) -> Array:
+        rows = np.zeros((math.prod(shape) // 5, 5))
+        rows[:, 0] = draw.integers(0, features[0], len(rows))
+        for low, extent in ((1, features[3]), (2, features[2])):
+            corners = np.sort(draw.uniform(0, extent * 16, (len(rows), 2)), 1)
+            rows[:, low], rows[:, low + 2] = corners.T
+        return rows.reshape(tuple(shape))
+
+    return draw_regions
