@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 import fcnproto
 from fcnproto.cli._main import main
 from fcnproto.drawing.diagram import kind_of
+from fcnproto.export import convert
 from fcnproto.graph import coord_map
 from fcnproto.inspect.summary import summarise
 from fcnproto.layers import registry
@@ -196,6 +198,22 @@ def test_parity_compares_it(
     assert main(["parity", model, weights, "--reference", "float64", "--backward", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "mix" in printed and "act" in printed
+
+
+@pytest.mark.parametrize("ending", ["py", "pt2", "onnx"])
+def test_is_exported(net: fcnproto.Net, image: Tensor, tmp_path: Path, ending: str) -> None:
+    if ending == "onnx":
+        pytest.importorskip("onnxscript", reason="the ONNX packages are not installed")
+    with torch.no_grad():
+        net.params["mix"][0].copy_(torch.tensor([0.5, 1, 1.5, 2]))
+    done = convert(net, tmp_path / f"own_net.{ending}")
+    assert done.files[0].stat().st_size > 500 and "compared" in done.checked
+    if ending == "py":
+        code = "import sys, torch; sys.modules['fcnproto'] = None; import own_net; x = torch.load('x.pt'); "
+        code += "y = own_net.load()(x); torch.save(y['score'] if isinstance(y, dict) else y, 'y.pt')"
+        torch.save(image, tmp_path / "x.pt")
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+        torch.testing.assert_close(torch.load(tmp_path / "y.pt"), net(data=image)["score"], atol=1e-5, rtol=1e-5)
 
 
 def test_segments(net: fcnproto.Net) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fcnproto.errors import Error
 from fcnproto.export.shapes import input_shapes
 from fcnproto.inspect.running import run_with
+from fcnproto.layers.base import Layer
 from fcnproto.net import Net
 from fcnproto.net.examples import draw_inputs
 from fcnproto.parity.measures import measure
@@ -89,9 +90,9 @@ def _example(net: Net, inputs: Sequence[str], outputs: Sequence[str], size: tupl
 
 
 def without_chance(module: nn.Module) -> None:
-    """Dropout layers hand on what they get, also in training."""
+    """Layers that draw random numbers, such as Dropout, do as in the TEST phase, also in training."""
     for part in module.modules():
-        if isinstance(part, nn.Dropout) or getattr(part, "type", "") == "Dropout":
+        if isinstance(part, nn.Dropout) or (isinstance(part, Layer) and part.draws_numbers()):
             part.train(False)
 
 
