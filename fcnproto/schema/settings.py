@@ -243,7 +243,7 @@ def _check_number(type_name: str, name: str, number: int) -> None:
     description = descriptor_pb2.DescriptorProto()
     _LAYER.DESCRIPTOR.CopyToProto(description)
     if not any(one.start <= number < one.end for one in description.extension_range):
-        raise UsageError(f"{where}; open are 12 to 99, 149 to 18999 and those from 100000 on")
+        raise UsageError(f"{where}; open are 12 to 99, 149 to 18999 and those from 30000 on")
 
 
 def _enter(name: str, extension: FieldDescriptor) -> None:
