@@ -43,7 +43,7 @@ MIX
 layer { name: "score" type: "Convolution" bottom: "mix" top: "coarse"
         convolution_param { num_output: 2 kernel_size: 1 weight_filler { type: "xavier" } } }
 layer { name: "up" type: "Deconvolution" bottom: "coarse" top: "up"
-        convolution_param { num_output: 2 kernel_size: 4 stride: 2 bias_term: false weight_filler { type: "bilinear" } } }
+        convolution_param { num_output: 2 group: 2 kernel_size: 4 stride: 2 bias_term: false weight_filler { type: "bilinear" } } }
 layer { name: "crop" type: "Crop" bottom: "up" bottom: "data" top: "score" crop_param { axis: 2 offset: 12 } }
 """
 LOSS = """
