@@ -37,16 +37,6 @@ def selector(draw: np.random.Generator, shape: Sequence[int]) -> Array:
     return chosen
 
 
-def boxes(draw: np.random.Generator, shape: Sequence[int]) -> Array:
-    """Rows of corners (..., x1, y1, x2, y2) as the last four values, within 0..1 and not empty; what stands before
-    them in a row (the image's number, the label) is 0."""
-    values = np.zeros(shape)
-    corners = draw.uniform(0, 1 - SMALLEST, (*shape[:-1], 2))
-    sizes = draw.uniform(SMALLEST, 1, corners.shape)
-    values[..., -4:] = np.concatenate([corners, np.minimum(corners + sizes, 1)], -1)
-    return values
-
-
 def regions(features: Sequence[int]) -> Draw:
     """Rows image, x1, y1, x2, y2 of regions of images sixteen times as large as the features (N, C, H, W)."""
 
