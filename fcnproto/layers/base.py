@@ -223,8 +223,8 @@ class Layer(nn.Module):
         return "" if cls.config_field is None else brief_settings(getattr(param, cls.config_field))
 
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
-        """How random values for a bottom are drawn where any number won't do (classes, indices, switches, regions); None
-        where any will. `first` is the shape of what comes into bottom 0."""
+        """How random values for a bottom are drawn where not every number will do (classes, indices, switches,
+        regions); None where any will. `first` is the shape of what comes into bottom 0."""
         return integers(2) if bottom in self.index_bottoms else None
 
     def plain(self, request: Request) -> Piece:
