@@ -282,6 +282,16 @@ class ArgMax(Layer):
         return Piece(("arg_max", arguments), None, (arg_max,))
 
 
+def find_largest(x: Tensor, count: int) -> Tensor:
+    """The places of the `count` largest along the last axis, of equal ones the first, for ONNX, which has no stable
+    sort. Of values that are all minus infinity a place may come twice."""
+    places = []
+    for _ in range(count):
+        places.append(x.argmax(-1, keepdim=True))
+        x = x.scatter(-1, places[-1], -torch.inf)
+    return torch.cat(places, -1)
+
+
 def arg_max(x: Tensor, count: int, axis: int | None, values: bool) -> Tensor:
     """The `count` largest values' indices along an axis (None: of each item), or with `values` the values (both)."""
     x = x.detach()
@@ -289,6 +299,8 @@ def arg_max(x: Tensor, count: int, axis: int | None, values: bool) -> Tensor:
     mirrored = rows.flip(-1)  # so that the first of equal values is the one with the larger index
     if count == 1:
         place = mirrored.argmax(-1, keepdim=True)
+    elif torch.compiler.is_compiling():
+        place = find_largest(mirrored, count)
     else:
         place = mirrored.sort(stable=True, dim=-1, descending=True).indices[..., :count]
     place = rows.shape[-1] - 1 - place

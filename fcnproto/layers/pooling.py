@@ -61,6 +61,10 @@ class Windows(NamedTuple):
                 return False
         return True
 
+    def covers(self, size: Sequence[int]) -> bool:
+        """Whether the one window is the whole plane, as in global pooling."""
+        return not any(self.pad) and self.kernel[0] == size[0] and self.kernel[1] == size[1]
+
     def margins(self, size: Sequence[int]) -> list[int]:
         """Padding for `F.pad` after which the windows tile the input exactly (negative where its end is not read)."""
         after = [
@@ -108,6 +112,8 @@ def looks_finite(values: Tensor) -> bool:
 
 def _max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tensor | None]:
     size, kernel, stride = x.shape[2:], windows.kernel, windows.stride
+    if windows.covers(size):  # programs of any size can't have a kernel of the same
+        return F.adaptive_max_pool2d(x, 1, return_indices=True)
     if windows.suits_torch(size):
         if not with_mask:
             return F.max_pool2d(x, kernel, stride, windows.pad, ceil_mode=not windows.floor), None
@@ -128,6 +134,8 @@ def average_pool(x: Tensor, windows: Windows) -> Tensor:
     An empty window gives 0.
     """
     size = x.shape[2:]
+    if windows.covers(size):
+        return F.adaptive_avg_pool2d(x, 1)
     if windows.suits_torch(size):
         return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
     padded = F.pad(at_least_float32(x), windows.margins(size))

@@ -42,7 +42,7 @@ def exported(net: Net, given: dict[str, tuple[int, ...]], losses: bool = False) 
 
 @pytest.mark.parametrize(("group", "name"), sources())
 def test_golden_case(group: str, name: str) -> None:
-    """In the phase that was not recorded, and for whole nets in the recorded one; the others are in test_golden.py."""
+    """In the phase that was not recorded, and for whole nets in the recorded one; the others are in test_exported_golden.py."""
     case = golden_cases.load(group, name)
     recorded = case.facts["phase"].lower()
     net = other_phase(case, "test" if recorded == "train" else "train") if group == "layers" else case.net()
