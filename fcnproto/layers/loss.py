@@ -48,6 +48,7 @@ class LossLayer(Layer):
     judges = True
     force_backward_refuses: ClassVar[tuple[int, ...]] = (1,)
     index_bottoms: ClassVar[tuple[int, ...]] = (1,)
+    fork_fields = ("loss_param.pre_fixed_normalizer",)
     default_mode: ClassVar[int] = _Mode.VALID
     """How the sum is divided where `loss_param` does not say."""
 
@@ -63,15 +64,22 @@ class LossLayer(Layer):
                 self.warn("loss_param.normalize has no effect; normalization is given too")
         elif settings.HasField("normalize"):
             self.mode = _Mode.VALID if settings.normalize else _Mode.BATCH_SIZE
-        self.mode_name = str(_Mode.NormalizationMode.Name(self.mode))
+        self.mode_name: str | float = str(_Mode.NormalizationMode.Name(self.mode))
+        if self.mode == _Mode.PRE_FIXED:  # R-FCN's and Intel's
+            self.mode_name = float(settings.pre_fixed_normalizer)
 
     def backward_reads(self, in_place: bool) -> Reads:
         # The probabilities or differences are kept, the labels read again.
         return Reads(bottoms=(1,))
 
-    def normalizer(self, items: int, places: int, ignored: Tensor | None) -> int | Tensor:
+    def normalizer(self, items: int, places: int, ignored: Tensor | None) -> float | Tensor:
         """What to divide the sum by: at least 1, as in Caffe. `items` x `places` labels, some of them `ignored`."""
         return divisor(self.mode_name, items, places, ignored)
+
+    @property
+    def said_mode(self) -> str:
+        """The argument `mode` of the loss's function."""
+        return f'mode="{self.mode_name}"' if isinstance(self.mode_name, str) else f"mode={number(self.mode_name)}"
 
     def said_labels(self, request: Request, scores: str, axis: int) -> str:
         """The expression of the labels laid out beside the scores."""
@@ -87,9 +95,11 @@ class LossLayer(Layer):
         return Piece(("", both), None, (loss, place_labels, probabilities))
 
 
-def divisor(mode: str, items: int, places: int, ignored: Tensor | None) -> int | Tensor:
+def divisor(mode: str | float, items: int, places: int, ignored: Tensor | None) -> float | Tensor:
     """What a loss's sum is divided by, at least 1: the labels not `ignored` (VALID), all of `items` x `places` (FULL),
-    the items (BATCH_SIZE), or nothing (NONE)."""
+    the items (BATCH_SIZE), nothing (NONE), or the number that `mode` is (PRE_FIXED)."""
+    if not isinstance(mode, str):
+        return max(mode, 1)
     if mode == "VALID" and ignored is not None:
         return ignored.numel() - ignored.sum().clamp(max=ignored.numel() - 1)
     return max({"BATCH_SIZE": items, "NONE": 1}.get(mode, items * places), 1)
@@ -126,11 +136,16 @@ def probabilities(scores: Tensor, axis: int) -> Tensor:
     return at_least_float32(scores).log_softmax(axis).detach().exp()
 
 
-def softmax_loss(scores: Tensor, read: Labels, axis: int, mode: str) -> Tensor:
+def softmax_costs(scores: Tensor, read: Labels, axis: int) -> Tensor:
+    """-log(max(p, FLT_MIN)) of each label's softmax probability over an axis, which keeps the extent 1."""
+    return -read.leave_out(raise_to(at_least_float32(scores).log_softmax(axis).gather(axis, read.classes), LOG_FLT_MIN))
+
+
+def softmax_loss(scores: Tensor, read: Labels, axis: int, mode: str | float) -> Tensor:
     """-1/Z * sum of log(max(p, FLT_MIN)), p being each label's softmax probability over an axis."""
-    costs = raise_to(at_least_float32(scores).log_softmax(axis).gather(axis, read.classes), LOG_FLT_MIN)
+    costs = softmax_costs(scores, read, axis)
     items, places = math.prod(scores.shape[:axis]), math.prod(scores.shape[axis + 1 :])
-    return -read.leave_out(costs).sum() / divisor(mode, items, places, read.ignored)
+    return costs.sum() / divisor(mode, items, places, read.ignored)
 
 
 @register("SoftmaxWithLoss")
@@ -139,9 +154,10 @@ class SoftmaxWithLoss(LossLayer):
 
     Scores with the classes at `softmax_param.axis` (1), and one label for each place: any shape of that count and the
     same first extent. Labels equal to `ignore_label` are left out. Z, at least 1, is by `loss_param.normalization`:
-    VALID (default) the labels not left out, FULL all, BATCH_SIZE the extents before the class axis, NONE 1. The
-    gradient is (p - onehot) / Z, also where the logarithm's argument was raised. The second top has the probabilities,
-    without a gradient. A label out of range is an error on the CPU; on a GPU it makes the loss NaN.
+    VALID (default) the labels not left out, FULL all, BATCH_SIZE the extents before the class axis, NONE 1, PRE_FIXED
+    (a fork's) `pre_fixed_normalizer`. The gradient is (p - onehot) / Z, also where the logarithm's argument was raised.
+    The second top has the probabilities, without a gradient. A label out of range is an error on the CPU; on a GPU it
+    makes the loss NaN.
     """
 
     differences = (
@@ -165,7 +181,7 @@ class SoftmaxWithLoss(LossLayer):
     def plain(self, request: Request) -> Piece:
         axis = self.axis(self.config.axis, request.shapes[0])
         labels = self.said_labels(request, request.x, axis)
-        arguments = [request.x, labels, f"axis={axis}", f'mode="{self.mode_name}"']
+        arguments = [request.x, labels, f"axis={axis}", self.said_mode]
         return self.said_with_probabilities(request, softmax_loss, arguments)
 
 
@@ -223,7 +239,7 @@ class LogisticCost(torch.autograd.Function):
         return grad * slope, None
 
 
-def sigmoid_loss(scores: Tensor, targets: Tensor, ignore: int | None, mode: str) -> Tensor:
+def sigmoid_loss(scores: Tensor, targets: Tensor, ignore: int | None, mode: str | float) -> Tensor:
     """The logistic costs of scores and targets of one count over Z; targets whose whole part is `ignore` left out."""
     scores = at_least_float32(scores)
     targets = targets.detach().reshape(scores.shape)
@@ -270,7 +286,7 @@ class SigmoidCrossEntropyLoss(LossLayer):
         return sigmoid_loss(scores, targets, self.ignore_label, self.mode_name)
 
     def plain(self, request: Request) -> Piece:
-        arguments = [*request.args, f"ignore={self.ignore_label}", f'mode="{self.mode_name}"']
+        arguments = [*request.args, f"ignore={self.ignore_label}", self.said_mode]
         return Piece(("sigmoid_loss", arguments), None, (sigmoid_loss,))
 
 
@@ -453,11 +469,11 @@ class InfogainLoss(LossLayer):
             raise Unsayable("its matrix lies in a file of its own (infogain_loss_param.source)")
         axis = self.axis(self.config.axis, request.shapes[0])
         labels = self.said_labels(request, request.x, axis)
-        arguments = [request.x, labels, request.args[2], f"axis={axis}", f'mode="{self.mode_name}"']
+        arguments = [request.x, labels, request.args[2], f"axis={axis}", self.said_mode]
         return self.said_with_probabilities(request, infogain_loss, arguments)
 
 
-def infogain_loss(scores: Tensor, read: Labels, matrix: Tensor, axis: int, mode: str) -> Tensor:
+def infogain_loss(scores: Tensor, read: Labels, matrix: Tensor, axis: int, mode: str | float) -> Tensor:
     """-1/Z * sum over places and classes l of H[label, l] * log(max(p_l, 1e-20)), p being the softmax over an axis."""
     scores, classes = at_least_float32(scores), scores.shape[axis]
     matrix = matrix.detach().to(device=scores.device, dtype=scores.dtype).reshape(classes, classes)

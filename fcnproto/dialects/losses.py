@@ -1,0 +1,253 @@
+"""Losses of detectors: SmoothL1Loss, and the layers of R-FCN that train on the hardest regions (OHEM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.dtypes import at_least_float32
+from fcnproto.layers.examples import Draw, integers, positive
+from fcnproto.layers.labels import check_items, place_labels, read_labels
+from fcnproto.layers.loss import (
+    LossLayer,
+    SoftmaxWithLoss,
+    divisor,
+    probabilities,
+    softmax_costs,
+    softmax_loss,
+)
+from fcnproto.layers.plain import Piece, Request, number
+from fcnproto.layers.registry import register
+
+
+def four_axes(shape: Sequence[int]) -> Shape:
+    """A shape of up to four axes with the missing ones as 1, as layers of Caffe's first years see blobs."""
+    return (*(int(extent) for extent in shape), *[1] * (4 - len(shape)))
+
+
+def smooth_l1(difference: Tensor, sigma: float) -> Tensor:
+    """0.5 * (sigma d)^2 where |d| < 1 / sigma^2, else |d| - 0.5 / sigma^2."""
+    square, size = sigma * sigma, difference.abs()
+    return torch.where(size < 1 / square, difference.square() * (0.5 * square), size - 0.5 / square)
+
+
+def smooth_l1_costs(
+    predicted: Tensor,
+    wanted: Tensor,
+    inside: Tensor | None = None,
+    outside: Tensor | None = None,
+    sigma: float = 1.0,
+    *,
+    slope_weighted: bool = True,
+) -> Tensor:
+    """outside * smooth_l1(inside * (predicted - wanted)); without `slope_weighted` the gradient is that of `inside`
+    being 1 behind the curve."""
+    difference = at_least_float32(predicted) - wanted.reshape(predicted.shape)
+    if inside is not None:
+        weights = inside.detach().reshape(predicted.shape)
+        weighted = difference * weights
+        difference = weighted if slope_weighted else difference + (weighted - difference).detach()
+    costs = smooth_l1(difference, sigma)
+    return costs if outside is None else costs * outside.detach().reshape(predicted.shape)
+
+
+def by_place(costs: Tensor) -> Tensor:
+    """The sum over channels of costs (N, C, H, W): (N, 1, H, W), without a gradient."""
+    return costs.detach().reshape(four_axes(costs.shape)).sum(1, keepdim=True)
+
+
+def added_up(costs: Tensor, divided_by: float, absolute: bool = False) -> Tensor:
+    """The sum of the costs, or with `absolute` of their amounts (with the costs' gradient), over `divided_by`."""
+    return (costs + (costs.abs() - costs).detach() if absolute else costs).sum() / divided_by
+
+
+class _BoxLoss(LossLayer):
+    """What losses of box differences have in common: bottoms of one size, and a second top by place."""
+
+    index_bottoms = ()
+    tops = (1, 2)
+    judges = False
+    sigma: float = 1
+    slope_weighted: bool = False
+    """Whether the inside weights multiply the gradient too."""
+    absolute: bool = False
+    """Whether amounts are added."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
+        sizes = [four_axes(shape) for shape in shapes]
+        if any(len(shape) > 4 for shape in shapes) or any(size != sizes[0] for size in sizes):
+            self.fail(f"bottoms must have one shape (N, C, H, W), got {', '.join(str(tuple(s)) for s in shapes)}")
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        count, _, height, width = four_axes(shapes[0])
+        both: list[Shape] = [(), (count, 1, height, width)]
+        return both[: self.num_tops]
+
+    def costs_of(self, *bottoms: Tensor) -> Tensor:
+        """The costs in the shape of the bottoms."""
+        predicted, wanted, *weights = bottoms
+        inside, outside = (*weights, None, None)[:2]
+        return smooth_l1_costs(predicted, wanted, inside, outside, self.sigma, slope_weighted=self.slope_weighted)
+
+    def divided_by(self, shape: Sequence[int]) -> float:
+        """What the sum is divided by for bottoms of a shape."""
+        raise NotImplementedError
+
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        check_items(self, bottoms[0], bottoms[1])
+        costs = self.costs_of(*bottoms)
+        loss = added_up(costs, self.divided_by(bottoms[0].shape), self.absolute)
+        return loss if self.num_tops < 2 else (loss, by_place(costs))
+
+    def plain(self, request: Request) -> Piece:
+        weighted = "" if self.slope_weighted else ", slope_weighted=False"
+        costs = f"smooth_l1_costs({', '.join(request.args)}, sigma={number(self.sigma)}{weighted})"
+        divided_by = number(float(self.divided_by(request.shapes[0])))
+        values = [f"added_up({costs}, {divided_by}, {self.absolute})", f"by_place({costs})"][: self.num_tops]
+        copies = (smooth_l1_costs, added_up, by_place)[: 1 + self.num_tops]
+        return Piece((values[0], None) if self.num_tops < 2 else ("", values), None, copies)
+
+
+@register("SmoothL1Loss")
+class SmoothL1Loss(_BoxLoss):
+    """sum of outside * e(inside * (a - b)) / N for bottoms a, b and, where given, weights inside and outside (all of
+    one shape); e is (sigma d)^2 / 2 where |d| < 1 / sigma^2, else |d| - 0.5 / sigma^2. A second top (cascade-rcnn) has
+    the sum over channels, without a gradient.
+
+    `abssum: true` (Synopsys' default; to be given, or by dialect "synopsys") adds the amounts of the terms and keeps
+    the inner weights out of the gradient, as that fork does.
+    """
+
+    fork = "SSD; Fast R-CNN, R-FCN, cascade-rcnn, Synopsys"
+    config_field = "smooth_l1_loss_param"
+    bottoms = (2, 4)
+    force_backward_refuses = (2, 3)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
+        if not self.config.sigma > 0:
+            self.fail(f"sigma must be above 0, got {self.config.sigma}")
+        self.sigma = float(self.config.sigma)
+        self.absolute = bool(self.config.abssum) and (self.config.HasField("abssum") or self.dialect == "synopsys")
+        self.slope_weighted = not self.absolute
+        if len(shapes) == 3 and not self.absolute:
+            self.fail("takes 2 bottoms, or 4 with inside and outside weights, got 3 (Synopsys' takes them: abssum)")
+
+    def divided_by(self, shape: Sequence[int]) -> float:
+        return max(shape[0], 1)
+
+
+@register("SmoothL1LossOHEM")
+class SmoothL1LossOHEM(_BoxLoss):
+    """sum of e(w * (a - b)) / Z for bottoms a, b and, where given, weights w; e(d) is d^2 / 2 where |d| < 1, else
+    |d| - 0.5. The second top has the sum over channels, (N, 1, H, W), without a gradient.
+
+    Z is by `loss_param.normalization` as for SoftmaxWithLoss, with N * H * W places. As in the forks, the weights reach
+    the gradient within e' alone and don't multiply it.
+    """
+
+    fork = "R-FCN, Intel"
+    config_field = "loss_param"
+    bottoms = (2, 3)
+    force_backward_refuses = (2,)
+
+    def divided_by(self, shape: Sequence[int]) -> float:
+        count, _, height, width = four_axes(shape)
+        return float(divisor(self.mode_name, count, height * width, None))
+
+
+@register("SoftmaxWithLossOHEM")
+class SoftmaxWithLossOHEM(SoftmaxWithLoss):
+    """SoftmaxWithLoss whose second top has the probabilities and whose third the cost of each label, in the labels'
+    shape, 0 where ignored; both without a gradient. `BoxAnnotatorOHEM` picks the hardest by it."""
+
+    fork = "R-FCN, Intel"
+    tops = (1, 3)
+    differences = (
+        "the second top is filled also where there are three, and ignored labels add nothing to the loss, whichever "
+        "they are (Intel's CPU code fills it with zeros, and adds the first labels)."
+    )
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
+        check_items(self, scores, labels)
+        axis = self.axis(self.config.axis, scores.shape)
+        read = read_labels(self, labels, scores, axis, self.ignore_label)
+        loss = softmax_loss(scores, read, axis, self.mode_name)
+        if self.num_tops < 2:
+            return loss
+        each = softmax_costs(scores, read, axis).detach().reshape(labels.shape)
+        return (loss, probabilities(scores, axis), each)[: self.num_tops]
+
+    def plain(self, request: Request) -> Piece:
+        if self.num_tops < 3:
+            return super().plain(request)
+        axis = self.axis(self.config.axis, request.shapes[0])
+        labels = self.said_labels(request, request.x, axis)
+        values = [
+            f"softmax_loss({request.x}, {labels}, axis={axis}, {self.said_mode})",
+            f"probabilities({request.x}, axis={axis})",
+            f"softmax_costs({request.x}, {labels}, axis={axis}).detach().reshape({request.args[1]}.shape)",
+        ]
+        return Piece(("", values), None, (softmax_loss, softmax_costs, place_labels, probabilities))
+
+
+@register("BoxAnnotatorOHEM")
+class BoxAnnotatorOHEM(Layer):
+    """The labels and box weights of the `roi_per_img` regions of each image with the largest loss; other regions get
+    `ignore_label` and weights of 0.
+
+    Bottoms: regions (R, 5), the loss and the label of each, box weights (R, C); each may have places (R, ..., H, W).
+    Tops: labels (R, 1, H, W) and weights (R, C, H, W). There is no gradient. Equal losses keep their order.
+    """
+
+    fork = "R-FCN, Intel"
+    kind = "loss"
+    config_field = "box_annotator_ohem_param"
+    bottoms = (4, 4)
+    tops = (2, 2)
+    in_place = False
+    force_backward_refuses = (0, 1, 2, 3)
+    differences = "regions of equal loss are taken in their order; the forks' sort leaves it open."
+
+    def keeps_images_apart(self) -> bool:
+        return False
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return {0: integers(1), 1: positive, 2: integers(2)}.get(bottom)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        rois, loss, label, weights = (four_axes(shape) for shape in shapes)
+        if self.config.roi_per_img < 1:
+            self.fail("roi_per_img must be given, and be at least 1")
+        places = [(shape[0], *shape[2:]) for shape in (rois, loss, label, weights)]
+        if (rois[1], loss[1], label[1]) != (5, 1, 1) or any(place != places[0] for place in places):
+            self.fail(
+                "needs regions (R, 5), losses (R, 1), labels (R, 1) and weights (R, C), "
+                f"got {', '.join(str(tuple(shape)) for shape in shapes)}"
+            )
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        count, channels, height, width = four_axes(shapes[3])
+        return [(count, 1, height, width), (count, channels, height, width)]
+
+    @torch.no_grad()
+    def forward(self, regions: Tensor, loss: Tensor, label: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        count, channels, height, width = four_axes(weights.shape)
+        image = regions.reshape(count, 5, -1)[:, 0].flatten().long()
+        chosen = hardest(loss.flatten(), image, self.config.roi_per_img).reshape(count, 1, height, width)
+        labels = label.reshape(count, 1, height, width).masked_fill(~chosen, self.config.ignore_label)
+        return labels, weights.reshape(count, channels, height, width).masked_fill(~chosen, 0)
+
+
+def hardest(loss: Tensor, image: Tensor, most: int) -> Tensor:
+    """Which of the items (R,) are among the `most` of their image with the largest loss."""
+    order = loss.argsort(descending=True, stable=True)
+    order = order[image[order].argsort(stable=True)]
+    groups = image[order]
+    place = torch.arange(len(order), device=loss.device)
+    first = torch.searchsorted(groups, groups)
+    return torch.zeros_like(image, dtype=torch.bool).index_put((order,), place - first < most)
