@@ -33,7 +33,6 @@ PENDING = (
     "hed_",
     "l1loss_",
     "lstm_ctpn",
-    "mbox_",
     "net_deconvnet",
     "net_deeplab",
     "net_faster_rcnn",
