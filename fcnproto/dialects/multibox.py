@@ -14,7 +14,7 @@ from torch import Tensor
 from fcnproto.dialects import boxes as box
 from fcnproto.layers.base import Shape
 from fcnproto.layers.dtypes import at_least_float32
-from fcnproto.layers.examples import Array, Draw, boxes
+from fcnproto.layers.examples import SMALLEST, Array, Draw
 from fcnproto.layers.loss import LOG_FLT_MIN, LogisticCost, LossLayer, divisor, raise_to
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
@@ -56,11 +56,17 @@ class Examples(NamedTuple):
     labels: Tensor
 
 
+def _draw_boxes(draw: np.random.Generator, count: int) -> Array:
+    """Boxes (count, 4) within 0..1 that are not empty."""
+    corners = draw.uniform(0, 1 - SMALLEST, (count, 2))
+    return np.concatenate([corners, np.minimum(corners + draw.uniform(SMALLEST, 1, corners.shape), 1)], 1)
+
+
 def draw_priors(draw: np.random.Generator, shape: Sequence[int]) -> Array:
-    """Priors (1, 2, P * 4): boxes that are not empty, and variances of 0.1."""
-    values = np.full(shape, 0.1)
-    values[:, 0] = boxes(draw, (math.prod(shape[2:]) // 4, 4)).reshape(1, *shape[2:])
-    return values
+    """Priors (1, 2, P * 4): boxes, and variances of 0.1."""
+    values = np.full((2, math.prod(shape) // 2), 0.1)
+    values[0] = _draw_boxes(draw, values.shape[1] // 4).ravel()
+    return values.reshape(tuple(shape))
 
 
 def draw_truth(items: int, label: int) -> Draw:
@@ -68,8 +74,8 @@ def draw_truth(items: int, label: int) -> Draw:
 
     def draw_rows(draw: np.random.Generator, shape: Sequence[int]) -> Array:
         values = np.zeros((math.prod(shape) // 8, 8))
-        values[:, :7] = boxes(draw, (len(values), 7))
-        values[:, 0], values[:, 1] = np.sort(draw.integers(0, max(items, 1), len(values))), label
+        values[:, 0] = np.sort(draw.integers(0, max(items, 1), len(values)))
+        values[:, 1], values[:, 3:7] = label, _draw_boxes(draw, len(values))
         return values.reshape(tuple(shape))
 
     return draw_rows

@@ -315,3 +315,15 @@ def test_what_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(LayerError) as caught:
         layer_for(settings, case(2, CLASSES, 1))
     assert words in str(caught.value)
+
+
+def test_drawn_bottoms_suit_it() -> None:
+    blobs = case(2, CLASSES, 1)
+    layer = layer_for({"num_classes": CLASSES, "code_type": "CENTER_SIZE"}, blobs)
+    draw = np.random.default_rng(1)
+    for bottom in (2, 3):
+        values = layer.suitable_values(bottom, blobs[0].shape)
+        assert values is not None
+        blobs[bottom] = values(draw, blobs[bottom].shape)
+    loss = layer(*map(torch.from_numpy, blobs))
+    assert loss.isfinite() and loss > 0
