@@ -24,6 +24,8 @@ _LOWEST = -3.4028234663852886e38
 
 def _max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Tensor | None]:
     size, kernel, stride = x.shape[2:], windows.kernel, windows.stride
+    if windows.covers(size):  # programs of any size can't have a kernel of the same
+        return F.adaptive_max_pool2d(x, 1, return_indices=True)
     if windows.suits_torch(size):
         if not with_mask:
             return F.max_pool2d(x, kernel, stride, windows.pad, ceil_mode=not windows.floor), None
@@ -106,6 +108,10 @@ class Windows(NamedTuple):
             if size[i] + 2 * self.pad[i] < self.kernel[i]:
                 return False
         return True
+
+    def covers(self, size: Sequence[int]) -> bool:
+        """Whether the one window is the whole plane, as in global pooling."""
+        return not any(self.pad) and self.kernel[0] == size[0] and self.kernel[1] == size[1]
 
     def margins(self, size: Sequence[int]) -> list[int]:
         """Padding for `F.pad` after which the windows tile the input exactly (negative where its end is not read)."""

@@ -149,9 +149,11 @@ def source_of(thing: Callable[..., Any]) -> str:
     """The source of a function or class, from the margin on; `Unsayable` where there is none."""
     try:
         source = textwrap.dedent(inspect.getsource(thing))
-        ast.parse(source)
-    except (OSError, TypeError, SyntaxError, IndentationError):
+        (definition,) = ast.parse(source).body
+    except (OSError, TypeError, SyntaxError, ValueError):
         raise Unsayable(f"there is no source of {thing.__name__}") from None
+    if thing.__name__ != "<lambda>" and getattr(definition, "name", "") != thing.__name__:
+        raise Unsayable(f"the source of {thing.__name__} has changed since it was imported")
     return source.rstrip() + "\n"
 
 

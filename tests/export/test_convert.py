@@ -407,3 +407,24 @@ class TestSafetensors:
         (tmp_path / "t.safetensors").write_bytes(content)
         with pytest.raises(fcnproto.WeightsError, match="not a safetensors file"):
             read_safetensors(tmp_path / "t.safetensors")
+
+
+WINDOWS = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 4 dim: 20 dim: 20 } } }
+layer { name: "p" type: "Pooling" bottom: "data" top: "p" pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 } }
+layer { name: "n" type: "LRN" bottom: "p" top: "n" lrn_param { local_size: 3 alpha: 0.1 } }
+layer { name: "g" type: "Pooling" bottom: "n" top: "g" pooling_param { pool: AVE global_pooling: true } }
+layer { name: "m" type: "Pooling" bottom: "n" top: "m" pooling_param { pool: MAX global_pooling: true } }
+layer { name: "a" type: "ArgMax" bottom: "n" top: "a" argmax_param { axis: 1 top_k: 3 } }
+"""
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_programs_of_any_size(ending: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Padded means, global pooling and several of the largest, for which ONNX lacks PyTorch's own words."""
+    if ending == ".onnx" and onnx_missing:
+        pytest.skip("the ONNX packages are not installed")
+    (tmp_path / "net.prototxt").write_text(WINDOWS)
+    done = convert(fcnproto.load(tmp_path / "net.prototxt"), tmp_path / f"net{ending}")
+    assert "96x64, 67x93, 130x49" in done.checked
+    assert not [one for one in recwarn if "takes inputs of" in str(one.message)]
