@@ -6,13 +6,13 @@ Read in the order of the keys' bytes ("10" before "9"), wrapping around at the e
 from __future__ import annotations
 
 import os
-import struct
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fcnproto.data.lmdb_pages import check_lmdb
 from fcnproto.errors import DataError
 from fcnproto.escaping import printable
 from fcnproto.schema import caffe_pb2
@@ -116,7 +116,7 @@ class _LMDB(Records):
         lmdb = import_lmdb()
         self._error = lmdb.Error
         options = {"readonly": True, "lock": False, "create": False, "readahead": False, "subdir": os.path.isdir(path)}
-        check_lmdb_size(path)
+        check_lmdb(path)
         try:
             self._database: _Open | None = _shared(path, lambda: lmdb.open(path, **options))
             self._transaction = self._database.handle.begin(buffers=False)
@@ -171,38 +171,6 @@ class _LMDB(Records):
         self._cursor.close()
         self._transaction.abort()
         self._database = None
-
-
-def check_lmdb_size(path: str) -> None:
-    """`DataError` for an LMDB whose file is shorter than its own first pages say.
-
-    LMDB maps the file and would go beyond its end, by which the process dies.
-    """
-    file = os.path.join(path, "data.mdb") if os.path.isdir(path) else path
-    try:
-        size = os.path.getsize(file)
-        with open(file, "rb") as opened:
-            head = opened.read(_LMDB_META.size)
-            page = _LMDB_META.unpack(head)[3] if len(head) == _LMDB_META.size else 0
-            opened.seek(page if 256 <= page <= 1 << 16 else 0)
-            pair = [head, opened.read(_LMDB_META.size)]
-    except FileNotFoundError:
-        return  # said by who opens it
-    except OSError as error:
-        raise DataError(f"{file}: can't be read: {error.strerror or error}") from None
-    found = [_LMDB_META.unpack(meta) for meta in pair if len(meta) == _LMDB_META.size]
-    pages = [(transaction, last) for magic, _, _, _, last, transaction in found if magic == _LMDB_MAGIC]
-    if not pages or not page:
-        raise DataError(f"{file}: not a readable LMDB (its first page is none of an LMDB's)")
-    needed = (max(pages)[1] + 1) * page
-    if size < needed:
-        raise DataError(f"{file}: the file is cut off: it says to have {needed:,} bytes, {size:,} are there")
-
-
-# Of a page that describes the database: after 16 bytes of its head a magic number, the version, address and size of the
-# map, two trees of 48 bytes (the first begins with the size of a page), the last page's number, the transaction's.
-_LMDB_META = struct.Struct("<16x I I 8x Q I 92x Q Q")
-_LMDB_MAGIC = 0xBEEFC0DE
 
 
 class _LevelDB(Records):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fcnproto.data.records import check_lmdb_size, open_records
+from fcnproto.data.lmdb_pages import check_lmdb
+from fcnproto.data.records import open_records
 from fcnproto.errors import DataError
 from fcnproto.schema import caffe_pb2
 
@@ -40,8 +41,12 @@ for case in range(cases):
     shutil.copytree("whole", "copy")
     file = numbers.choice(sorted(path for path in glob.glob("copy/*") if os.path.getsize(path)))
     content = bytearray(open(file, "rb").read())
-    if numbers.random() < 0.5:
+    if numbers.random() < 0.3:
         content = content[: numbers.randrange(len(content))]
+    elif numbers.random() < 0.6:  # where pages begin their heads and their lists of nodes stand
+        for _ in range(2):
+            place = numbers.randrange(len(content) // 4096 + 1) * 4096 + numbers.randrange(24)
+            content[min(place, len(content) - 1)] = numbers.randrange(256)
     else:
         for _ in range(3):
             content[numbers.randrange(len(content))] ^= 1 << numbers.randrange(8)
@@ -80,8 +85,8 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
         for index in range(100):
             writer.put(b"%03d" % index, bytes(1000))
     file = tmp_path / "db" / "data.mdb"
-    check_lmdb_size(str(tmp_path / "db"))
-    check_lmdb_size(str(file))
+    check_lmdb(str(tmp_path / "db"))
+    check_lmdb(str(file))
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     for path in (tmp_path / "db", file):
@@ -113,3 +118,18 @@ def test_a_manifest_of_an_earlier_time(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the LevelDB's MANIFEST is older than \d+\.ldb"):
         open_records(str(tmp_path / "db"), caffe_pb2.DataParameter.LEVELDB)
     assert sorted((tmp_path / "db").glob("*.ldb")) == tables
+
+
+def test_all_shapes_of_sound_databases_pass(tmp_path: Path) -> None:
+    """Empty, one record, many small ones (several levels of branches), deleted and overwritten ones, large ones."""
+    lmdb = pytest.importorskip("lmdb")
+    for round_, (count, size) in enumerate([(0, 0), (1, 3), (20000, 40), (300, 3000), (20, 50000)]):
+        with lmdb.open(str(tmp_path / "db"), map_size=1 << 27) as made, made.begin(write=True) as writer:
+            for index in range(count):
+                writer.put(b"%d-%08d" % (round_, index), bytes([index % 251]) * (size + index % 3))
+            for index in range(0, count, 3):
+                writer.delete(b"%d-%08d" % (round_, index))
+        check_lmdb(str(tmp_path / "db"))
+        opened = open_records(str(tmp_path / "db"))
+        assert (opened.count() > 0) == (round_ > 1)
+        opened.close()
