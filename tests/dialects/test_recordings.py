@@ -37,7 +37,6 @@ PENDING = (
     "net_deeplab",
     "net_faster_rcnn",
     "net_hed",
-    "net_mobilenet_ssd",
     "net_pspnet",
     "net_segnet",
     "net_senet",
@@ -62,6 +61,19 @@ def load(name: str) -> tuple[Case, dict[str, str]]:
     return case, {"dialect": case.facts["dialect"]} if case.facts["needs_dialect"] else {}
 
 
+def untied(rows: torch.Tensor | np.ndarray, like: np.ndarray) -> torch.Tensor:
+    """Detections (1, 1, K, 7) with runs of rows sorted by their boxes where `like`, the recorded ones, have one image,
+    one label and scores that are the same to rounding: their order is that of the last bit."""
+    result = torch.as_tensor(rows).detach().clone()[0, 0]
+    recorded = like[0, 0].astype(np.float64)
+    if result.shape != recorded.shape:
+        return result[None, None]
+    splits = np.flatnonzero((np.diff(recorded[:, :2], axis=0) != 0).any(1) | (np.diff(recorded[:, 2]) < -1e-6)) + 1
+    for run in np.split(np.arange(len(recorded)), splits):
+        result[run] = result[run][result[run, 3].argsort()]
+    return result[None, None]
+
+
 def is_net(name: str) -> bool:
     return name.startswith("net_")
 
@@ -74,7 +86,10 @@ def test_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pytest.Mo
     tolerance = LOOSER.get(name, NET_TOLERANCE if is_net(name) else TOLERANCE)
     net, inputs, out = forward(case, optimized, **options)
     for blob, value in case.keys("out").items():
-        assert_close(out[blob], value, tolerance, f"blob {blob}")
+        if blob == "detection_out":
+            assert_close(untied(out[blob], value), untied(value, value).numpy(), tolerance, f"blob {blob}")
+        else:
+            assert_close(out[blob], value, tolerance, f"blob {blob}")
     assert net.outputs == case.facts["outputs"]
     assert sorted(net.inputs) == sorted(case.facts["inputs"])
     assert_close(net.loss(out), np.float32(case.facts["loss"]), 2e-5, "loss")
