@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
 from fcnproto.layers.examples import Draw, integers, positive
+from fcnproto.layers.files import named_file
 from fcnproto.layers.labels import Labels, check_items, place_labels, read_labels
 from fcnproto.layers.plain import Piece, Request, Unsayable, number
 from fcnproto.layers.registry import register
@@ -440,11 +440,7 @@ class InfogainLoss(LossLayer):
 
     def _read_matrix(self) -> Tensor:
         """H as float32, from the BlobProto file `source`: looked up as named, then in the prototxt's folder."""
-        source = Path(self.config.source)
-        places = [source, Path(self.base_dir or ".") / source]
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            self.fail(f"infogain_loss_param.source {str(source)!r} is not a file (looked for as {places[-1]} too)")
+        path = named_file(self, self.config.source, "infogain_loss_param.source")
         try:
             return torch.from_numpy(read_blob(path).astype(np.float32))
         except (OSError, WeightsError) as error:

@@ -26,7 +26,6 @@ PENDING = (
     "crop_auto_",
     "deconv_",
     "decodebbox_",
-    "deteval_",
     "dwconv_",
     "eltwise_",
     "flowwarp_",
