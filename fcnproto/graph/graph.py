@@ -22,6 +22,8 @@ from fcnproto.schema.splits import is_inserted, split_name
 AUTOMATIC = "(automatic)"
 """Caffe's name for the top that a loss layer makes for itself where the prototxt gives it none."""
 
+_MOST_SAID = 8
+
 
 @dataclass(eq=False)
 class Blob:
@@ -143,15 +145,22 @@ def build_graph(
 
 
 def _unknown_bottom(
-    layer: caffe_pb2.LayerParameter, index: int, known: Iterable[str], later: Iterable[str]
+    params: Sequence[caffe_pb2.LayerParameter], position: int, index: int, known: Iterable[str]
 ) -> NoReturn:
-    name = layer.bottom[index]
+    """The error for bottom `index` of the layer at `position`, which nobody before it writes; with the others of the
+    net that nobody writes, so that all can be mended at once."""
+    layer, name = params[position], params[position].bottom[index]
     where = f"layer {layer.name!r} ({layer.type}): bottom {index} is {name!r}"
+    written = {*known, *(top for other in params[position:] for top in other.top)}
+    others = list(dict.fromkeys(bottom for other in params for bottom in other.bottom if bottom not in written))
+    others = [other for other in others if other != name]
+    more = f"; nor does any write {', '.join(map(repr, others[:_MOST_SAID]))}" if others else ""
+    more += f" and {len(others) - _MOST_SAID} more" if len(others) > _MOST_SAID else ""
     if name in layer.top:
-        raise GraphError(f"{where}, which no earlier layer writes, only this one itself")
-    if name in later:
-        raise GraphError(f"{where}, which only a later layer writes; layers must follow the ones they read from")
-    raise GraphError(f"{where}, which no earlier layer writes{suggestion(name, known)}")
+        raise GraphError(f"{where}, which no earlier layer writes, only this one itself{more}")
+    if name in written:
+        raise GraphError(f"{where}, which only a later layer writes; layers must follow the ones they read from{more}")
+    raise GraphError(f"{where}, which no earlier layer writes{suggestion(name, known)}{more}")
 
 
 def _readers(params: Sequence[caffe_pb2.LayerParameter]) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -161,7 +170,7 @@ def _readers(params: Sequence[caffe_pb2.LayerParameter]) -> dict[tuple[int, int]
     for i, param in enumerate(params):
         for j, bottom in enumerate(param.bottom):
             if bottom not in writer:
-                _unknown_bottom(param, j, writer, {top for other in params[i:] for top in other.top})
+                _unknown_bottom(params, i, j, writer)
             readers[writer[bottom]].append((i, j))
         for j, top in enumerate(param.top):
             writer[top] = (i, j)

@@ -71,9 +71,10 @@ class Clip(Pointwise):
     config_field = "clip_param"
 
     def setup(self, shapes: Sequence[Shape]) -> None:
-        for field in ("min", "max"):
-            if not self.config.HasField(field):
-                self.fail(f"clip_param.{field} is missing; min and max must both be given")
+        missing = [f"clip_param.{field}" for field in ("min", "max") if not self.config.HasField(field)]
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            self.fail(f"{' and '.join(missing)} {verb} missing; min and max must both be given")
 
     def backward_reads(self, in_place: bool) -> Reads:
         return Reads(bottoms=(0,))

@@ -115,9 +115,10 @@ class _Parser:
                 seen[token.text] = token
             self._field(message, field, token)
             tokens.accept(",", ";")
-        for name in table.required:
-            if name not in seen:
-                raise tokens.error(f'{table.name} needs "{name}", which is not set', start)
+        missing = [f'"{name}"' for name in table.required if name not in seen]
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            raise tokens.error(f"{table.name} needs {' and '.join(missing)}, which {verb} not set", start)
         self.open.pop()
 
     def _field_name(self, table: MessageFields, closing: str | None) -> Token:

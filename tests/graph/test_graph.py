@@ -136,6 +136,19 @@ def test_a_layer_that_reads_its_own_top() -> None:
         build(INPUT + layer("r", "ReLU", "z", "z"))
 
 
+def test_the_other_blobs_that_nobody_writes_are_told_with_the_first() -> None:
+    text = INPUT + layer("a", "ReLU", "late", "b") + layer("c", "ReLU", "none", "d") + layer("l", "ReLU", "x", "late")
+    with pytest.raises(
+        GraphError, match=r"bottom 0 is 'late', which only a later layer writes; .*; nor does any write 'none'"
+    ):
+        build(text)
+    many = "".join(layer(f"m{i}", "ReLU", f"none{i}", f"top{i}") for i in range(12))
+    with pytest.raises(
+        GraphError, match=r"'none0', which no earlier layer writes; nor does any write 'none1', .*'none8' and 3 more"
+    ):
+        build(INPUT + many)
+
+
 def test_a_level_that_is_none() -> None:
     with pytest.raises(GraphError, match="level 'high': expected a whole number"):
         build(INPUT, level="high")

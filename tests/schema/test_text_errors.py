@@ -33,7 +33,7 @@ NET, SOLVER = caffe_pb2.NetParameter, caffe_pb2.SolverParameter
         ('name: "a"\nname: "b"', 2, 1, ['"name" is set twice', "line 1"]),
         ("state {}\n\nstate {}", 3, 1, ['"state" is set twice', "line 1"]),
         ("layer {\n\n clip_param { min: 1 } }", 3, 2, ['ClipParameter needs "max"']),
-        ("layer {\n clip_param {} }", 2, 2, ['needs "min"']),
+        ("layer {\n clip_param {} }", 2, 2, ['needs "min" and "max", which are not set']),
         ("input_dim: 2147483648", 1, 12, ["whole numbers from -2147483648 to 2147483647"]),
         ("input_dim: " + "9" * 100_000, 1, 12, ["whole numbers from"]),
         ("input_dim: 0x" + "f" * 100_000, 1, 12, ["whole numbers from"]),
