@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from fcnproto.errors import GraphError
+from fcnproto.graph.windows import WindowError, dilations, is_same, pads_by_side
 from fcnproto.schema import caffe_pb2
 
 
@@ -98,7 +99,7 @@ def convolution(param: caffe_pb2.LayerParameter) -> CoordMap | None:
     Raises `GraphError` for a window given by `*_h`/`*_w` fields, or without `kernel_size`.
     """
     config = param.convolution_param
-    return _window(param, config, config.dilation, config.axis)
+    return _window(param, config, config.axis)
 
 
 def deconvolution(param: caffe_pb2.LayerParameter) -> CoordMap | None:
@@ -109,13 +110,12 @@ def deconvolution(param: caffe_pb2.LayerParameter) -> CoordMap | None:
 
 def pooling(param: caffe_pb2.LayerParameter) -> CoordMap | None:
     """A window as `pooling_param` says it; `GraphError` as in `convolution`."""
-    return _window(param, param.pooling_param, (), 1)
+    return _window(param, param.pooling_param, 1)
 
 
 def _window(
     param: caffe_pb2.LayerParameter,
     message: caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter,
-    dilations: Sequence[int],
     axis: int,
 ) -> CoordMap:
     where = f"{param.type} layer {param.name!r}" if param.name else f"a {param.type} layer"
@@ -123,13 +123,34 @@ def _window(
         if message.HasField(name):
             raise GraphError(f"{where} uses {name}; coordinate maps need kernel_size, stride and pad")
     kernel, stride = _values(message.kernel_size, 0), _values(message.stride, 1)
-    pad, dilation = _values(message.pad, 0), _values(dilations, 1)
+    try:
+        pad, dilation = _pads(message, kernel, stride), _values(_dilations(message), 1)
+    except WindowError as error:
+        raise GraphError(f"{where}: {error}") from error
+    if pad is None:
+        raise GraphError(f"{where} pads by SAME with a stride, which depends on the size, so no coordinate map")
     if 0 in kernel or 0 in stride:
         raise GraphError(f"{where} has no kernel_size or a stride of 0, so no coordinate map; give kernel_size")
     extent = tuple((k - 1) * d + 1 for k, d in _together(kernel, dilation))
     shift = tuple(p - (k - 1) / 2 for p, k in _together(pad, extent))
     inverse = tuple(1 / s for s in stride)
     return CoordMap(axis, inverse, tuple(b / s for b, s in _together(shift, stride)), windowed=True)
+
+
+def _dilations(message: caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter) -> Sequence[int]:
+    return dilations(message) if isinstance(message, caffe_pb2.ConvolutionParameter) else ()
+
+
+def _pads(
+    message: caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter,
+    kernel: Sequence[Fraction],
+    stride: Sequence[Fraction],
+) -> tuple[Fraction, ...] | None:
+    """The padding before the first position; None where the bottom's size decides it."""
+    if is_same(message):
+        return None if any(step != 1 for step in stride) else tuple(Fraction((k - 1) // 2) for k in kernel)
+    sides = pads_by_side(message)
+    return _values(message.pad if sides is None else sides[0], 0)
 
 
 _Value = TypeVar("_Value")

@@ -273,9 +273,19 @@ class PReLU(Pointwise):
         return Piece(("F.prelu", [request.x, f"{MODULE}.weight.reshape(1)"]), module)
 
 
+def capped_relu(x: Tensor, slope: float, ceiling: float) -> Tensor:
+    """max(x, 0) + slope * min(x, 0) up to a ceiling; at the ceiling and beyond the gradient is 0."""
+    y = F.leaky_relu(x, slope) if slope else F.relu(x)
+    return y.masked_fill(y >= ceiling, ceiling)
+
+
 @register("ReLU")
 class ReLU(Pointwise):
-    """Caffe's ReLU: max(x, 0) + negative_slope * min(x, 0). At x = 0 the gradient is the negative slope."""
+    """Caffe's ReLU: max(x, 0) + negative_slope * min(x, 0). At x = 0 the gradient is the negative slope.
+
+    Forks' ceilings cut the result off: `relu6: true` at 6, `maximum` at that where it is above 0; at a ceiling and
+    beyond the gradient is 0.
+    """
 
     differences = (
         "in place with a negative slope below 0, the gradient is the true one (Caffe takes the output's sign "
@@ -283,6 +293,7 @@ class ReLU(Pointwise):
     )
 
     config_field = "relu_param"
+    fork_fields = ("relu_param.relu6", "relu_param.maximum")
     may_overwrite = True
 
     def of_zeros(self) -> str:
@@ -290,6 +301,14 @@ class ReLU(Pointwise):
 
     def is_flat_at_zero(self) -> bool:
         return bool(self.config.negative_slope == 0)
+
+    @property
+    def ceiling(self) -> float | None:
+        """What the result is cut off at; None where nothing is."""
+        ceilings = [6.0] if self.config.relu6 else []
+        if self.config.maximum > 0:
+            ceilings.append(self.config.maximum)
+        return min(ceilings, default=None)
 
     def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
         near = (bottoms[0].abs() <= reach) & (bottoms[0] != 0)  # at 0 itself the rule decides, not a digit
@@ -303,11 +322,15 @@ class ReLU(Pointwise):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """The top; `overwrite` permits to write it over `x`, which nobody reads again."""
-        slope = self.config.negative_slope
+        slope, ceiling = self.config.negative_slope, self.ceiling
+        if ceiling is not None:
+            return capped_relu(x, slope, ceiling)
         return F.leaky_relu(x, slope) if slope else F.relu(x, inplace=overwrite)
 
     def plain(self, request: Request) -> Piece:
-        slope = self.config.negative_slope
+        slope, ceiling = self.config.negative_slope, self.ceiling
+        if ceiling is not None:
+            return Piece(("capped_relu", [request.x, number(slope), number(ceiling)]), None, (capped_relu,))
         return Piece(("F.leaky_relu", [request.x, number(slope)]) if slope else ("F.relu", [request.x]))
 
 
@@ -393,24 +416,38 @@ class Threshold(Pointwise):
         return Piece((f"({request.x} > {number(self.config.threshold)}).to({request.x}.dtype)", None))
 
 
+def drop_out(x: Tensor, ratio: float, drop: bool, scaled: bool) -> Tensor:
+    """`x` with each value 0 with probability `ratio` where `drop`; what is kept is divided by 1 - ratio where `scaled`,
+    else what nothing is dropped of is multiplied by it."""
+    if drop:
+        kept = F.dropout(x, ratio)
+        return kept if scaled else kept * (1 - ratio)
+    return x if scaled else x * (1 - ratio)
+
+
 @register("Dropout")
 class Dropout(Pointwise):
     """Caffe's Dropout: in TRAIN each element is 0 with probability `dropout_ratio`, else x / (1 - dropout_ratio).
 
-    In TEST it hands its input on. The random numbers are torch's.
+    In TEST it hands its input on. The random numbers are torch's. Forks' `scale_train: false` divides in neither phase
+    and multiplies by 1 - dropout_ratio in TEST instead; `sample_weights_test: true` (SegNet) drops out in TEST too.
     """
 
     differences = "`dropout_ratio` outside of [0, 1) is an error (Caffe checks it in debug builds only)."
 
     config_field = "dropout_param"
+    fork_fields = ("dropout_param.scale_train", "dropout_param.sample_weights_test")
     passes_on = True
 
     def draws_numbers(self) -> bool:
-        return self.training
+        return self.training or bool(self.config.sample_weights_test)
+
+    def hands_on(self) -> bool:
+        return not self.draws_numbers() and bool(self.config.scale_train)
 
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
-        return not training
+        return not training and not param.dropout_param.sample_weights_test
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         ratio = self.config.dropout_ratio
@@ -419,13 +456,17 @@ class Dropout(Pointwise):
 
     def in_place_keeps(self) -> str:
         # In TRAIN what becomes 0 lets no gradient through.
-        return "signs" if self.training and self.config.dropout_ratio else "values"
+        return "values" if self.hands_on() or not self.config.dropout_ratio else "signs"
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.config.dropout_ratio) if self.training else x
+        return drop_out(x, self.config.dropout_ratio, self.draws_numbers(), self.config.scale_train)
 
     def plain(self, request: Request) -> Piece:
         ratio = number(self.config.dropout_ratio)
+        if not self.config.scale_train or self.config.sample_weights_test:
+            always = self.config.sample_weights_test
+            arguments = [request.x, ratio, f"drop={always or request.training}", f"scaled={self.config.scale_train}"]
+            return Piece(("drop_out", arguments), None, (drop_out,))
         if request.training == "self.training":
             return Piece((MODULE, [request.x]), ("nn.Dropout", [ratio]))
         return Piece(("F.dropout", [request.x, ratio])) if request.training == "True" else Piece(None)

@@ -13,7 +13,7 @@ from fcnproto.graph import maps
 from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
-from fcnproto.layers.plain import MODULE, Piece, Request, Unsayable, blob_or_none, number, parameters_of
+from fcnproto.layers.plain import MODULE, Piece, Request, blob_or_none, number, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -55,16 +55,23 @@ def larger(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(first > second, first, second)
 
 
+def smaller(first: Tensor, second: Tensor) -> Tensor:
+    """The smaller one of two values each, the second where they are equal; it alone gets the gradient."""
+    return torch.where(first < second, first, second)
+
+
 @register("Eltwise")
 class Eltwise(Layer):
-    """Caffe's Eltwise: SUM (times `coeff`, one per bottom), PROD or MAX of bottoms of one shape.
+    """Caffe's Eltwise: SUM (times `coeff`, one per bottom), PROD or MAX of bottoms of one shape; forks' MIN and DIV
+    (bottom 0 by bottom 1).
 
-    The gradient of MAX goes to the winner alone: of equal values bottom 1 beats bottom 0, and later bottoms lose.
+    The gradient of MAX and MIN goes to the winner alone: of equal values bottom 1 beats bottom 0, later bottoms lose.
     Without `stable_prod_grad` PROD's gradient is y / x as in Caffe, NaN where x is 0.
     """
 
     differences = (
-        "computed on copies, so that a top may have a bottom's name (Caffe destroys the bottom without complaint)."
+        "computed on copies, so that a top may have a bottom's name (Caffe destroys the bottom without complaint). "
+        "DIV has a gradient (the fork has none)."
     )
 
     config_field = "eltwise_param"
@@ -73,15 +80,19 @@ class Eltwise(Layer):
     bottoms = (2, None)
 
     def of_zeros(self) -> str:
-        return "product" if self.config.operation == caffe_pb2.EltwiseParameter.PROD else "kept"
+        message = caffe_pb2.EltwiseParameter
+        return {message.PROD: "product", message.DIV: ""}.get(self.config.operation, "kept")
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
         if len(config.coeff) not in (0, len(shapes)):
             self.fail(f"{len(config.coeff)} coeff values for {len(shapes)} bottoms; give none or one for each")
-        if config.coeff and config.operation == caffe_pb2.EltwiseParameter.PROD:
+        message = caffe_pb2.EltwiseParameter
+        if config.coeff and config.operation in (message.PROD, message.DIV, message.MIN):
             self.fail("coeff goes with SUM only; remove it")
-        if config.operation == caffe_pb2.EltwiseParameter.MAX:
+        if config.operation == message.DIV and len(shapes) != 2:
+            self.fail(f"DIV takes two bottoms, got {len(shapes)}")
+        if config.operation == message.MAX:
             self.warn_unread(("coeff",), "it is for SUM")
         if config.operation != caffe_pb2.EltwiseParameter.PROD:
             self.warn_unread(("stable_prod_grad",), "it is for PROD")
@@ -92,7 +103,7 @@ class Eltwise(Layer):
         return True
 
     def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
-        if self.config.operation != caffe_pb2.EltwiseParameter.MAX:
+        if not self._chooses():
             return None
         gap = (bottoms[1] - bottoms[0]).abs()
         return int(((gap <= reach) & (gap > 0)).sum()), gap.numel(), "places"
@@ -107,17 +118,25 @@ class Eltwise(Layer):
         return [tuple(shapes[0])]
 
     def backward_reads(self, in_place: bool) -> Reads:
+        if self.config.operation == caffe_pb2.EltwiseParameter.DIV:
+            return Reads(bottoms=(0, 1))
         if self.config.operation != caffe_pb2.EltwiseParameter.PROD:
             return Reads(mixes=True)
         every = tuple(range(len(self.param.bottom)))
         return Reads(bottoms=every, tops=() if self.config.stable_prod_grad else (0,), mixes=True)
 
-    def caffe_gradients(self, found: Found) -> list[Tensor]:
+    def _chooses(self) -> bool:
+        """Whether each value is one bottom's."""
+        return self.config.operation in (caffe_pb2.EltwiseParameter.MAX, caffe_pb2.EltwiseParameter.MIN)
+
+    def caffe_gradients(self, found: Found) -> list[Tensor] | None:
+        if self.config.operation == caffe_pb2.EltwiseParameter.DIV:
+            return None
         slope, gradients = found.slope, []
         for index, bottom in enumerate(found.bottoms):
             if self.config.operation == caffe_pb2.EltwiseParameter.SUM:
                 gradient = slope * self.coefficients[index]
-            elif self.config.operation == caffe_pb2.EltwiseParameter.MAX:
+            elif self._chooses():
                 bottoms = self._cleared(found.before) if found.in_place else found.before
                 gradient = slope * (self.winner(bottoms) == index)
             else:
@@ -135,15 +154,17 @@ class Eltwise(Layer):
         return result
 
     def _cleared(self, bottoms: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The bottoms where the top, cleared for SUM and MAX before anything is read, is bottom 0."""
-        message = caffe_pb2.EltwiseParameter
-        if self.config.operation == message.PROD:
+        """The bottoms where the top, cleared for SUM, MAX and MIN before anything is read, is bottom 0."""
+        message, last = caffe_pb2.EltwiseParameter, torch.finfo(torch.float32).max
+        if self.config.operation in (message.PROD, message.DIV):
             return bottoms
-        lowest = 0.0 if self.config.operation == message.SUM else -torch.finfo(torch.float32).max
-        return torch.full_like(bottoms[0], lowest), *bottoms[1:]
+        start = {message.MAX: -last, message.MIN: last}.get(self.config.operation, 0.0)
+        return torch.full_like(bottoms[0], start), *bottoms[1:]
 
     def winner(self, bottoms: Sequence[Tensor]) -> Tensor:
-        """Which bottom MAX takes each value from."""
+        """Which bottom MAX or MIN takes each value from."""
+        if self.config.operation == caffe_pb2.EltwiseParameter.MIN:
+            bottoms = [-bottom for bottom in bottoms]
         found, index = bottoms[0], torch.zeros_like(bottoms[0], dtype=torch.int64)
         for place, bottom in enumerate(bottoms[1:], 1):
             better = ~(found > bottom) if place == 1 else bottom > found
@@ -155,10 +176,13 @@ class Eltwise(Layer):
         self.top_shapes([bottom.shape for bottom in bottoms])
         if self.config.operation == caffe_pb2.EltwiseParameter.SUM:
             return self._sum(bottoms)
-        if self.config.operation == caffe_pb2.EltwiseParameter.MAX:
-            result = larger(bottoms[0], bottoms[1])
+        if self.config.operation == caffe_pb2.EltwiseParameter.DIV:
+            return bottoms[0] / bottoms[1]
+        if self._chooses():
+            choose = larger if self.config.operation == caffe_pb2.EltwiseParameter.MAX else smaller
+            result = choose(bottoms[0], bottoms[1])
             for bottom in bottoms[2:]:
-                result = larger(bottom, result)
+                result = choose(bottom, result)
             return result
         if not self.config.stable_prod_grad:
             return product_by_quotient(*bottoms)
@@ -176,18 +200,18 @@ class Eltwise(Layer):
 
     def plain(self, request: Request) -> Piece:
         args, operation = request.args, self.config.operation
-        known = (caffe_pb2.EltwiseParameter.SUM, caffe_pb2.EltwiseParameter.MAX, caffe_pb2.EltwiseParameter.PROD)
-        if operation not in known:
-            raise Unsayable(f"its operation {operation} is a fork's")
         if operation == caffe_pb2.EltwiseParameter.PROD:
             if self.config.stable_prod_grad:
                 return Piece((" * ".join(args), None))
             return Piece(("product_by_quotient", list(args)), None, (product_by_quotient,))
-        if operation == caffe_pb2.EltwiseParameter.MAX:
-            result = f"larger({args[0]}, {args[1]})"
+        if operation == caffe_pb2.EltwiseParameter.DIV:
+            return Piece((" / ".join(args), None))
+        if self._chooses():
+            choose = larger if operation == caffe_pb2.EltwiseParameter.MAX else smaller
+            result = f"{choose.__name__}({args[0]}, {args[1]})"
             for other in args[2:]:
-                result = f"larger({other}, {result})"
-            return Piece((result, None), None, (larger,))
+                result = f"{choose.__name__}({other}, {result})"
+            return Piece((result, None), None, (choose,))
         result = args[0] if self.coefficients[0] == 1 else f"{args[0]} * {number(self.coefficients[0])}"
         for other, factor in zip(args[1:], self.coefficients[1:], strict=True):
             if factor == 1:

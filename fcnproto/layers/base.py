@@ -184,6 +184,10 @@ class Layer(nn.Module):
         they are called; None where a layer decides nothing. A gradient may rightly go another way there."""
         return None
 
+    def hands_on(self) -> bool:
+        """Whether in its phase the tops are the bottom itself."""
+        return self.passes_on and not self.training
+
     # What Caffe's backward pass does with memory, for the places where that is not the derivative.
 
     gradient_memory: ClassVar[str] = "own"

@@ -4,86 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from contextlib import suppress
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.graph import maps
+from fcnproto.graph.windows import DILATION_FIELDS, WINDOW_FIELDS, WindowError, dilations, pads_by_side
 from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.plain import MODULE, Piece, Request, Unsayable, blob_or_none, extents, parameters_of
 from fcnproto.layers.registry import register
+from fcnproto.layers.windows import Window, read_window
 from fcnproto.schema import caffe_pb2
-
-
-class Window(NamedTuple):
-    """How a kernel moves: one entry per spatial axis in each field."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    pad: tuple[int, ...]
-    dilation: tuple[int, ...]
-
-    @property
-    def extent(self) -> Shape:
-        """The positions that the dilated kernel spans along each axis."""
-        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
-
-    def narrowed(self, size: Sequence[int]) -> Shape:
-        """Output size along each axis for an input of `size` (Caffe's Convolution).
-
-        The division truncates toward zero as in C, so a kernel somewhat larger than the padded input still gives 1
-        where the stride is large enough.
-        """
-        numerators = (n + 2 * p - e for n, p, e in zip(size, self.pad, self.extent, strict=True))
-        return tuple(n // s + 1 if n >= 0 else 1 - (-n // s) for n, s in zip(numerators, self.stride, strict=True))
-
-    def widened(self, size: Sequence[int]) -> Shape:
-        """Output size along each axis of the transposed convolution (Caffe's Deconvolution)."""
-        return tuple(
-            s * (n - 1) + e - 2 * p for n, s, e, p in zip(size, self.stride, self.extent, self.pad, strict=True)
-        )
-
-    def shortfall(self, size: Sequence[int]) -> Shape:
-        """By how much the kernel exceeds the padded input along each axis; the missing part reads as zero."""
-        return tuple(max(0, e - n - 2 * p) for n, p, e in zip(size, self.pad, self.extent, strict=True))
-
-
-def read_window(layer: Layer, axes: int) -> Window:
-    """The window of a layer with `convolution_param` over `axes` spatial axes, with Caffe's checks of the spellings.
-
-    kernel_size, stride, pad and dilation stand once for all axes or once for each; kernel, stride and pad may be given
-    by _h and _w for two axes, where one left out is 0.
-    """
-    kernel = _extents(layer, axes, "kernel_size", "kernel", None)
-    stride = _extents(layer, axes, "stride", "stride", 1)
-    pad = _extents(layer, axes, "pad", "pad", 0)
-    dilation = _extents(layer, axes, "dilation", None, 1)
-    for name, values in (("kernel size", kernel), ("stride", stride), ("dilation", dilation)):
-        if 0 in values:
-            layer.fail(f"{name} {values} must be positive along every axis")
-    return Window(kernel, stride, pad, dilation)
-
-
-def _extents(layer: Layer, axes: int, field: str, pair: str | None, default: int | None) -> Shape:
-    config = layer.config
-    values = tuple(getattr(config, field))
-    if pair is not None and (config.HasField(f"{pair}_h") or config.HasField(f"{pair}_w")):
-        if axes != 2:
-            layer.fail(f"{pair}_h and {pair}_w are for 2 spatial axes, the bottom has {axes}; use {field}")
-        if values:
-            layer.fail(f"{field} is given together with {pair}_h or {pair}_w; give one of the two")
-        return (getattr(config, f"{pair}_h"), getattr(config, f"{pair}_w"))
-    if not values:
-        if default is None and axes:
-            layer.fail(f"{field} is missing; give it once, or once for each of the {axes} spatial axes")
-        return (default or 0,) * axes
-    if len(values) not in (1, axes):
-        layer.fail(f"{len(values)} values of {field} for {axes} spatial axes; give one for all or one for each")
-    return values if len(values) == axes else values * axes
 
 
 def needs_channels_outermost(x: Tensor, weight: Tensor, stride: Sequence[int], transposed: bool = False) -> bool:
@@ -105,11 +41,10 @@ def _needs_gradient(*tensors: Tensor) -> bool:
 
 def im2col(x: Tensor, window: Window) -> Tensor:
     """All windows of `x` (N, C, *spatial) as (N, C, *kernel, *out), for any number of spatial axes."""
-    axes = len(window.kernel)
-    missing = window.shortfall(x.shape[2:])
-    padding = [(p, p + m) for p, m in zip(window.pad, missing, strict=True)]
-    if any(map(any, padding)):
-        x = F.pad(x, [amount for pair in reversed(padding) for amount in pair])
+    axes, window = len(window.kernel), window.settled(x.shape[2:])
+    margins = window.margins(window.shortfall(x.shape[2:]))
+    if any(margins):
+        x = F.pad(x, margins)
     for i in range(axes):  # each step slides over one axis and appends its taps as the last one
         x = x.unfold(2 + i, window.extent[i], window.stride[i])[..., :: window.dilation[i]]
     return x.permute(0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes))
@@ -125,6 +60,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, gro
     axes = len(window.kernel)
     if axes == 0:  # one position: a matrix product per group
         return F.conv1d(x.unsqueeze(-1), weight.unsqueeze(-1), bias, groups=groups).squeeze(-1)
+    if not window.is_even:
+        window = window.settled(x.shape[2:])
+        x = F.pad(x, window.margins((0,) * axes))
+        window = window._replace(pad=(0,) * axes, pad_after=None)
     missing = window.shortfall(x.shape[2:])
     if any(missing):
         x = F.pad(x, [amount for m in reversed(missing) for amount in (0, m)])
@@ -148,6 +87,9 @@ def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, g
     axes = len(window.kernel)
     if axes == 0:
         return F.conv_transpose1d(x.unsqueeze(-1), weight.unsqueeze(-1), bias, groups=groups).squeeze(-1)
+    if not window.is_even:
+        full = deconvolve(x, weight, bias, window._replace(pad=(0,) * axes, pad_after=None), groups)
+        return F.pad(full, [-amount for amount in window.margins((0,) * axes)])
     if needs_channels_outermost(x, weight, window.stride, transposed=True):
         x, weight = channels_outermost(x), channels_outermost(weight)
     if axes <= 3:
@@ -165,10 +107,27 @@ def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, g
     return convolve(spread, flipped, bias, Window(window.kernel, ones, (0,) * axes, window.dilation), groups)
 
 
+def said_pads(config: caffe_pb2.ConvolutionParameter | caffe_pb2.PoolingParameter) -> list[str]:
+    """The padding that forks add, in the words of `settings_text`; nothing where there is none."""
+    if config.pad_type == 1:
+        return ["SAME"]
+    with suppress(WindowError):
+        sides = pads_by_side(config)
+        return [] if sides is None else ["pad t{} l{} b{} r{}".format(*sides[0], *sides[1])]
+    return []
+
+
+def _said_dilations(config: caffe_pb2.ConvolutionParameter) -> list[int]:
+    with suppress(WindowError):
+        return dilations(config)
+    return []
+
+
 class _Convolutional(Layer):
     """What the family shares: the channel axis, the axes before it (all batch) and after it (all spatial)."""
 
     config_field = "convolution_param"
+    fork_fields = tuple(f"convolution_param.{name}" for name in (*WINDOW_FIELDS, *DILATION_FIELDS))
     kind = "convolution"
     coordinates = staticmethod(maps.convolution)
 
@@ -182,11 +141,12 @@ class _Convolutional(Layer):
         kernel = kernel * 2 if len(kernel) == 1 else kernel
         words = [f"{config.num_output} of {'×'.join(map(str, kernel))}"]
         for name in ("stride", "pad", "dilation"):
-            values = list(getattr(config, name))
+            values = _said_dilations(config) if name == "dilation" else list(getattr(config, name))
             if name != "dilation" and (config.HasField(f"{name}_h") or config.HasField(f"{name}_w")):
                 values = [getattr(config, f"{name}_h"), getattr(config, f"{name}_w")]
             if values and any(value != (0 if name == "pad" else 1) for value in values):
                 words.append(f"{name} {'×'.join(map(str, values))}")
+        words += said_pads(config)
         if config.group > 1:
             words.append(f"group {config.group}")
         return ", ".join(words)
@@ -211,7 +171,7 @@ class _Convolutional(Layer):
                 w = self.window
                 self.fail(
                     f"spatial axis {i} of a bottom of shape {tuple(bottom)}: output size {extent} with kernel "
-                    f"{w.kernel[i]}, stride {w.stride[i]}, pad {w.pad[i]}, dilation {w.dilation[i]}; "
+                    f"{w.kernel[i]}, stride {w.stride[i]}, pad {w.said_pad(i)}, dilation {w.dilation[i]}; "
                     "give a larger input or change the window"
                 )
 
@@ -228,7 +188,9 @@ class _Convolutional(Layer):
     def said_window(self) -> str:
         """The window's expression."""
         window = self.window
-        return f"Window({window.kernel}, {window.stride}, {window.pad}, {window.dilation})"
+        more = "" if window.pad_after is None else f", pad_after={window.pad_after}"
+        more += ", same=True" if window.same else ""
+        return f"Window({window.kernel}, {window.stride}, {window.pad}, {window.dilation}{more})"
 
 
 class _Weighted(_Convolutional):
@@ -249,7 +211,7 @@ class _Weighted(_Convolutional):
         config = self.config
         if self.num_tops != len(shapes):
             self.fail(f"{len(shapes)} bottoms and {self.num_tops} tops; it needs one top for each bottom")
-        self.outputs, self.groups = config.num_output, config.group
+        self.outputs, self.groups = config.num_output, self.group_count()
         if self.outputs == 0:
             self.fail("num_output must be given and positive")
         if self.groups == 0 or self.channels % self.groups or self.outputs % self.groups:
@@ -290,6 +252,10 @@ class _Weighted(_Convolutional):
         y = self.compute(x.reshape(math.prod(shape[: self.channel_axis]), *x.shape[self.channel_axis :]), weight, bias)
         return y.reshape(shape)
 
+    def group_count(self) -> int:
+        """How many groups the channels are divided into."""
+        return int(self.config.group)
+
     def weight_shape(self) -> Shape:
         """The shape of the weight blob."""
         raise NotImplementedError
@@ -310,7 +276,8 @@ class _Weighted(_Convolutional):
         size = shape[self.channel_axis + 1 :]
         if 0 in self.top_size(size):
             raise Unsayable(f"its tops are empty for bottoms of shape {tuple(shape)}")
-        if not 1 <= self.axes <= 3 or (self.function is convolve and any(window.shortfall(size))):
+        short = self.function is convolve and any(window.settled(size).shortfall(size))
+        if not 1 <= self.axes <= 3 or short or not window.is_even:
             arguments = ["@x@", f"{MODULE}.weight", blob_or_none(self.blob_names, 1), self.said_window()]
             said = f"{self.function.__name__}({', '.join([*arguments, str(self.groups)])})"
             calls = [self.batched(said, x, shape) for x in request.args]
@@ -370,6 +337,11 @@ class Deconvolution(_Weighted):
 
     def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
         return math.prod(self.blob_shapes[0][1:]) * sum(map(math.prod, bottoms))
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
+        if self.window.same:
+            self.fail("pad_type 1 (SAME) is for Convolution and Pooling; give pad, or pad_l, pad_r, pad_t and pad_b")
 
     def weight_shape(self) -> Shape:
         return (self.channels, self.outputs // self.groups, *self.window.kernel)

@@ -8,69 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.graph import maps
+from fcnproto.graph.windows import WINDOW_FIELDS, WindowError, is_same, pads_by_side
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.convolution import said_pads
 from fcnproto.layers.dtypes import at_least_float32, computing_type
 from fcnproto.layers.plain import Piece, Request, Unsayable
 from fcnproto.layers.registry import register
+from fcnproto.layers.windows import Pair, Windows
 from fcnproto.schema import caffe_pb2
-
-Pair = tuple[int, int]
 
 _MAX, _AVE = caffe_pb2.PoolingParameter.MAX, caffe_pb2.PoolingParameter.AVE
 _STOCHASTIC = caffe_pb2.PoolingParameter.STOCHASTIC
-_METHODS = {_MAX: "MAX", _AVE: "AVE", _STOCHASTIC: "STOCHASTIC"}
+_AVERAGES_INSIDE = (caffe_pb2.PoolingParameter.AVE_EXC_PAD, caffe_pb2.PoolingParameter.AVE_TF)
+_METHODS = {_MAX: "MAX", _STOCHASTIC: "STOCHASTIC"} | dict.fromkeys((_AVE, *_AVERAGES_INSIDE), "AVE")
 _LOWEST = -3.4028234663852886e38
 """Caffe's start value of a maximum, the lowest float32, also for other dtypes."""
-
-
-class Windows(NamedTuple):
-    """The windows of one pooling: kernel, stride and pad as (height, width), and the rounding of the output size."""
-
-    kernel: Pair
-    stride: Pair = (1, 1)
-    pad: Pair = (0, 0)
-    floor: bool = False
-
-    def output(self, size: Sequence[int]) -> Pair:
-        """Output (height, width) for an input of `size` by Caffe's rule; may be 0 or negative."""
-        height, width = (self._output(size[i], i) for i in (0, 1))
-        return height, width
-
-    def _output(self, size: int, i: int) -> int:
-        room, stride = size + 2 * self.pad[i] - self.kernel[i], self.stride[i]
-        count = (room if self.floor else room + stride - 1) // stride + 1
-        if not any(self.pad):
-            return count
-        # No window lies in the padding alone. Without a question, which would bind an exported program to its size.
-        return torch.sym_min(count, (size + self.pad[i] - 1) // stride + 1)
-
-    def suits_torch(self, size: Sequence[int]) -> bool:
-        """Whether PyTorch's pooling (ceil_mode unless `floor`) makes the same windows of an input of `size`."""
-        for i in (0, 1):
-            # Without padding, a window that begins behind the end is one for Caffe and none for PyTorch.
-            if 2 * self.pad[i] > self.kernel[i] or (not any(self.pad) and self.stride[i] > self.kernel[i]):
-                return False
-            if size[i] + 2 * self.pad[i] < self.kernel[i]:
-                return False
-        return True
-
-    def covers(self, size: Sequence[int]) -> bool:
-        """Whether the one window is the whole plane, as in global pooling."""
-        return not any(self.pad) and self.kernel[0] == size[0] and self.kernel[1] == size[1]
-
-    def margins(self, size: Sequence[int]) -> list[int]:
-        """Padding for `F.pad` after which the windows tile the input exactly (negative where its end is not read)."""
-        after = [
-            (self._output(n, i) - 1) * self.stride[i] + self.kernel[i] - n - self.pad[i] for i, n in enumerate(size)
-        ]
-        return [self.pad[1], after[1], self.pad[0], after[0]]
 
 
 def max_pool(x: Tensor, windows: Windows) -> Tensor:
@@ -114,6 +72,7 @@ def _max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Ten
     size, kernel, stride = x.shape[2:], windows.kernel, windows.stride
     if windows.covers(size):  # programs of any size can't have a kernel of the same
         return F.adaptive_max_pool2d(x, 1, return_indices=True)
+    windows = windows.settled(size)
     if windows.suits_torch(size):
         if not with_mask:
             return F.max_pool2d(x, kernel, stride, windows.pad, ceil_mode=not windows.floor), None
@@ -130,23 +89,26 @@ def _max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Ten
 
 def average_pool(x: Tensor, windows: Windows) -> Tensor:
     """The sum of each window over its area; padding counts in the area as far as size + pad, nothing beyond it does.
+    With `windows.inside` only the positions inside count.
 
     An empty window gives 0.
     """
     size = x.shape[2:]
     if windows.covers(size):
         return F.adaptive_avg_pool2d(x, 1)
+    windows = windows.settled(size)
     # ONNX counts the padding in another way where sizes are rounded up.
     if windows.suits_torch(size) and not (any(windows.pad) and torch.compiler.is_compiling()):
-        return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
+        ceil, area = not windows.floor, not windows.inside
+        return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=ceil, count_include_pad=area)
     padded = F.pad(at_least_float32(x), windows.margins(size))
     # Not by another divisor, which ONNX has no word for.
     sums = F.avg_pool2d(padded, windows.kernel, windows.stride) * (windows.kernel[0] * windows.kernel[1])
     extents = []
     for i in (0, 1):
         start = torch.arange(sums.shape[2 + i], device=x.device) * windows.stride[i] - windows.pad[i]
-        end = (start + windows.kernel[i]).clamp(max=size[i] + windows.pad[i])
-        extents.append((end - start).clamp(min=1))
+        end = (start + windows.kernel[i]).clamp(max=size[i] + (0 if windows.inside else windows.end(i)))
+        extents.append((end - (start.clamp(min=0) if windows.inside else start)).clamp(min=1))
     return (sums / (extents[0].unsqueeze(1) * extents[1])).to(x.dtype)
 
 
@@ -157,7 +119,7 @@ def stochastic_pool(x: Tensor, windows: Windows, sample: bool) -> Tensor:
     else the mean weighted in that proportion. A window of zeros gives 0.
     """
     (height, width), (step_down, step_right) = windows.kernel, windows.stride
-    padded = F.pad(at_least_float32(x), windows.margins(x.shape[2:]))
+    padded = F.pad(at_least_float32(x), windows.settled(x.shape[2:]).margins(x.shape[2:]))
     values = padded.unfold(2, height, step_down).unfold(3, width, step_right).flatten(4)
     if not sample:
         return ((values * values).sum(-1) / (values.sum(-1) + torch.finfo(torch.float32).tiny)).to(x.dtype)
@@ -245,6 +207,10 @@ def _behind_the_end(values: Tensor, x: Tensor, windows: Windows) -> Tensor:
 class Pooling(_Pool):
     """Caffe's Pooling over (N, C, H, W): MAX, AVE or STOCHASTIC, output sizes rounded up unless `round_mode` is FLOOR.
 
+    Forks' fields: `ceil_mode: false` and `torch_pooling: true` round down too; `pad_l`, `pad_r`, `pad_t`, `pad_b` pad
+    each side by itself; `pad_type: 1` is SAME (ceil(n / stride) positions); AVE_EXC_PAD, AVE_TF and AVE with
+    `avg_include_pad: false` average over the positions inside the image alone.
+
     A second top (MAX) holds the index of each maximum within its plane, as floats. STOCHASTIC samples in the TRAIN
     phase and weights in the TEST phase; it works on the CPU too, and its TEST gradient is that of the weighted
     mean (Caffe sends it to the index sampled last).
@@ -257,6 +223,9 @@ class Pooling(_Pool):
     )
 
     config_field = "pooling_param"
+    fork_fields = tuple(
+        f"pooling_param.{name}" for name in (*WINDOW_FIELDS, "ceil_mode", "torch_pooling", "avg_include_pad")
+    )
     tops = (1, 2)
     coordinates = staticmethod(maps.pooling)
 
@@ -277,26 +246,29 @@ class Pooling(_Pool):
             words.append(f"stride {f'{config.stride_h}×{config.stride_w}' if config.stride_h else config.stride}")
         if config.pad or config.pad_h or config.pad_w:
             words.append(f"pad {config.pad or f'{config.pad_h}×{config.pad_w}'}")
+        words += said_pads(config)
         return ", ".join(words)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.check_bottom(shapes[0])
         config = self.config
         self.method = config.pool
-        if self.method not in _METHODS:
-            name = caffe_pb2.PoolingParameter.PoolMethod.Name(self.method)
-            self.fail(f"pool: {name} is a fork's method, which is not known here; MAX, AVE and STOCHASTIC are")
         self.kernel = self._read_kernel()
         stride, pad = self._pair("stride", 1), self._pair("pad", 0)
-        self.windows = Windows(
-            self.kernel or (1, 1), stride, pad, config.round_mode == caffe_pb2.PoolingParameter.FLOOR
-        )
+        try:
+            sides, same = pads_by_side(config), is_same(config)
+        except WindowError as error:
+            self.fail(str(error))
+        before, after = (pad, None) if sides is None else sides
+        floor = config.round_mode == caffe_pb2.PoolingParameter.FLOOR or not config.ceil_mode or config.torch_pooling
+        inside = self.method in _AVERAGES_INSIDE or (self.method == _AVE and not config.avg_include_pad)
+        self.windows = Windows(self.kernel or (1, 1), stride, before, floor, after, same, inside)
         if 0 in stride:
             self.fail(f"stride {stride} must be positive")
-        if config.global_pooling and (stride != (1, 1) or pad != (0, 0)):
+        if config.global_pooling and (stride != (1, 1) or pad != (0, 0) or not self.windows.is_even):
             self.fail("global_pooling goes with stride 1 and pad 0 only; remove stride and pad")
-        if any(pad) and self.method == _STOCHASTIC:
-            self.fail("pad works with MAX and AVE pooling only; remove pad")
+        if (any(pad) or not self.windows.is_even) and self.method == _STOCHASTIC:
+            self.fail("pad works with MAX and average pooling only; remove pad")
         if self.kernel is not None and (pad[0] >= self.kernel[0] or pad[1] >= self.kernel[1]):
             self.fail(f"pad {pad} must be smaller than the kernel {self.kernel}")
         if self.num_tops == 2 and self.method != _MAX:
@@ -333,7 +305,7 @@ class Pooling(_Pool):
             return None
         windows = self.windows_of(x.shape)
         (height, width), (down, right) = windows.kernel, windows.stride
-        padded = F.pad(x, windows.margins(x.shape[2:]), value=-torch.inf)
+        padded = F.pad(x, windows.settled(x.shape[2:]).margins(x.shape[2:]), value=-torch.inf)
         near = total = 0
         for item in padded:  # one at a time: the windows take several times the blob's memory
             values = item.unfold(1, height, down).unfold(2, width, right).flatten(3)
@@ -368,8 +340,8 @@ class Pooling(_Pool):
         if 0 in self.size(shape, windows):
             raise Unsayable(f"its top is empty for a bottom of shape {tuple(shape)}")
         kernel = f"({x}.shape[2], {x}.shape[3])" if self.kernel is None else str(windows.kernel)
-        settings = [kernel, str(windows.stride), str(windows.pad), str(windows.floor)]
-        defaults = ["", "(1, 1)", "(0, 0)", "False"]
+        settings = [kernel, *map(str, windows[1:])]
+        defaults = ["", *map(str, Windows((1, 1))[1:])]
         while settings[-1] == defaults[len(settings) - 1]:
             del settings[-1]
         arguments = [x, f"Windows({', '.join(settings)})"]

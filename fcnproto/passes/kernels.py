@@ -17,7 +17,8 @@ from fcnproto.layers.base import Layer
 from fcnproto.layers.convolution import Convolution, needs_channels_outermost
 from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.normalisation import BatchNorm
-from fcnproto.layers.pooling import Pooling, Windows, looks_finite
+from fcnproto.layers.pooling import Pooling, looks_finite
+from fcnproto.layers.windows import Windows
 from fcnproto.passes import products, winograd
 from fcnproto.passes.keeping import Watch
 

@@ -201,7 +201,7 @@ class _Rewriter:
         """
         for node in list(self.trace.graph.nodes):
             layer = self.layer(node)
-            if layer is not None and layer.passes_on and not layer.training and layer.num_tops == 1:
+            if layer is not None and layer.hands_on() and layer.num_tops == 1:
                 self.changes.append(Change("remove_dropout", (layer,), None))
                 self.replace(node, _source(node))
 
@@ -234,7 +234,7 @@ class _Rewriter:
                 node, scale = found[0], found[1]
                 layers.append(scale)
                 found = self.only_reader(node)
-        relu = bool(found and isinstance(found[1], ReLU) and found[1].config.negative_slope == 0)
+        relu = bool(found and isinstance(found[1], ReLU) and _is_plain_relu(found[1]))
         if found and relu:
             node = found[0]
             layers.append(found[1])
@@ -360,8 +360,12 @@ def _source(node: fx.Node, index: int = 0) -> fx.Node:
 
 
 def _is_plain(layer: Convolution | Deconvolution) -> bool:
-    """One bottom, two spatial axes after the channels."""
-    return layer.num_tops == 1 and layer.axes == 2 and layer.channel_axis == 1
+    """One bottom, two spatial axes after the channels, padded alike at both ends of each."""
+    return layer.num_tops == 1 and layer.axes == 2 and layer.channel_axis == 1 and layer.window.is_even
+
+
+def _is_plain_relu(layer: ReLU) -> bool:
+    return layer.config.negative_slope == 0 and layer.ceiling is None
 
 
 def _has_gaps(layer: Deconvolution) -> bool:
@@ -385,6 +389,7 @@ def _has_window(layer: Layer | None) -> bool:
         and layer.method == caffe_pb2.PoolingParameter.MAX
         and layer.kernel is not None
         and not any(layer.windows.pad)
+        and layer.windows.is_even
         and layer.num_tops == 1
     )
 

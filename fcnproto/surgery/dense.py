@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fcnproto.errors import GraphError, UsageError
 from fcnproto.graph import coord_map
+from fcnproto.graph.windows import DILATION_FIELDS, WindowMessage, dilations, is_same, pads_by_side
 from fcnproto.layers.registry import lookup
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
@@ -151,19 +152,26 @@ class _Rarefaction:
         settings = new.convolution_param
         if any(settings.HasField(f"{name}_{axis}") for name in ("stride", "pad") for axis in "hw"):
             raise GraphError(f"layer {layer.name!r} (Convolution): give stride and pad once, not by _h and _w")
+        self._refuse_uneven(layer, settings)
         stride = _single(settings.stride, 1, layer)
         del settings.stride[:]
         if spread > 1:
-            dilation, pads = [spread * value for value in settings.dilation or [1]], list(settings.pad)
-            del settings.dilation[:], settings.pad[:]
+            dilation, pads = [spread * value for value in dilations(settings) or [1]], list(settings.pad)
+            for name in ("dilation", "pad", *DILATION_FIELDS):
+                settings.ClearField(name)
             settings.dilation.extend(dilation)
             settings.pad.extend(spread * value for value in pads)
         if spread > 1 or stride > 1:
             self.report.add("changed", layer.name, f"stride {stride} -> 1, dilation x{spread}")
         return stride
 
+    def _refuse_uneven(self, layer: caffe_pb2.LayerParameter, settings: WindowMessage) -> None:
+        if is_same(settings) or pads_by_side(settings):
+            raise GraphError(f"layer {layer.name!r} ({layer.type}): needs one pad for all sides, not pad_type or pad_l")
+
     def _pooling(self, layer: caffe_pb2.LayerParameter, spread: int) -> int:
         settings = layer.pooling_param
+        self._refuse_uneven(layer, settings)
         names = ("kernel", "stride", "pad")
         if settings.global_pooling or any(settings.HasField(f"{name}_{axis}") for name in names for axis in "hw"):
             raise GraphError(f"layer {layer.name!r} (Pooling): needs one kernel_size, stride and pad for both axes")

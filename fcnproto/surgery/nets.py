@@ -12,6 +12,7 @@ from fractions import Fraction
 from fcnproto.errors import GraphError, UsageError
 from fcnproto.graph import coord_map
 from fcnproto.graph.rules import is_kept, net_state
+from fcnproto.graph.windows import WINDOW_FIELDS
 from fcnproto.inspect.summary import LayerSummary, summarise
 from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
@@ -54,7 +55,7 @@ def convolutionalise(
         if first is None:
             raise GraphError(f"net {net.name!r} has no convolution whose padding could be set")
         settings = first.convolution_param
-        for name in ("pad", "pad_h", "pad_w"):
+        for name in ("pad", "pad_h", "pad_w", *WINDOW_FIELDS):
             settings.ClearField(name)
         settings.pad.append(pad)
         work.report.add("changed", first.name, f"pad {pad}")

@@ -17,35 +17,28 @@ NET_TOLERANCE, NET_GRADIENT_TOLERANCE = 1e-4, 1e-3
 # Cases by a looser tolerance, with the reason.
 LOOSER: dict[str, float] = {}
 
+# Nets some of whose gradients are 0 but for rounding, in the fork too, with what is taken for that (others reach 70):
+# of a batch of two positions BN makes -1 and 1, whatever they are, so that nothing passes back to the layers below.
+VANISHING = {"net_deconvnet": 1e-4}
+
 # Families whose layers are still to be written.
 PENDING = (
     "boxgroupoutput",
-    "conv_",
-    "convdw_",
     "correlation_",
-    "crop_auto_",
-    "deconv_",
     "decodebbox_",
-    "dwconv_",
-    "eltwise_",
     "flowwarp_",
     "hed_",
     "l1loss_",
     "lstm_ctpn",
-    "net_deconvnet",
     "net_deeplab",
     "net_faster_rcnn",
     "net_hed",
-    "net_pspnet",
     "net_segnet",
     "net_senet",
     "net_shufflenet",
     "net_yolov3",
-    "pool_",
     "proposal_",
     "regionloss_",
-    "relu6_flag",
-    "relu_maximum",
     "resample_",
     "softmax_",
     "yolov2det_",
@@ -77,6 +70,14 @@ def is_net(name: str) -> bool:
     return name.startswith("net_")
 
 
+def check_gradient(name: str, gradient: torch.Tensor, value: np.ndarray, what: str) -> None:
+    nothing = VANISHING.get(name, 0)
+    if np.abs(value).max(initial=0) < nothing:
+        assert float(gradient.abs().max()) < nothing, what
+    else:
+        assert_close(gradient, value, LOOSER.get(name, NET_GRADIENT_TOLERANCE if is_net(name) else TOLERANCE), what)
+
+
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("name", NAMES)
 def test_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,14 +99,11 @@ def test_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pytest.Mo
     if not case.facts["backward"]:
         return
     backward(case, net, out)
-    tolerance = LOOSER.get(name, NET_GRADIENT_TOLERANCE if is_net(name) else TOLERANCE)
     for blob, value in case.keys("gin").items():
         gradient = inputs[blob].grad
-        assert_close(
-            torch.zeros(value.shape) if gradient is None else gradient, value, tolerance, f"gradient of {blob}"
-        )
+        check_gradient(name, torch.zeros(value.shape) if gradient is None else gradient, value, f"gradient of {blob}")
     for key, value in case.keys("gparam").items():
         layer, index = key.rsplit(".", 1)
         parameter = net.params[layer][int(index)]
         gradient = torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad
-        assert_close(gradient.reshape(value.shape), value, tolerance, f"gradient of parameter {key}")
+        check_gradient(name, gradient.reshape(value.shape), value, f"gradient of parameter {key}")
