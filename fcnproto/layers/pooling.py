@@ -268,7 +268,7 @@ class Pooling(_Pool):
         if config.global_pooling and (stride != (1, 1) or pad != (0, 0) or not self.windows.is_even):
             self.fail("global_pooling goes with stride 1 and pad 0 only; remove stride and pad")
         if (any(pad) or not self.windows.is_even) and self.method == _STOCHASTIC:
-            self.fail("pad works with MAX and average pooling only; remove pad")
+            self.fail("pad works with MAX and AVE pooling only; remove pad")
         if self.kernel is not None and (pad[0] >= self.kernel[0] or pad[1] >= self.kernel[1]):
             self.fail(f"pad {pad} must be smaller than the kernel {self.kernel}")
         if self.num_tops == 2 and self.method != _MAX:

@@ -222,7 +222,7 @@ def test_contradictions_of_convolutions(settings: str, message: str) -> None:
     ("text", "message"),
     [
         ('type: "Pooling" pooling_param { kernel_size: 3 pad: 1 pad_l: 1 }', "take the place of pad"),
-        ('type: "Pooling" pooling_param { kernel_size: 3 pool: STOCHASTIC pad_l: 1 }', "MAX and average pooling only"),
+        ('type: "Pooling" pooling_param { kernel_size: 3 pool: STOCHASTIC pad_l: 1 }', "MAX and AVE pooling only"),
         ('type: "Pooling" pooling_param { global_pooling: true pad_type: 1 }', "stride 1 and pad 0"),
         ('type: "Deconvolution" convolution_param { num_output: 1 kernel_size: 3 pad_type: 1 }', "SAME"),
         (
