@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fcnproto.data.caffe_stand_in import provide_caffe
 from fcnproto.data.python_faults import fault_line
 from fcnproto.data.python_layer import (
     PythonBlob,
@@ -20,7 +19,7 @@ from fcnproto.data.python_layer import (
     plain_attributes,
     registered_python_layer,
 )
-from fcnproto.data.python_modules import import_python_module
+from fcnproto.data.python_modules import import_python_module, provide_caffe
 from fcnproto.errors import Error, FcnprotoWarning, LayerError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
@@ -95,13 +94,12 @@ class Python(Layer):
         provide_caffe()
         with self._user_code("__init__", loading=True):
             self.instance = self._make_instance(cls)
-        for method in ("setup", "reshape", "forward"):
-            if self._lacks(method):
-                self.fail(f"{cls.__module__}.{cls.__name__} has no method {method}")
+        self._must_have(cls, "setup")
         self.bottom_blobs = [PythonBlob(shape) for shape in shapes]
         self.top_blobs = [self._top_blob(j) for j in range(self.num_tops)]
         with self._user_code("setup", loading=True):
             self.instance.setup(self.bottom_blobs, self.top_blobs)
+        self._must_have(cls, "reshape", "forward")
         with self._user_code("reshape", loading=True):
             self.instance.reshape(self.bottom_blobs, self.top_blobs)
         self._take_blobs()
@@ -143,6 +141,11 @@ class Python(Layer):
         instance.phase = self._phase()
         instance.base_dir = self.base_dir
         return instance
+
+    def _must_have(self, cls: type, *methods: str) -> None:
+        for method in methods:
+            if self._lacks(method):
+                self.fail(f"{cls.__module__}.{cls.__name__} has no method {method}")
 
     def _lacks(self, method: str) -> bool:
         own = getattr(type(self.instance), method, None)
@@ -211,11 +214,34 @@ class Python(Layer):
                 blob.gradient.zero_()
         for blob, gradient in zip(self.top_blobs, gradients, strict=True):
             blob.gradient.copy_(gradient)
-        if self._lacks("backward"):
-            self.fail("has no method backward, but a gradient is asked for; set propagate_down to false or write one")
+        self._check_backward()
         with self._user_code("backward"):
             self.instance.backward(self.top_blobs, list(wanted), self.bottom_blobs)
         return [blob.gradient.clone() for blob in (*self.bottom_blobs, *self.instance.blobs)]
+
+    # Running on blobs that live elsewhere: pycaffe's own protocol, without autograd.
+
+    def live_on(self, bottoms: Sequence[Any], tops: Sequence[Any], blobs: list[Any]) -> None:
+        """Work on these blobs from now on (with pycaffe's attributes): those of a net, and its parameters."""
+        self.bottom_blobs, self.top_blobs, self.instance.blobs = list(bottoms), list(tops), blobs
+
+    def run_live(self) -> None:
+        """One forward pass on the blobs given to `live_on`."""
+        self.instance.phase = self._phase()
+        with self._user_code("reshape"):
+            self.instance.reshape(self.bottom_blobs, self.top_blobs)
+        with self._user_code("forward"):
+            self.instance.forward(self.bottom_blobs, self.top_blobs)
+
+    def run_live_backward(self, wanted: Sequence[bool]) -> None:
+        """One backward pass on them; `wanted` says which bottoms need a gradient."""
+        self._check_backward()
+        with self._user_code("backward"):
+            self.instance.backward(self.top_blobs, list(wanted), self.bottom_blobs)
+
+    def _check_backward(self) -> None:
+        if self._lacks("backward"):
+            self.fail("has no method backward, but a gradient is asked for; set propagate_down to false or write one")
 
     # Copies and positions.
 

@@ -9,13 +9,20 @@ import sys
 import threading
 from types import ModuleType
 
-from fcnproto.data.caffe_stand_in import provide_caffe
-
 _loaded: dict[str, ModuleType] = {}
 """By file: the modules that could not go by their own name, which another file's module has."""
 
 _LOCK = threading.RLock()
 """Held while `sys.path` and `sys.modules` are changed for an import."""
+
+
+_FINDER = "fcnproto.pycaffe.finder"
+"""Who gives such a module its `caffe`: named here and not imported, as that room stands on nets and solvers."""
+
+
+def provide_caffe() -> None:
+    """Make `import caffe` work from now on, in all threads: the real one where there is one, else the package's own."""
+    importlib.import_module(_FINDER).provide_caffe()
 
 
 def import_python_module(name: str, base_dir: str | None) -> ModuleType:

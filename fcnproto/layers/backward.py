@@ -131,7 +131,7 @@ class _AsCaffe(torch.autograd.Function):
         found = Found(before, tuple(bottoms), tuple(tops), slopes, manner.in_place)
         own = layer.caffe_gradients(found) if manner.tops or manner.bottoms or manner.mixes else None
         if own is None:
-            gradients = _rerun(layer, found, wanted)
+            gradients = rerun(layer, found, wanted)
         else:
             missing = len(wanted) - len(own)
             gradients = [g if w else None for g, w in zip([*own, *[None] * missing], wanted, strict=True)]
@@ -139,7 +139,7 @@ class _AsCaffe(torch.autograd.Function):
         return (None, None, None, None, *gradients)
 
 
-def _rerun(layer: Layer, found: Found, wanted: Sequence[bool]) -> list[Tensor | None]:
+def rerun(layer: Layer, found: Found, wanted: Sequence[bool]) -> list[Tensor | None]:
     """The derivative of the layer at what its bottoms hold now, for bottoms and parameter blobs."""
     with torch.enable_grad():
         bottoms = [value.detach().requires_grad_(wish) for value, wish in zip(found.bottoms, wanted, strict=False)]

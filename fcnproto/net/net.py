@@ -193,6 +193,11 @@ class Net(nn.Module):
             for ref in self._param_refs
         ]
 
+    @property
+    def caffe_places(self) -> dict[int, caffe_memory.Place]:
+        """The layers, by index, whose gradient is Caffe's and not the true one; none without `caffe_exact`."""
+        return dict(self._places)
+
     def parameter_places(self) -> list[binding.ParamRef]:
         """The owned parameter blobs in the order of `learnable`, by the places of their layers in `layers`."""
         return list(self._param_refs)
@@ -335,8 +340,10 @@ class Net(nn.Module):
                 binding.fill_blob(layers[ref.layer], ref.index)
         self._unfilled.clear()
 
-    def copy_from(self, path: PathLike) -> CopyReport:
+    def copy_from(self, path: PathLike, *, may_fill_nothing: bool = False) -> CopyReport:
         """Copy weights from a .caffemodel or .caffemodel.h5 by layer name, by Caffe's rules, or from a .safetensors.
+
+        With `may_fill_nothing` a Caffe file none of whose layers the net has is only warned of, as all that is missing.
 
         Layers that the file lacks keep their values; a warning names them. Returns what was copied, left and ignored.
 
@@ -344,7 +351,7 @@ class Net(nn.Module):
             WeightsError: the file is damaged or of another kind; a layer's blobs differ in number or shape (both are
                 named); or the file fills no layer at all.
         """
-        report, filled = copy_weights(self, Path(path))
+        report, filled = copy_weights(self, Path(path), may_fill_nothing)
         self._unfilled -= filled
         warn_missing([path], report.missing)
         return report

@@ -159,7 +159,10 @@ class _Shapes:
                 error = self._second_guess(index)
             except LayerError as failure:
                 if not (self._look(index) or self._take_stored(index)):
-                    raise self._without_source(failure) from failure
+                    named = self._without_source(failure)
+                    if named is failure:
+                        raise
+                    raise named from failure
                 self._set_up(index)
                 error = self._second_guess(index)
             for known in (self._look, self._take_stored):

@@ -49,7 +49,7 @@ BlobPlace = tuple[int, int]
 """Where a parameter blob is: the index of the layer that owns it, and its own."""
 
 
-def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
+def copy_weights(net: Net, path: Path, may_fill_nothing: bool = False) -> tuple[CopyReport, set[BlobPlace]]:
     """Copy a weight file into a net by layer name; nothing is written to the net unless every layer fits.
 
     Also returns the blobs that got values, be it through another layer that shares them.
@@ -88,7 +88,7 @@ def copy_weights(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
                 plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
                 filled |= {net._shared.get((index, k), (index, k)) for k in matched}
         empty = not any(layer.blobs for layer in stored.layers) and not any(layer.blob_names for layer in net.layers)
-        if not copied and not empty:
+        if not copied and not empty and not may_fill_nothing:
             raise WeightsError(_nothing_fits(net, path, stored.layers))
         for tensor, blob in plan:
             _read(tensor, blob)

@@ -12,6 +12,7 @@ from typing import Any
 
 from fcnproto.data.paths import resolve
 from fcnproto.errors import DataError, GraphError, SolverError
+from fcnproto.layers.base import Layer
 from fcnproto.net import Net
 from fcnproto.net import params as net_params
 from fcnproto.schema import caffe_pb2
@@ -32,13 +33,13 @@ class NetSource:
     base_dir: Path | None
     file: str | None = None
 
-    def build(self, weights: list[str], *, allow_python: bool, **reading: Any) -> Net:
+    def build(self, weights: list[str], *, allow_python: bool, net_type: type[Net] = Net, **reading: Any) -> Net:
         """The net with the values of `weights` (later files overwrite), and fillers' values where they have none.
 
         `reading`: `crop`, `dialect` and `caffe_exact`, as for `Net`.
         """
         try:
-            net = Net(
+            net = net_type(
                 self.param,
                 self.phase,
                 level=self.level,
@@ -147,13 +148,18 @@ def share_weights(source: Net, target: Net) -> None:
         twin = targets.get(layer.name)
         if twin is None:
             continue
-        if [tuple(s) for s in layer.blob_shapes] != [tuple(s) for s in twin.blob_shapes]:
-            raise SolverError(
-                f"layer {layer.name!r} has parameters of shapes {layer.blob_shapes} in the train net, "
-                f"{twin.blob_shapes} in the test net; a solver's nets must share them"
-            )
+        check_shareable(layer, twin)
         for index, name in enumerate(layer.blob_names):
             net_params.set_blob(twin, index, getattr(layer, name))
+
+
+def check_shareable(source: Layer, target: Layer) -> None:
+    """Raise `SolverError` where two layers of one name can't share their parameters."""
+    if [tuple(s) for s in source.blob_shapes] != [tuple(s) for s in target.blob_shapes]:
+        raise SolverError(
+            f"layer {source.name!r} has parameters of shapes {source.blob_shapes} in the train net, "
+            f"{target.blob_shapes} in the test net; a solver's nets must share them"
+        )
 
 
 def snapshot_prefix(param: caffe_pb2.SolverParameter, solver_file: Path | None) -> str:

@@ -60,6 +60,9 @@ class Solver:
         SolverError, PrototxtError, GraphError, WeightsError, DataError: whatever is wrong with the files named.
     """
 
+    net_type: type[Net] = Net
+    """The class of the nets, train and test."""
+
     def __init__(
         self,
         solver: PathLike | caffe_pb2.SolverParameter,
@@ -92,7 +95,8 @@ class Solver:
             log_to()
         settings.seed(self.param, distributed.rank())
         target = settings.choose_device(self.param) if device is None else torch.device(device)
-        reading = {"crop": crop, "dialect": dialect, "caffe_exact": caffe_exact}
+        reading: dict[str, Any] = {"crop": crop, "dialect": dialect, "caffe_exact": caffe_exact}
+        reading["net_type"] = self.net_type
         self.net: Net = train.build(weights, allow_python=allow_python, **reading).to(target)
         if sampling is not None:
             sampling.install(self.net)
@@ -182,7 +186,7 @@ class Solver:
     def _iterate(self, inputs: Mapping[str, Tensor]) -> None:
         """One iteration, in Caffe's order."""
         param = self.param
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear_gradients()
         if (
             param.test_interval
             and self.iter % param.test_interval == 0
@@ -207,6 +211,10 @@ class Solver:
         self.obey()
         if self._snapshot_wanted or (param.snapshot and self.iter % param.snapshot == 0):
             self.snapshot()
+
+    def clear_gradients(self) -> None:
+        """Begin an iteration without the gradients of the last one."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def solve(self, state: PathLike | None = None, iterations: int | None = None) -> None:
         """Train to max_iter, from a solver state if one is given; then snapshot and test as the solver says.
