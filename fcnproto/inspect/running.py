@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fcnproto import precision
 from fcnproto.atomic import atomic_write
 from fcnproto.errors import DataError, UsageError
 from fcnproto.escaping import printable
@@ -46,7 +47,9 @@ def run_with(net: Net, values: Mapping[str, Tensor], blobs: Sequence[str]) -> Ma
         if layer.makes_data:
             made |= {top: value.to(net.device, net.dtype) for top, value in zip(layer.param.top, layer(), strict=True)}
     plan = net.plan(list(made), list(blobs))
-    results = plan.module(*(made[name] for name in plan.inputs))
+    with precision.in_force(net.device) as in_force_backward:
+        results = plan.module(*(made[name] for name in plan.inputs))
+        in_force_backward(results)
     return {name: results[position] for name, position in plan.keys.items()}
 
 

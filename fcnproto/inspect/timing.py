@@ -1,8 +1,9 @@
 """How long each layer of a net takes, forward and backward: what `caffe time` measures.
 
 Each layer runs alone, on its bottoms' values of a forward pass, and every layer's backward runs, whether training needs
-it or not. On a GPU CUDA's own events are read, so that waiting for the launch of work isn't counted. The total of a
-fused or compiled net can be less than the sum: measure that as a whole.
+it or not. On a GPU CUDA's own events are read, from when the layer's first piece of work can begin to the end of its
+last one: where the GPU waits for the next piece to be launched, that counts. The total of a fused or compiled net can
+be less than the sum: measure that as a whole.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fcnproto import precision
 from fcnproto.errors import GraphError
 from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Layer
@@ -39,15 +42,20 @@ def time_layers(net: Net, iterations: int, shapes: Mapping[str, Sequence[int]] |
     Raises `GraphError` for an Input layer without a shape.
     """
     times = [LayerTime(node.name, node.type) for node in net.graph.nodes]
-    measure = _on_gpu if net.device.type == "cuda" else _on_cpu
+    with precision.in_force(net.device):
+        _add_times(net, iterations, shapes or {}, times)
+    return times
+
+
+def _add_times(net: Net, iterations: int, shapes: Mapping[str, Sequence[int]], times: Sequence[LayerTime]) -> None:
+    measure = partial(_on_gpu, net.device) if net.device.type == "cuda" else _on_cpu
     for iteration in range(iterations + 1):
         values: dict[Blob, Tensor] = {}
         for node, layer, entry in zip(net.graph.nodes, net.layers, times, strict=True):
-            forward, backward = _time_layer(net, node, layer, values, shapes or {}, measure)
+            forward, backward = _time_layer(net, node, layer, values, shapes, measure)
             if iteration:
                 entry.forward += forward / iterations
                 entry.backward += backward / iterations
-    return times
 
 
 Measure = Callable[[Callable[[], Any]], tuple[float, Any]]
@@ -59,11 +67,12 @@ def _on_cpu(work: Callable[[], Any]) -> tuple[float, Any]:
     return (time.perf_counter() - start) * 1e3, result
 
 
-def _on_gpu(work: Callable[[], Any]) -> tuple[float, Any]:
+def _on_gpu(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
+    stream = torch.cuda.current_stream(device)  # without it, events are those of the current device
+    start.record(stream)
     result = work()
-    end.record()
+    end.record(stream)
     end.synchronize()
     return start.elapsed_time(end), result
 

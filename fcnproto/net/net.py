@@ -241,11 +241,11 @@ class Net(nn.Module):
         given = calling.gather(self.graph, list(self._source_shapes), args, inputs)
         values = {name: self._cast(name, value) for name, value in given.items()}
         origins = self._read_data(values)
-        if any(value.is_cuda for value in values.values()):
-            precision.apply()
         plan = self._find_plan(tuple(sorted(values)), (blobs,) if isinstance(blobs, str) else tuple(blobs or ()))
         try:
-            results = plan.module(*(values[name] for name in plan.inputs))
+            with precision.in_force(self.device) as in_force_backward:
+                results = plan.module(*(values[name] for name in plan.inputs))
+                in_force_backward(results)
         except LayerError as error:
             remarks = [f"the batch is {', '.join(origins)}"] if origins else []
             remarks += [self._assumed] if self._assumed else []

@@ -28,9 +28,9 @@ class Options:
     """How to compute. The defaults are Caffe's arithmetic.
 
     Attributes:
-        precision: a name of `fcnproto.precision.PRECISIONS`, short or long. "fp32"; "tf32" (CUDA: products in TF32;
-            both hold for the process); "bf16" or "fp16" (mixed: parameters, gradients and the update stay in float32;
-            fp16 scales the loss to keep small gradients).
+        precision: a name of `fcnproto.precision.PRECISIONS`, short or long. "fp32"; "tf32" (CUDA: products in TF32);
+            "bf16" or "fp16" (mixed: parameters, gradients and the update stay in float32; fp16 scales the loss to keep
+            small gradients).
         channels_last: keep images with channels innermost, which some processors convolve faster.
         compile: run the layers through `torch.compile`; where that fails a warning is given and they run as they are.
         sampling: sample the losses (patchwise training); batches grow accordingly.
@@ -76,8 +76,6 @@ class Engine:
         if options.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = float32_precision.PRECISIONS[options.precision]
-        if dtype == torch.float32:
-            float32_precision.set_float32_precision("tf32" if options.precision == "tf32" else "highest")
         if options.precision == "tf32" and device.type != "cuda":
             warnings.warn("precision tf32 has no effect on the CPU", FcnprotoWarning, stacklevel=3)
         self._autocast = None if dtype == torch.float32 else dtype
@@ -118,8 +116,12 @@ class Engine:
         with self._precision():
             return plan.module(*(values[name].to(self.net.device, torch.float32) for name in plan.inputs))
 
-    def _precision(self) -> Any:
-        return torch.autocast(self.net.device.type, self._autocast, enabled=self._autocast is not None)
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        mode = "tf32" if self.options.precision == "tf32" else "highest"
+        lower = torch.autocast(self.net.device.type, self._autocast, enabled=self._autocast is not None)
+        with lower, float32_precision.asking_for(mode):
+            yield
 
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[None]:

@@ -326,10 +326,16 @@ def test_compiling_falls_back_with_a_message(tmp_path: Path, monkeypatch: pytest
 def test_tf32_on_the_cpu_is_warned_of(tmp_path: Path) -> None:
     path = toy.write(tmp_path)
     with pytest.warns(fcnproto.FcnprotoWarning, match="tf32 has no effect on the CPU"):
-        Solver(path, options=Options("tf32"), device="cpu")
-    assert precision._mode == "tf32"
-    Solver(path, device="cpu")  # strict again
-    assert precision._mode == "highest"
+        relaxed = Solver(path, options=Options("tf32"), device="cpu")
+    strict = Solver(path, device="cpu")
+    for solver, expected in ((relaxed, "tf32"), (strict, "highest"), (relaxed, "tf32")):
+        seen: list[str] = []
+        watched = solver.net.layer("conv").register_forward_hook(
+            lambda *_, found=seen: found.append(precision._chosen())
+        )
+        solver.step(1)
+        watched.remove()
+        assert seen == [expected]
 
 
 def test_unknown_precision_is_refused() -> None:
