@@ -61,7 +61,7 @@ def computing(name: str, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def asking_for(mode: str) -> Iterator[None]:
-    """Let float32 products be "highest" or "tf32" in the nets that this thread calls, not what the process is set to."""
+    """Let float32 products be "highest" or "tf32" in the nets that this thread calls, not as the process has it."""
     before = _wanted.set(_checked(mode))
     try:
         yield
