@@ -101,7 +101,11 @@ def test_without_registration_the_error_is_the_guides(folder: Path, tmp_path: Pa
         'layer { name: "x" type: "Input" top: "conv1" }' + block("protobuf").split("\n", 1)[0]
     )
     with pytest.raises(fcnproto.UnsupportedLayerError) as caught:
-        fcnproto.load(tmp_path / "net.prototxt")
+        fcnproto.load(tmp_path / "net.prototxt", strict=True)
+    with pytest.warns(fcnproto.FcnprotoWarning, match="SoftSign"):
+        net = fcnproto.load(tmp_path / "net.prototxt")
+    with pytest.raises(fcnproto.GraphError, match="unknown layer type 'SoftSign'"):
+        net(conv1=torch.zeros(1, 1, 1, 1))
     assert str(caught.value).startswith(f"{tmp_path}/" + block("text").strip().removesuffix("...").strip())
     assert "fcnproto.register_layer('SoftSign')" in str(caught.value)
 

@@ -35,6 +35,7 @@ class NetOptions:
     shapes: dict[str, tuple[int, ...]]
     crop: str
     dialect: str | None
+    strict: bool
     allow_python: bool
     allow_writes: bool
     device_name: str | None
@@ -54,6 +55,7 @@ class NetOptions:
             "allow_python": self.allow_python,
             "crop": self.crop,
             "dialect": self.dialect,
+            "strict": self.strict,
             "allow_writes": self.allow_writes,
         }
 
@@ -121,6 +123,7 @@ def net_options(
                 shapes=_options.shapes(values.pop("shapes", ())),
                 crop=crop,
                 dialect=values.pop("dialect"),
+                strict=values.pop("strict"),
                 allow_python=values.pop("allow_python"),
                 allow_writes=values.pop("allow_writes", True),
                 device_name=one_gpu(values.pop("gpu"), name) if gpu else name,
@@ -148,6 +151,7 @@ def _options_of(
         _options.state_options,
         _options.crops_option if cuts_images else _options.crop_option,
         _options.dialect_option,
+        _options.strict_option,
         _options.writes_anyway_option if writes else _options.writes_option,
         layers_option,
         *([click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")] if gpu else []),

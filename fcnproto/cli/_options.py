@@ -93,6 +93,15 @@ def dialect_option(function: Function) -> Function:
     )(function)
 
 
+def strict_option(function: Function) -> Function:
+    """`--strict`: refuse what nobody here knows, for `load`."""
+    return click.option(
+        "--strict",
+        is_flag=True,
+        help="Refuse fields and layer types that are unknown (and Python layers without --allow-python).",
+    )(function)
+
+
 def crops_option(function: Function) -> Function:
     """`--crop` of a command that cuts images, too: the value is (how Crop layers are read, size of the cut or None)."""
     return click.option(

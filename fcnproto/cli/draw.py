@@ -61,8 +61,10 @@ def command(
     from fcnproto.inspect.summary import summarise
     from fcnproto.schema.text import read_net
 
-    param = read_net(model)
-    summary = summarise(param, input_size, shapes=nets.shapes, base_dir=model.resolve().parent, **nets.state)
+    param = read_net(model, strict=nets.strict, quiet=True)
+    summary = summarise(
+        param, input_size, shapes=nets.shapes, base_dir=model.resolve().parent, file=model, **nets.state
+    )
     params = layer_params(param, nets.phase, level=nets.level, stages=nets.stages)
     diagram = make_diagram(summary, params, fold=not unfolded)
     diagram.name = diagram.name or _options.title(model)

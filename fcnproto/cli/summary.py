@@ -39,10 +39,11 @@ def command(
     from fcnproto.schema.text import read_net
 
     result = summarise(
-        read_net(model),
+        read_net(model, strict=nets.strict, quiet=True),
         input_size,
         shapes=nets.shapes,
         base_dir=model.resolve().parent,
+        file=model,
         **nets.state,
     )
     if as_json:
@@ -52,10 +53,13 @@ def command(
 
 
 def _print(summary: NetSummary) -> None:
+    from fcnproto.inspect.summary import OpenShape
+
     rows = []
     for layer in summary.layers:
         tops = "  ".join(
-            f"{printable(name, 100)} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in layer.tops.items()
+            f"{printable(name, 100)} {'?' if isinstance(shape, OpenShape) else 'x'.join(map(str, shape)) or 'scalar'}"
+            for name, shape in layer.tops.items()
         )
         rows.append(
             (printable(layer.name, 100), layer.type, tops, _number(layer.parameters), _number(layer.multiply_adds))

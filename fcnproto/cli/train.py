@@ -90,7 +90,7 @@ def command(
     from fcnproto.solver import Options, Request, Solver, distributed
     from fcnproto.solver.signals import SignalRequests
 
-    param = read_solver(solver_file)
+    param = read_solver(solver_file, strict=nets.strict)
     if wanted is None and param.solver_mode == param.CPU:
         wanted = "cpu"
     _adjust(param, nets.level, nets.stages, weights, state)
@@ -108,6 +108,7 @@ def command(
             allow_python=nets.allow_python,
             crop=nets.crop,
             dialect=nets.dialect,
+            strict=nets.strict,
             caffe_exact=caffe_exact,
             path=solver_file,
         )

@@ -37,8 +37,8 @@ class Python(Layer):
 
     differences = (
         "modules are imported only with `allow_python`. Bottoms and tops are float32 CPU copies, so that a layer can't "
-        "change its inputs. The published FCN data layers and the proposals of py-faster-rcnn are built in. In several "
-        "processes each has its own layer (Caffe's command line refuses them)."
+        "change its inputs. The published FCN data layers are built in. In several processes each has its own layer "
+        "(Caffe's command line refuses them)."
     )
     config_field = "python_param"
     bottoms = (0, None)
@@ -54,7 +54,7 @@ class Python(Layer):
 
     def _become(self, cls: type[Layer]) -> None:
         """Turn into a layer of class `cls`, keeping what the net has set."""
-        names = ("base_dir", "prototxt", "allow_python", "allow_writes", "dialect", "training")
+        names = ("base_dir", "prototxt", "allow_python", "allow_writes", "training")
         kept = {name: getattr(self, name) for name in names}
         cls.type = cls.type or "Python"
         self.__class__ = cls  # type: ignore[assignment]
@@ -63,6 +63,19 @@ class Python(Layer):
             self.also_reads = (*cls.also_reads, "python_param")  # type: ignore[misc]
         for name, value in kept.items():
             setattr(self, name, value)
+
+    def withheld(self) -> str:
+        module, name = self.config.module, self.config.layer
+        if self.allow_python or registered_python_layer(module, name) is not None:
+            return ""
+        return f"layer {self.name!r} ({self.type}): {self._needs_permission()}"
+
+    def _needs_permission(self) -> str:
+        module, name = self.config.module, self.config.layer
+        return (
+            f"{module}.{name} is not a registered Python layer; if you trust the module {module!r}, allow its "
+            "import with allow_python=True (--allow-python)"
+        )
 
     @contextmanager
     def _user_code(self, method: str, loading: bool = False) -> Iterator[None]:
@@ -110,10 +123,7 @@ class Python(Layer):
         if cls is not None:
             return cls
         if not self.allow_python:
-            self.fail(
-                f"{module}.{name} is not a registered Python layer; if you trust the module {module!r}, allow its "
-                "import with allow_python=True (--allow-python)"
-            )
+            self.fail(self._needs_permission())
         try:
             found = getattr(import_python_module(module, self.base_dir), name, None)
         except Exception as error:

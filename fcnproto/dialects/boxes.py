@@ -62,11 +62,9 @@ def encode(code: int, priors: Tensor, variances: Tensor | None, boxes: Tensor) -
     return values if variances is None else values / variances
 
 
-def suppress(
-    boxes: Tensor, threshold: float, eta: float = 1, one: float = 0, strict: bool = False, most: int | None = None
-) -> Tensor:
+def suppress(boxes: Tensor, threshold: float, eta: float = 1, one: float = 0, strict: bool = False) -> Tensor:
     """Greedy suppression: the indices of the boxes (best first) that overlap no kept one by more than `threshold`
-    (`strict`: nor by as much), at most `most`.
+    (`strict`: nor by as much).
 
     With `eta` below 1 the threshold shrinks by it after each kept box while it is above 0.5 (SSD's adaptive rule).
     """
@@ -75,7 +73,7 @@ def suppress(
     alive = torch.ones(len(boxes), dtype=torch.bool)
     kept: list[int] = []
     position = 0
-    while position < len(boxes) and (most is None or len(kept) < most):
+    while position < len(boxes):
         alive[position:] = worst[position:] < threshold if strict else worst[position:] <= threshold
         following = alive[position:].nonzero()
         if not len(following):

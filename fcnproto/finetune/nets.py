@@ -14,7 +14,7 @@ from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.folder_layer import LAYER, MODULE
 from fcnproto.errors import GraphError, UsageError, WeightsError
 from fcnproto.images import Preprocessing
-from fcnproto.layers.registry import lookup
+from fcnproto.layers.placeholder import class_for
 from fcnproto.net import Net, load
 from fcnproto.net.roles import judged_blobs
 from fcnproto.preprocessing import preprocessing_of, zoo_record
@@ -85,7 +85,7 @@ class Base:
     def deploy(self, size: tuple[int, int] = (256, 256)) -> caffe_pb2.NetParameter:
         """The net on inputs, without dropout and loss."""
         net = _on_inputs(self.layers, {blob: how.channels for blob, how in self.images.items()}, size)
-        kept = [one for one in net.layer if not lookup(one.type).passes_on or one.bottom != one.top]
+        kept = [one for one in net.layer if not class_for(one.type).passes_on or one.bottom != one.top]
         del net.layer[:]
         net.layer.extend(kept)
         return net
@@ -157,7 +157,7 @@ def _between_data_and_losses(param: caffe_pb2.NetParameter, built: Net) -> caffe
     layers = caffe_pb2.NetParameter(name=param.name)
     kept = {node.name for node in built.graph.nodes}
     for layer in param.layer:
-        known = lookup(layer.type, layer.name)
+        known = class_for(layer.type, layer.name)
         judges = known.is_loss or known.judges or known.idle or known.ranks(layer)
         if layer.name in kept and not is_source(layer) and not judges:
             layers.layer.add().CopyFrom(layer)

@@ -37,6 +37,7 @@ class TypeFacts(Protocol):
     makes_data: bool
     passes_on: bool
     gradient_memory: str
+    holds_place: bool
 
     @staticmethod
     def coordinates(param: caffe_pb2.LayerParameter) -> CoordMap | None:

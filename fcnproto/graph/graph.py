@@ -43,7 +43,8 @@ class Blob:
 class Node:
     """One layer of the graph. `param` is its own copy of the layer's message, `facts` what its type says of itself.
 
-    `automatic`: a Split that stands in no prototxt, inserted here or by the Caffe that wrote the net.
+    `automatic`: a Split that stands in no prototxt, inserted here or by the Caffe that wrote the net. `held` says why
+    the layer can't be computed for now (a type that nobody knows, a size that nobody has said); empty as a rule.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Node:
     tops: list[Blob] = field(default_factory=list)
     loss_weights: list[float] = field(default_factory=list)
     automatic: bool = False
+    held: str = ""
 
     def __repr__(self) -> str:
         return printable(f"<{self.type} {self.name}>")
@@ -215,8 +217,8 @@ def _connect(
     nodes: list[Node] = []
     for param in params:
         known = facts(param.type, param.name)
-        # What a Python layer without bottoms gives comes from outside, as in any data layer.
-        is_data = known.is_data or (param.type == "Python" and not param.bottom)
+        # What a Python layer, or one that nobody knows, gives without bottoms comes from outside, as any data layer's.
+        is_data = known.is_data or ((known.holds_place or param.type == "Python") and not param.bottom)
         node = Node(param.name, param.type, param, known, is_data)
         _connect_bottoms(node, blobs)
         _connect_tops(node, known, blobs)

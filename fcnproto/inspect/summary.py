@@ -25,9 +25,17 @@ _BYTES = 4  # of a float32 value
 _USUAL_SIZE = (500, 500)
 
 
+class OpenShape(tuple[int, ...]):
+    """The shape of a blob that nothing says: empty, but not that of a scalar."""
+
+
+OPEN = OpenShape()
+
+
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer: what it reads and writes, with shapes; `parameters` are the values it owns (not those it shares),
+    """One layer: what it reads and writes, with shapes (`OPEN` where a layer that can't be computed leaves them so);
+    `parameters` are the values it owns (not those it shares),
     `learnable` those of them that a solver changes; `multiply_adds` of one forward pass."""
 
     name: str
@@ -61,7 +69,10 @@ class NetSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """The same in dicts, lists, texts and numbers, for JSON."""
-        return asdict(self)
+        found = asdict(self)
+        for shapes in (found["inputs"], *(layer[side] for layer in found["layers"] for side in ("bottoms", "tops"))):
+            shapes.update((name, None) for name, shape in shapes.items() if isinstance(shape, OpenShape))
+        return found
 
 
 def summarise(
@@ -86,7 +97,7 @@ def summarise(
     sources = {
         blob: shape
         for node in net.graph.nodes
-        if node.is_data
+        if node.is_data and not (node.held and any(net.source_shapes[blob.name] is None for blob in node.tops))
         for blob, shape in zip(node.tops, _source_shapes(net, node, input_size, shapes or {}), strict=True)
     }
     known = blob_shapes(net.graph, net.layers, sources)
@@ -99,20 +110,20 @@ def summarise(
             LayerSummary(
                 name=node.name,
                 type=node.type,
-                bottoms={_root(blob).name: known[blob] for blob in node.bottoms},
-                tops={blob.name: known[blob] for blob in node.tops},
+                bottoms={_root(blob).name: known.get(blob, OPEN) for blob in node.bottoms},
+                tops={blob.name: known.get(blob, OPEN) for blob in node.tops},
                 parameters=sum(count for count, _ in owned.get(id(layer), [])),
                 learnable=sum(count for count, learns in owned.get(id(layer), []) if learns),
-                multiply_adds=layer.multiply_adds(
-                    [known[blob] for blob in node.bottoms], [known[blob] for blob in node.tops]
-                ),
+                multiply_adds=0
+                if any(blob not in known for blob in [*node.bottoms, *node.tops])
+                else layer.multiply_adds([known[blob] for blob in node.bottoms], [known[blob] for blob in node.tops]),
             )
         )
     parameters = sum(layer.parameters for layer in layers)
     everything, peak = _blob_bytes(net.graph.nodes, known)
     return NetSummary(
         name=net.graph.name,
-        inputs={blob.name: known[blob] for node in net.graph.nodes if node.is_data for blob in node.tops},
+        inputs={blob.name: known.get(blob, OPEN) for node in net.graph.nodes if node.is_data for blob in node.tops},
         layers=layers,
         parameters=parameters,
         learnable=sum(layer.learnable for layer in layers),
@@ -184,7 +195,7 @@ def _blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[in
     for node in nodes:
         alive += sum(sizes.get(blob, 0) for blob in node.tops)
         peak = max(peak, alive)
-        alive -= sum(sizes[blob] for blob in ends.get(node, ()))
+        alive -= sum(sizes.get(blob, 0) for blob in ends.get(node, ()))
     return sum(sizes.values()), peak
 
 

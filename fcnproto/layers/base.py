@@ -41,8 +41,9 @@ class Layer(nn.Module):
     Attributes set for every layer: `caffe_exact` (whether Caffe's accidents are to be copied), `name`, `param` (the
     `LayerParameter`), `num_tops`, `base_dir` (the folder of the prototxt, from which file names are looked up too),
     `prototxt` (its path, for messages), `allow_python`, `allow_writes`, `dialect` (the fork that the net was written
-    for, None where nobody said it), and after `setup` `blob_names`, `blob_shapes` and `blob_fillers` in Caffe's order
-    of the blobs.
+    for, None where nobody said it), `held` (why it can't be computed for now, a sentence; empty as a rule), `follows`
+    (that is only for the sake of layers before it), and after `setup` `blob_names`, `blob_shapes` and `blob_fillers` in
+    Caffe's order of the blobs.
     """
 
     type: ClassVar[str] = ""  # type: ignore[assignment]
@@ -96,6 +97,8 @@ class Layer(nn.Module):
     """A source of data that reads nothing from outside (DummyData)."""
     may_overwrite: ClassVar[bool] = False
     """`forward` takes `overwrite=True`, by which the layer may write over its bottom's memory."""
+    holds_place: ClassVar[bool] = False
+    """It stands for a layer that can't be computed (`layers/placeholder.py`)."""
     gradient_reads_top: ClassVar[bool] = True
     """The gradient may need what the layer gave; False where it surely needs the bottoms and blobs alone, so that a
     layer behind may overwrite the top."""
@@ -111,6 +114,8 @@ class Layer(nn.Module):
         self.caffe_exact = False
         self.allow_writes = False
         self.dialect: str | None = None
+        self.held = ""
+        self.follows = False
         self.blob_names: list[str] = []
         self.blob_shapes: list[Shape] = []
         self.blob_fillers: list[caffe_pb2.FillerParameter] = []
@@ -294,6 +299,14 @@ class Layer(nn.Module):
                 f"{what} {axis} is outside of {-count}..{count - 1}, the axes of a bottom of shape {tuple(shape)}"
             )
         return axis % count
+
+    def withheld(self) -> str:
+        """Why a layer of a known type may not run in this net, as a sentence; empty where it may."""
+        return ""
+
+    def cannot_run(self) -> NoReturn:
+        """Raise a `LayerError` that says why the layer can't be computed (`held`)."""
+        raise LayerError(self.held)
 
     def fail(self, message: str) -> NoReturn:
         """Raise a `LayerError` whose message begins with the layer's name and type."""

@@ -68,19 +68,17 @@ def find(type_name: str) -> type[Layer] | None:
 def lookup(type_name: str, layer_name: str = "") -> type[Layer]:
     """The class registered for a layer type.
 
-    Raises `UnsupportedLayerError` naming the layer, the nearest registered type and the way to add one.
+    Raises `UnsupportedLayerError` naming the layer, a registered type spelt much like it, and the way to add one.
     """
     if not type_name:
         raise UnsupportedLayerError(f'layer {layer_name!r}: has no type; say what it is with type: "..."')
     found = find(type_name)
     if found is not None:
         return found
-    known = types()
-    likely = difflib.get_close_matches(type_name, known, n=1, cutoff=0.7)
-    nearest = likely or difflib.get_close_matches(type_name, known, n=1, cutoff=0)
-    hint = f"did you mean {nearest[0]!r}?" if likely else f"the nearest known type is {nearest[0]!r};"
+    likely = difflib.get_close_matches(type_name, types(), n=1, cutoff=0.8)
+    hint = f"did you mean {likely[0]!r}? " if likely else ""
     raise UnsupportedLayerError(
-        f"layer {layer_name!r}: unknown layer type {type_name!r}; {hint} "
+        f"layer {layer_name!r}: unknown layer type {type_name!r}; {hint}"
         f"add a type of your own with fcnproto.register_layer({type_name!r}), see docs/custom-layers.md"
     )
 

@@ -30,6 +30,13 @@ class Outputs(dict[str, Tensor]):
     """
 
     weighted: tuple[Term, ...] = ()
+    left_out: Mapping[str, str] = {}
+    """The net's outputs that can't be computed for a layer's sake, each with why; asking for one raises that."""
+
+    def __missing__(self, name: str) -> Tensor:
+        if name in self.left_out:
+            raise GraphError(self.left_out[name])
+        raise KeyError(name)
 
 
 def gather(graph: Graph, sources: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fcnproto.errors import FcnprotoWarning
 from fcnproto.graph import Graph, Node
 from fcnproto.layers.base import Layer
 from fcnproto.layers.fillers import unread_fields
+from fcnproto.layers.placeholder import PlaceHolder, reason
 from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import FIRST_ADDED
@@ -25,15 +26,17 @@ def make_layers(
     file: str | None = None,
     allow_writes: bool = False,
     dialect: str | None = None,
+    strict: bool = False,
 ) -> list[Layer]:
-    """One layer object for each node, not yet set up."""
+    """One layer object for each node, not yet set up: a place-holder where it can't be computed, unless `strict`."""
     folder = None if base_dir is None else str(base_dir)
-    layers = [make_layer(graph, node, folder, allow_python) for node in graph.nodes]
-    for layer in layers:
+    layers = [make_layer(graph, node, folder, allow_python, strict) for node in graph.nodes]
+    for node, layer in zip(graph.nodes, layers, strict=True):
         layer.prototxt = file
         layer.allow_writes = allow_writes
         layer.dialect = dialect
-        warn_unread_settings(layer)
+        node.held = layer.held
+    warn_unread_settings([layer for layer in layers if not layer.held])
     _warn_engines(layers)
     _warn_deprecated(layers)
     if not allow_writes:
@@ -54,12 +57,21 @@ def _warn_writers(layers: Sequence[Layer]) -> None:
         )
 
 
-def make_layer(graph: Graph, node: Node, base_dir: str | None, allow_python: bool) -> Layer:
-    layer = lookup(node.type, node.name)(node.param, len(node.tops))
+def make_layer(graph: Graph, node: Node, base_dir: str | None, allow_python: bool, strict: bool = False) -> Layer:
+    """The layer of a node; unless `strict` a place-holder where its type or a setting is unknown or it may not run."""
+    held = "" if strict else reason(node.param)
+    layer = PlaceHolder(node.param, len(node.tops), held) if held else _new(node)
     layer.base_dir = base_dir
     layer.allow_python = allow_python
+    if not strict and not held and (held := layer.withheld()):
+        layer = PlaceHolder(node.param, len(node.tops), held)
+        layer.base_dir, layer.allow_python = base_dir, allow_python
     layer.train(graph.state.phase == caffe_pb2.TRAIN)
     return layer
+
+
+def _new(node: Node) -> Layer:
+    return lookup(node.type, node.name)(node.param, len(node.tops))
 
 
 def _warn_engines(layers: Sequence[Layer]) -> None:
@@ -103,20 +115,26 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
-def warn_unread_settings(layer: Layer) -> None:
-    """Warn of type-specific settings in the prototxt that belong to another layer type, or only to one of a fork."""
+def warn_unread_settings(layers: Sequence[Layer]) -> None:
+    """Warn, once a setting and type, of settings that belong to another layer type, or only to one of a fork."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for layer in layers:
+        for name in unread_settings(layer):
+            found.setdefault((name, layer.type), []).append(layer.name)
+    for (name, kind), names in found.items():
+        who = f"layer{'s' if len(names) > 1 else ''} {_some(names)}"
+        warnings.warn(f"{who} ({kind}): {name} has no effect on this layer type", FcnprotoWarning, stacklevel=2)
+
+
+def unread_settings(layer: Layer) -> list[str]:
+    """The settings in a layer's message that its type doesn't read, as `pooling_param.ceil_mode` or `clip_param`."""
+    unread = []
     for field, value in layer.param.ListFields():
         if not field.name.endswith("_param"):
             continue
-        unread: list[str] = []
         if field.name != layer.config_field and field.name not in layer.also_reads:
-            unread = [field.name]
+            unread.append(field.name)
         elif field.number < FIRST_ADDED:
             added = [inner.name for inner, _ in value.ListFields() if inner.number >= FIRST_ADDED]
-            unread = [f"{field.name}.{name}" for name in added if f"{field.name}.{name}" not in layer.fork_fields]
-        for name in unread:
-            warnings.warn(
-                f"layer {layer.name!r} ({layer.type}): {name} has no effect on this layer type",
-                FcnprotoWarning,
-                stacklevel=2,
-            )
+            unread += [f"{field.name}.{name}" for name in added if f"{field.name}.{name}" not in layer.fork_fields]
+    return unread

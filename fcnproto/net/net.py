@@ -25,6 +25,7 @@ from fcnproto.graph.crops import read_offsets
 from fcnproto.graph.dialect import ALIGNED_CROPS, checked
 from fcnproto.graph.facts import TypeFacts
 from fcnproto.layers.base import Layer
+from fcnproto.layers.placeholder import class_for
 from fcnproto.layers.registry import lookup
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net import caffe_memory, calling
@@ -34,9 +35,10 @@ from fcnproto.net.calling import Outputs, Term
 from fcnproto.net.locking import Lock
 from fcnproto.net.making import make_layers
 from fcnproto.net.params import LearnableParam
-from fcnproto.net.plan import Plan, make_plan
+from fcnproto.net.plan import Plan, make_plan, runnable, why_missing
 from fcnproto.net.refusals import caffe_refusals
 from fcnproto.net.stored_shapes import StoredShapes
+from fcnproto.net.unknown import Unknown, refuse_unknown, warn_unknown
 from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_weights, warn_missing
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
@@ -69,6 +71,8 @@ class Net(nn.Module):
         caffe_exact: compute Caffe's gradient also where its layers' shared memory makes it another than the true one.
         sized_by: weight files that say the number of channels where neither the prototxt nor the data do; nothing is
             copied from them.
+        strict: refuse fields and layer types that nobody here knows, and Python layers that may not be imported. Else
+            they are kept, one warning tells of them all, and such layers hold their places: see `unknown`.
 
     Raises:
         GraphError, LayerError, UnsupportedLayerError: the net can't be built.
@@ -91,21 +95,27 @@ class Net(nn.Module):
         dialect: str | None = None,
         caffe_exact: bool = False,
         sized_by: Sequence[PathLike] = (),
+        strict: bool = False,
     ) -> None:
         super().__init__()
         if needs_upgrade(param):
             original, param = param, caffe_pb2.NetParameter()
             param.CopyFrom(original)
             upgrade_net(param)
-        self.graph: Graph = build_graph(param, type_facts, phase, level, stages)
+        file = None if file is None else os.fspath(file)
+        if strict:
+            refuse_unknown(param, file)
+        self.graph: Graph = build_graph(param, lookup_facts if strict else type_facts, phase, level, stages)
         self.dialect = checked(dialect)
         read_offsets(self.graph, "aligned" if dialect in ALIGNED_CROPS else crop)
-        folder, origin = None if base_dir is None else Path(base_dir), None if file is None else os.fspath(file)
-        layers = make_layers(self.graph, folder, allow_python, origin, allow_writes, dialect)
+        folder = None if base_dir is None else Path(base_dir)
+        layers = make_layers(self.graph, folder, allow_python, file, allow_writes, dialect, strict)
+        warn_unknown(param, self.graph, file)
         sources, self._assumed = sizing.set_up(self.graph, layers, shapes or {}, StoredShapes(sized_by))
         self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
         self._looked = False
         self._given_shapes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+        self._copied: list[Path] = []
         self._param_refs, self._shared = binding.share_params(self.graph, layers)
         binding.give_memory(layers, self._param_refs, self.graph.force_backward)
         places = caffe_memory.find_places(self.graph, layers, self._param_refs, self._shared)
@@ -155,6 +165,14 @@ class Net(nn.Module):
                 found = sizing.source_shapes(self.graph, self.layers, self._given_shapes, look=True)
                 self._source_shapes = {blob.name: shape for blob, shape in found.items()}
         return dict(self._source_shapes)
+
+    @property
+    def unknown(self) -> list[Unknown]:
+        """The layers that can't be computed for now, in order: place-holders of unknown types and of Python layers that
+        may not be imported, and layers that wait for a size that nobody has said yet (layers without parameters behind
+        those are not listed). Calling for a blob that needs one raises a `GraphError` that says what to do."""
+        pairs = zip(self.graph.nodes, self.layers, strict=True)
+        return [Unknown(node.name, node.type) for node, layer in pairs if node.held and not layer.follows]
 
     @property
     def outputs(self) -> list[str]:
@@ -241,6 +259,8 @@ class Net(nn.Module):
         given = calling.gather(self.graph, list(self._source_shapes), args, inputs)
         values = {name: self._cast(name, value) for name, value in given.items()}
         origins = self._read_data(values)
+        if self._waits:
+            self._settle({name: tuple(value.shape) for name, value in values.items()})
         plan = self._find_plan(tuple(sorted(values)), (blobs,) if isinstance(blobs, str) else tuple(blobs or ()))
         try:
             with precision.in_force(self.device) as in_force_backward:
@@ -258,6 +278,7 @@ class Net(nn.Module):
                 raise
             raise known from error
         outputs = Outputs((name, results[position]) for name, position in plan.keys.items())
+        outputs.left_out = plan.left_out
         outputs.weighted = tuple((results[position], weight, starts) for position, weight, starts in plan.weighted)
         return outputs
 
@@ -290,6 +311,12 @@ class Net(nn.Module):
         """
         terms = outputs.weighted if isinstance(outputs, Outputs) else self._terms(outputs)
         weighted = self.graph.weighted()
+        if any(node.held for node in self.graph.nodes):
+            everything = runnable(self.graph, list(self._source_shapes))
+            for blob, _ in weighted:
+                if not everything[blob]:
+                    why = why_missing(self.graph, blob, everything)
+                    raise GraphError(f"net {self.graph.name!r}: its loss can't be computed: {why}")
         if weighted and not terms:
             names = ", ".join(repr(blob.producer.name) for blob, _ in weighted)
             raise GraphError(
@@ -308,6 +335,49 @@ class Net(nn.Module):
                 return
         raise GraphError(f"net {self.graph.name!r}: no MemoryData layer to set arrays for")
 
+    @property
+    def _waits(self) -> bool:
+        """Whether any layer waits for a size that nobody has said yet."""
+        return any(
+            node.held and not layer.holds_place for node, layer in zip(self.graph.nodes, self.layers, strict=True)
+        )
+
+    def _settle(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Set up the layers that waited for the sizes of data tops, now that these are given."""
+        with self._planning:
+            layers = self.layers
+            settled = sizing.settle(self.graph, layers, shapes)
+            self._replace(layers, settled)
+        if settled:
+            for path in self._copied:
+                self._unfilled -= copy_weights(self, path, only=set(settled))[1]
+            self.fill_params()
+
+    def _take_sizes(self, stored: StoredShapes) -> None:
+        """Give place-holders the blobs of a weight file, and set up waiting layers by it, as far as it says enough."""
+        layers = self.layers
+        self._replace(layers, sizing.size_by_weights(self.graph, layers, stored))
+
+    def _replace(self, layers: list[Layer], indices: Sequence[int]) -> None:
+        """Take in layers that have just been set up, at these places, with their parameters."""
+        if not indices:
+            return
+        for index in indices:
+            self._modules[self._module_names[index]] = layers[index]
+        device, dtype, before = self.device, self.dtype, {(ref.layer, ref.index) for ref in self._param_refs}
+        self._param_refs, self._shared = binding.share_params(self.graph, layers)
+        new = [ref for ref in self._param_refs if (ref.layer, ref.index) not in before]
+        binding.give_memory(layers, new, self.graph.force_backward)
+        for ref in new:
+            binding.move_blob(layers[ref.layer], ref.index, device, dtype)
+        self._unfilled |= {(ref.layer, ref.index) for ref in new}
+        self._index_inputs = binding.index_inputs(self.graph, layers)
+        if self._places:
+            self._places = caffe_memory.find_places(self.graph, layers, self._param_refs, self._shared)
+            caffe_memory.prepare(layers, self._places)
+        self._tie()
+        self._plans.clear()
+
     def _cast(self, name: str, value: Any) -> Tensor:
         return calling.in_dtype(calling.as_tensor(name, value, self.device), self.dtype, name in self._index_inputs)
 
@@ -315,7 +385,7 @@ class Net(nn.Module):
         """Add the next batch of every data layer none of whose tops is given; where they came from, if known."""
         origins = []
         for node, layer in zip(self.graph.nodes, self.layers, strict=True):
-            if not node.is_data or node.type == "Input" or any(blob.name in values for blob in node.tops):
+            if not node.is_data or node.held or node.type == "Input" or any(blob.name in values for blob in node.tops):
                 continue
             for blob, value in zip(node.tops, layer(), strict=True):
                 values[blob.name] = self._cast(blob.name, value.to(self.device))
@@ -353,6 +423,7 @@ class Net(nn.Module):
         """
         report, filled = copy_weights(self, Path(path), may_fill_nothing)
         self._unfilled -= filled
+        self._copied.append(Path(path))
         warn_missing([path], report.missing)
         return report
 
@@ -424,7 +495,12 @@ class Net(nn.Module):
 
 
 def type_facts(type_name: str, layer_name: str) -> TypeFacts:
-    """What the class of a layer type says of itself, for `graph.build_graph`."""
+    """What the class of a layer type says of itself, for `graph.build_graph`; of an unknown one, its place-holder."""
+    return cast("TypeFacts", class_for(type_name, layer_name))
+
+
+def lookup_facts(type_name: str, layer_name: str) -> TypeFacts:
+    """The same for registered types alone; raises `UnsupportedLayerError` for others."""
     return cast("TypeFacts", lookup(type_name, layer_name))
 
 
@@ -442,6 +518,7 @@ def load(
     crop: str = "caffe",
     dialect: str | None = None,
     caffe_exact: bool = False,
+    strict: bool = False,
 ) -> Net:
     """Read a net from a prototxt, with its weights.
 
@@ -461,6 +538,8 @@ def load(
         caffe_exact: where layers that share memory make Caffe's gradient another than the true one, compute Caffe's
             (docs/layers.md lists the places). A net in TRAIN that has such places warns of them otherwise. A net that
             the original Caffe would refuse, though it runs here, draws a warning that says why.
+        strict: refuse fields and layer types that nobody here knows, and Python layers that may not be imported. Else
+            one warning names them all, and the net computes what doesn't need them (`Net.unknown`).
 
     No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
     the shape of a parameter depends on it and the prototxt does not say it.
@@ -478,7 +557,7 @@ def load(
     else:
         file, base_dir = net, Path(net).resolve().parent
         name = f"{os.fspath(net)}: "
-        definition = read_net(net)
+        definition = read_net(net, strict=strict, quiet=True)
     try:
         result = Net(
             definition,
@@ -495,6 +574,7 @@ def load(
             dialect=dialect,
             caffe_exact=caffe_exact,
             sized_by=sources,
+            strict=strict,
         )
         if caffe_exact and (refused := caffe_refusals(result)):
             said = "; ".join(f"{where!r}: {reason}" if where != "net" else reason for where, reason in refused)

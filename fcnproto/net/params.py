@@ -58,6 +58,8 @@ def share_params(
     specs: dict[tuple[int, int], caffe_pb2.ParamSpec] = {}
     shared: dict[tuple[int, int], tuple[int, int]] = {}
     for i, layer in enumerate(layers):
+        if graph.nodes[i].held and not layer.blob_names:
+            continue
         if len(layer.param.param) > len(layer.blob_names):
             layer.fail(f"{len(layer.param.param)} param entries for {len(layer.blob_names)} parameter blobs")
         if layer.param.blobs and len(layer.param.blobs) != len(layer.blob_names):
@@ -129,6 +131,14 @@ def give_memory(layers: Sequence[Layer], refs: Sequence[ParamRef], force_backwar
         if isinstance(tensor, nn.Parameter):
             memory = nn.Parameter(memory, requires_grad=force_backward or ref.lr_mult != 0)
         set_blob(layer, ref.index, memory)
+
+
+def move_blob(layer: Layer, index: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Put a blob on a device and into a dtype, whichever kind it is."""
+    tensor = getattr(layer, layer.blob_names[index])
+    moved = tensor.detach().to(device, dtype)
+    kept = nn.Parameter(moved, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    set_blob(layer, index, kept)
 
 
 def fill_blob(layer: Layer, index: int) -> None:

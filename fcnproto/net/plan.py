@@ -13,7 +13,7 @@ import keyword
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,13 +30,15 @@ class Plan:
     """A compiled set of layers.
 
     `module` takes the inputs in the order of `inputs` and returns a tuple of values; `keys` maps blob names to
-    positions in it; `weighted` lists (position, loss weight, whether the gradient starts there).
+    positions in it; `weighted` lists (position, loss weight, whether the gradient starts there). `left_out` are the
+    net's outputs that can't be computed for a layer's sake, with why.
     """
 
     module: fx.GraphModule
     inputs: tuple[str, ...]
     keys: dict[str, int]
     weighted: tuple[tuple[int, float, bool], ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def source_blob(graph: Graph, name: str) -> Blob:
@@ -52,14 +54,14 @@ def source_blob(graph: Graph, name: str) -> Blob:
 
 
 def runnable(graph: Graph, inputs: Sequence[str]) -> dict[Blob, bool]:
-    """For every blob version whether it can be computed from the inputs named."""
+    """For every blob version whether it can be computed from the inputs named; nothing passes a layer that is held."""
     given = {source_blob(graph, name) for name in inputs}
     known: dict[Blob, bool] = {}
     for node in graph.nodes:
         if node.is_data:
             known.update((blob, blob in given) for blob in node.tops)
         else:
-            ready = all(known[blob] for blob in node.bottoms)
+            ready = not node.held and all(known[blob] for blob in node.bottoms)
             known.update((blob, ready) for blob in node.tops)
     return known
 
@@ -77,6 +79,27 @@ def missing_inputs(graph: Graph, target: Blob, known: Mapping[Blob, bool]) -> li
                 seen.add(bottom)
                 stack.append(bottom)
     return sorted(names)
+
+
+def obstacles(graph: Graph, target: Blob, known: Mapping[Blob, bool]) -> list[Node]:
+    """The layers that `target` depends on and that can't be computed for now, in the net's order; those whose tops are
+    given don't count."""
+    behind, stack = {target.producer}, [target]
+    while stack:
+        for bottom in stack.pop().producer.bottoms:
+            if not known[bottom]:
+                behind.add(bottom.producer)
+                stack.append(bottom)
+    return [node for node in graph.nodes if node.held and node in behind and not (node.is_data and known[node.tops[0]])]
+
+
+def why_missing(graph: Graph, target: Blob, known: Mapping[Blob, bool]) -> str:
+    """Why a blob can't be computed, as a clause: the first layer that is held, with what to do, or missing inputs."""
+    held = obstacles(graph, target, known)
+    inner = [node for node in held if not node.is_data]
+    if inner:
+        return inner[0].held
+    return f"input {', '.join(map(repr, missing_inputs(graph, target, known)))} is missing"
 
 
 def make_plan(
@@ -102,7 +125,8 @@ def make_plan(
         memory.put(source_blob(graph, name), _placeholder(trace, name))
     weighted: list[tuple[fx.Node, float, bool]] = []
     for index, node in enumerate(graph.nodes):
-        if not node.is_data and all(known[blob] for blob in node.bottoms) and not node.facts.idle:
+        runs = not node.is_data and not node.held and not node.facts.idle
+        if runs and all(known[blob] for blob in node.bottoms):
             place = (places or {}).get(index)
             _add_node(trace, node, targets[node], memory, graph.force_backward, place)
         # Taken here: Caffe adds up the loss as the layers run.
@@ -114,7 +138,12 @@ def make_plan(
     keys = {name: positions.setdefault(memory.kept(graph.blobs[name]), len(positions)) for name in wanted}
     terms = tuple((positions.setdefault(value, len(positions)), *how) for value, *how in weighted)
     trace.output(tuple(positions))
-    return Plan(fx.GraphModule(root, trace, "Plan"), tuple(inputs), keys, terms)  # type: ignore[arg-type]
+    left_out = {
+        name: f"net {graph.name!r}: blob {name!r} can't be computed: {why_missing(graph, graph.blobs[name], known)}"
+        for name in graph.outputs
+        if not known[graph.blobs[name]] and obstacles(graph, graph.blobs[name], known)
+    }
+    return Plan(fx.GraphModule(root, trace, "Plan"), tuple(inputs), keys, terms, left_out)  # type: ignore[arg-type]
 
 
 def _wanted(graph: Graph, known: Mapping[Blob, bool], blobs: Sequence[str]) -> list[str]:
@@ -123,11 +152,16 @@ def _wanted(graph: Graph, known: Mapping[Blob, bool], blobs: Sequence[str]) -> l
     for name in blobs:
         blob = graph.blob(name)
         if not known[blob]:
-            missing = ", ".join(map(repr, missing_inputs(graph, blob, known)))
-            raise GraphError(f"net {graph.name!r}: blob {name!r} can't be computed: input {missing} is missing")
+            raise GraphError(f"net {graph.name!r}: blob {name!r} can't be computed: {why_missing(graph, blob, known)}")
         if name not in wanted:
             wanted.append(name)
-    wanted = wanted or _ends(graph, known)
+    if not wanted:
+        lost = [graph.blobs[name] for name in graph.outputs]
+        held = [node for blob in lost for node in obstacles(graph, blob, known) if not node.is_data]
+        decisive = [node for node in held if not (node.facts.is_loss or any(node.loss_weights))]
+        if decisive:  # where losses alone are held, what they would judge is given
+            raise GraphError(f"net {graph.name!r}: no output can be computed: {decisive[0].held}")
+        wanted = _ends(graph, known)
     if graph.outputs and not wanted:
         absent = sorted({name for top in graph.outputs for name in missing_inputs(graph, graph.blobs[top], known)})
         names = ", ".join(map(repr, absent))
@@ -139,7 +173,7 @@ def _ends(graph: Graph, known: Mapping[Blob, bool]) -> list[str]:
     """The computed blobs that no computed layer reads, by Caffe's order of outputs; automatic Splits don't count."""
     read: set[Blob] = set()
     for node in graph.nodes:
-        if not node.automatic and all(known[blob] for blob in node.bottoms):
+        if not node.automatic and not node.held and all(known[blob] for blob in node.bottoms):
             for blob in node.bottoms:
                 read.add(blob)
                 while blob.producer.automatic:

@@ -6,6 +6,7 @@ prototxt leaves open. What becomes of the parameters is in `net/params.py`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
@@ -43,9 +44,9 @@ def set_up(
     """Call every layer's `setup` with its bottoms' shapes; returns the shapes of the data layers' tops.
 
     `given` overrides the shapes of data tops by name. Extents that only the data know are looked up in them only where
-    the shape of a parameter depends on them; where they can't be, channels are taken from the `stored` weights. Raises
-    `GraphError` where a parameter depends on what nobody knows, except that channels are taken to be 3 then; what that
-    concerns is returned, too, for the errors that may follow.
+    the shape of a parameter depends on them; where they can't be, channels and parameters' shapes are taken from the
+    `stored` weights. Layers whose parameters depend on what nobody knows wait (`Node.held`), except that channels
+    are taken to be 3; what that concerns is returned, too, for the errors that may follow.
     """
     for node, layer in zip(graph.nodes, layers, strict=True):
         if node.is_data:
@@ -138,6 +139,8 @@ class _Shapes:
     ) -> None:
         self.graph, self.layers, self.given, self.stored = graph, layers, given, stored
         self.looked = False
+        self.open: set[Blob] = set()
+        """The blobs whose shapes depend on what only data know."""
         self.assumed = ""
         """What is assumed of tops whose channels nobody knows, for people."""
         self._start(source_shapes(graph, layers, given, look=False))
@@ -149,38 +152,15 @@ class _Shapes:
         self.other_batch = _assume(sources, _OTHER_BATCH) if _unknown(sources) else None
 
     def run(self) -> dict[Blob, PartialShape | None]:
-        """Set up all layers; returns the shapes of the data layers' tops."""
-        depends: GraphError | None = None
+        """Set up all layers that can be; returns the shapes of the data layers' tops."""
+        self.open = {blob for blob, shape in self.sources.items() if shape is None or None in shape}
         for index, node in enumerate(self.graph.nodes):
             if node.is_data:
                 continue
-            try:
-                self._set_up(index)
-                error = self._second_guess(index)
-            except LayerError as failure:
-                if not (self._look(index) or self._take_stored(index)):
-                    named = self._without_source(failure)
-                    if named is failure:
-                        raise
-                    raise named from failure
-                self._set_up(index)
-                error = self._second_guess(index)
-            for known in (self._look, self._take_stored):
-                if error is not None and known(index):
-                    self._set_up(index)
-                    error = self._second_guess(index)
-            if error is not None and self._assume_colour(index):
-                error = self._second_guess(index)
-            if error is not None:
-                depends = depends or error
-                del self.guessed[1:]
-                self.other_batch = None
-        if depends is not None and any(layer.blob_names for layer in self.layers):
-            raise GraphError(
-                f"net {self.graph.name!r}: the shapes of parameters depend on the size of {_unknown(self.sources)}, "
-                "which only its data knows; say it with load(..., shapes={name: shape}) or make the data source "
-                f"available ({depends})"
-            ) from depends
+            if any(blob in self.open for blob in node.bottoms) or self.layers[index].holds_place:
+                self.open.update(node.tops)
+            if not self.layers[index].holds_place:
+                self._go_on(index)
         if self.assumed:
             warnings.warn(
                 f"net {self.graph.name!r}: {self.assumed}",
@@ -188,6 +168,98 @@ class _Shapes:
                 stacklevel=2,
             )
         return self.sources
+
+    def _go_on(self, index: int) -> None:
+        """Set up one layer, by whatever says its bottoms' shapes, or have it wait."""
+        if self._lacks(index, self.guessed[0]):
+            if not self._fit_stored(index):
+                self._hold(index)
+            return
+        try:
+            self._set_up(index)
+            error = self._second_guess(index)
+        except LayerError as failure:
+            if not (self._look(index) or self._take_stored(index)):
+                if self._is_about_size(index, failure):
+                    if not self._fit_stored(index):
+                        self._hold(index)
+                    return
+                named = self._without_source(failure)
+                if named is failure:
+                    raise
+                raise named from failure
+            self._set_up(index)
+            error = self._second_guess(index)
+        for known in (self._look, self._take_stored):
+            if error is not None and known(index):
+                self._set_up(index)
+                error = self._second_guess(index)
+        if error is not None and self._fit_stored(index):
+            return
+        before = self.guessed, self.other_batch
+        if error is not None and self._assume_colour(index):
+            error = self._second_guess(index)
+            if error is not None:
+                self.assumed, (self.guessed, self.other_batch) = "", before
+        if error is not None and self.layers[index].blob_names:
+            self._hold(index)
+
+    def _lacks(self, index: int, shapes: Mapping[Blob, Shape]) -> bool:
+        """Whether the shape of one of a layer's bottoms is missing in a guess."""
+        return any(blob not in shapes for blob in self.graph.nodes[index].bottoms)
+
+    def _is_about_size(self, index: int, failure: LayerError) -> bool:
+        """Whether a layer that can't be set up could be for bottoms of other shapes, or would complain otherwise."""
+        node = self.graph.nodes[index]
+        if not any(blob in self.open for blob in node.bottoms):
+            return False
+        first = [self.guessed[0][blob] for blob in node.bottoms]
+        tries = [
+            [shapes[blob] for blob in node.bottoms] for shapes in self.guessed[1:] if not self._lacks(index, shapes)
+        ]
+        tries += [[(*shape[:1], channels, *shape[2:]) for shape in first] for channels in (4, 12, 64)]
+        for bottoms in tries:
+            try:
+                self._twin(index, bottoms)
+                return True
+            except LayerError as error:
+                if str(error) != str(failure):
+                    return True
+        return False
+
+    def _hold(self, index: int) -> None:
+        """Have a layer wait; its tops are those that it would have by the guesses, where it works under them."""
+        node = self.graph.nodes[index]
+        self.layers[index] = self._replacement(self.layers[index], node)
+        node.held = _waiting(node, self.sources, self.open)
+        self.layers[index].follows = self._lacks(index, self.guessed[0]) and not self._has_blobs(index)
+        for shapes in self.guessed:
+            for blob in node.tops:
+                shapes.pop(blob, None)
+            with contextlib.suppress(GraphError):
+                self._pass(index, shapes)
+        self.other_batch = None
+
+    def _has_blobs(self, index: int) -> bool:
+        """Whether a layer of which no bottom's shape is known has parameters, on bottoms of a usual shape."""
+        bottoms = [self.guessed[0].get(blob, _GUESSES[0]) for blob in self.graph.nodes[index].bottoms]
+        try:
+            return bool(self._twin(index, bottoms).blob_names)
+        except GraphError:
+            return False
+
+    def _fit_stored(self, index: int) -> bool:
+        """Set a layer up by the shapes of its stored blobs alone. False if there are none, or none that fit."""
+        node, old = self.graph.nodes[index], self.layers[index]
+        for guess, shapes in zip(_GUESSES, self.guessed, strict=False):
+            found = _fitting(self.graph, node, old, self.stored, shapes, guess)
+            if found is None:
+                return False
+            if shapes is self.guessed[0]:
+                self.layers[index] = found[0]
+            shapes.update(zip(node.tops, layer_shapes(found[0], found[1]), strict=True))
+        self.other_batch = None
+        return True
 
     def _set_up(self, index: int) -> None:
         shapes, node, layer = self.guessed[0], self.graph.nodes[index], self.layers[index]
@@ -198,11 +270,15 @@ class _Shapes:
         """What goes wrong, or becomes another, where the layer, set up by the first guess, meets the other ones."""
         try:
             for shapes in self.guessed[1:]:
+                if self._lacks(index, shapes):
+                    if self.layers[index].blob_names:
+                        return _OtherBlobs(f"layer {self.layers[index].name!r}: what it reads has no known size")
+                    continue
                 self._pass(index, shapes)
                 self._compare_blobs(index, shapes)
         except GraphError as error:
             return error
-        if self.other_batch is None:
+        if self.other_batch is None or self._lacks(index, self.other_batch):
             return None
         try:
             self._compare_blobs(index, self.other_batch)
@@ -230,22 +306,21 @@ class _Shapes:
 
     def _made_anew(self, index: int, shapes: Mapping[Blob, Shape]) -> Layer:
         """Another layer for the node, set up silently for bottoms of these shapes."""
-        node, old = self.graph.nodes[index], self.layers[index]
-        twin = self._replacement(old, node)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            twin.setup([shapes[blob] for blob in node.bottoms])
-        return twin
+        return self._twin(index, [shapes[blob] for blob in self.graph.nodes[index].bottoms])
+
+    def _twin(self, index: int, bottoms: Sequence[Shape]) -> Layer:
+        return _twin(self.graph, self.graph.nodes[index], self.layers[index], bottoms)
 
     def _replacement(self, old: Layer, node: Node) -> Layer:
-        made = make_layer(self.graph, node, old.base_dir, old.allow_python)
-        made.prototxt, made.allow_writes, made.dialect = old.prototxt, old.allow_writes, old.dialect
-        return made
+        return _replacement(self.graph, node, old)
 
     def _pass(self, index: int, shapes: dict[Blob, Shape]) -> None:
         """Add the shapes of a layer's tops."""
         node, layer = self.graph.nodes[index], self.layers[index]
-        tops = layer_shapes(layer, [shapes[blob] for blob in node.bottoms])
+        if layer.holds_place or self._lacks(index, shapes):
+            return
+        bottoms = [shapes[blob] for blob in node.bottoms]
+        tops = layer_shapes(self._twin(index, bottoms) if node.held else layer, bottoms)
         if len(tops) != len(node.tops):
             layer.fail(f"makes {len(tops)} tops, but the net names {len(node.tops)}")
         shapes.update(zip(node.tops, tops, strict=True))
@@ -331,17 +406,123 @@ class _Shapes:
         )
 
 
+def _replacement(graph: Graph, node: Node, old: Layer) -> Layer:
+    """A layer for the node like the old one, not set up."""
+    made = make_layer(graph, node, old.base_dir, old.allow_python, strict=True)
+    made.prototxt, made.allow_writes, made.dialect = old.prototxt, old.allow_writes, old.dialect
+    return made
+
+
+def _twin(graph: Graph, node: Node, old: Layer, bottoms: Sequence[Shape]) -> Layer:
+    """A layer for the node like the old one, set up silently for bottoms of these shapes."""
+    twin = _replacement(graph, node, old)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twin.setup(bottoms)
+    return twin
+
+
+def _waiting(node: Node, sources: Mapping[Blob, PartialShape | None], open_blobs: set[Blob]) -> str:
+    """Why a layer waits, and for what: the data tops whose size nobody has said."""
+    behind: dict[Blob, None] = {}
+    stack = list(node.bottoms)
+    seen: set[Blob] = set(stack)
+    while stack:
+        blob = stack.pop()
+        if blob in sources and blob in open_blobs:
+            behind[blob] = None
+        new = [bottom for bottom in blob.producer.bottoms if bottom not in seen]
+        seen.update(new)
+        stack += new
+    names = [repr(blob.name) for blob in behind]
+    size = f"the size of {', '.join(names)}, which nobody says" if names else "the sizes of what it reads"
+    example = next(iter(behind)).name if behind else "name"
+    return (
+        f"layer {node.name!r} ({node.type}): waits for {size}; say it with "
+        f"load(..., shapes={{{example!r}: (N, C, H, W)}}) (--shape {example}=N,C,H,W), or give the data"
+    )
+
+
+def _fitting(
+    graph: Graph,
+    node: Node,
+    old: Layer,
+    stored: StoredShapes,
+    shapes: Mapping[Blob, Shape],
+    guess: Sequence[int],
+) -> tuple[Layer, list[Shape]] | None:
+    """A layer for the node whose blobs have the stored shapes, and the bottoms' shapes that it is set up for; None
+    where no number of channels or of values makes one."""
+    if old.holds_place or not node.bottoms or not stored.of(node.name):
+        return None
+    rest = [shapes.get(blob) for blob in node.bottoms[1:]]
+    if None in rest:
+        return None
+    given = shapes.get(node.bottoms[0])
+    for channels in stored.channels(old):
+        firsts = [] if given is None or len(given) < 2 else [(given[0], channels, *given[2:])]
+        firsts += [(guess[0], channels, *guess[2:]), (guess[0], channels)]
+        for first in dict.fromkeys(firsts):
+            bottoms = [first, *(shape for shape in rest if shape is not None)]
+            try:
+                twin = _twin(graph, node, old, bottoms)
+            except GraphError:
+                continue
+            if stored.fit(twin):
+                return twin, bottoms
+    return None
+
+
+def size_by_weights(graph: Graph, layers: list[Layer], stored: StoredShapes) -> list[int]:
+    """Give place-holders the blobs of a weight file, and set up waiting layers by it, in `layers` and the graph's
+    nodes; returns the indices of those that it says enough of."""
+    sized = []
+    for index, node in enumerate(graph.nodes):
+        if not node.held or layers[index].blob_names:
+            continue
+        if layers[index].holds_place:
+            if stored.of(node.name):
+                layers[index].take_blobs(stored.of(node.name))  # type: ignore[operator]
+                sized.append(index)
+            continue
+        found = _fitting(graph, node, layers[index], stored, {}, _GUESSES[0])
+        if found is not None:
+            layers[index], node.held = found[0], ""
+            sized.append(index)
+    return sized
+
+
+def settle(graph: Graph, layers: list[Layer], given: Mapping[str, Shape]) -> list[int]:
+    """Set up the waiting layers behind data tops of these shapes, in `layers` and the graph's nodes; returns their
+    indices. `LayerError` where one can't work on what it gets."""
+    shapes: dict[Blob, Shape] = {}
+    settled = []
+    for index, node in enumerate(graph.nodes):
+        if node.is_data:
+            shapes.update((blob, given[blob.name]) for blob in node.tops if blob.name in given)
+            continue
+        if layers[index].holds_place or any(blob not in shapes for blob in node.bottoms):
+            continue
+        bottoms = [shapes[blob] for blob in node.bottoms]
+        if node.held:
+            layers[index], node.held = _twin(graph, node, layers[index], bottoms), ""
+            settled.append(index)
+        shapes.update(zip(node.tops, layer_shapes(layers[index], bottoms), strict=True))
+    return settled
+
+
 def blob_shapes(
     graph: Graph, layers: Sequence[Layer], sources: Mapping[Blob, Shape], *, partial: bool = False
 ) -> dict[Blob, Shape]:
     """The shapes of all blob versions of a net that is set up, from those of its data tops.
 
-    With `partial` data tops may be missing, and blobs that need them are left out. `LayerError` where a layer can't
-    work on the shapes that it gets.
+    Blobs behind layers that can't be computed for now are left out. With `partial` data tops may be missing, and blobs
+    that need them are left out, too. `LayerError` where a layer can't work on the shapes that it gets.
     """
     shapes: dict[Blob, Shape] = dict(sources)
+    partial = partial or any(node.held for node in graph.nodes)
     for node, layer in zip(graph.nodes, layers, strict=True):
-        if node.is_data or (partial and any(blob not in shapes for blob in node.bottoms)):
+        if node.is_data or node.held or (partial and any(blob not in shapes for blob in node.bottoms)):
             continue
         tops = layer_shapes(layer, [shapes[blob] for blob in node.bottoms])
         shapes.update(zip(node.tops, tops, strict=True))

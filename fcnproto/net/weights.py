@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.layers.base import Layer
-from fcnproto.layers.registry import lookup
+from fcnproto.layers.placeholder import class_for
+from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import StoredBlob
@@ -49,10 +50,13 @@ BlobPlace = tuple[int, int]
 """Where a parameter blob is: the index of the layer that owns it, and its own."""
 
 
-def copy_weights(net: Net, path: Path, may_fill_nothing: bool = False) -> tuple[CopyReport, set[BlobPlace]]:
+def copy_weights(
+    net: Net, path: Path, may_fill_nothing: bool = False, only: set[int] | None = None
+) -> tuple[CopyReport, set[BlobPlace]]:
     """Copy a weight file into a net by layer name; nothing is written to the net unless every layer fits.
 
-    Also returns the blobs that got values, be it through another layer that shares them.
+    Also returns the blobs that got values, be it through another layer that shares them. Layers that wait for a size,
+    and place-holders, take the shapes of their blobs from the file. `only`: the indices of layers to copy to.
 
     Caffe's rules: the first layer of a name is the target (of HDF5 files the last one), layers unknown to either side
     are passed over, the number of blobs and their shapes must agree (legacy 4-D shapes after padding with ones on the
@@ -65,19 +69,26 @@ def copy_weights(net: Net, path: Path, may_fill_nothing: bool = False) -> tuple[
         raise WeightsError(f"{path}: can't be copied: the net is on the device 'meta', so its blobs hold no values")
     if path.name.lower().endswith(".safetensors"):
         return _copy_tensors(net, path)
+    if only is None:
+        net._take_sizes(StoredShapes([path]))
     with open_weights(path) as stored:
         targets: dict[str, tuple[int, Layer]] = {}
         for i, layer in enumerate(net.layers):
+            if only is not None and i not in only:
+                continue
             if stored.kind == "hdf5" or layer.name not in targets:
                 targets[layer.name] = (i, layer)
         plan: list[tuple[Tensor, StoredBlob]] = []
-        copied, ignored = [], []
+        copied, ignored, waiting = [], [], 0
         filled: set[BlobPlace] = set()
         for source in stored.layers:
             if source.name not in targets:
                 ignored.append(source.name)
                 continue
             index, layer = targets[source.name]
+            if net.graph.nodes[index].held and not layer.blob_names:
+                waiting += 1
+                continue
             try:
                 matched = _match(net, index, layer, source, path, stored.kind == "hdf5")
             except _MisfitError as error:
@@ -88,7 +99,7 @@ def copy_weights(net: Net, path: Path, may_fill_nothing: bool = False) -> tuple[
                 plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
                 filled |= {net._shared.get((index, k), (index, k)) for k in matched}
         empty = not any(layer.blobs for layer in stored.layers) and not any(layer.blob_names for layer in net.layers)
-        if not copied and not empty and not may_fill_nothing:
+        if not copied and not waiting and not empty and not may_fill_nothing and only is None:
             raise WeightsError(_nothing_fits(net, path, stored.layers))
         for tensor, blob in plan:
             _read(tensor, blob)
@@ -140,6 +151,7 @@ def copy_all(net: Net, paths: Sequence[str | os.PathLike[str]]) -> None:
             raise WeightsError("the path of the weights is empty")
         report, filled = copy_weights(net, Path(path))
         net._unfilled -= filled
+        net._copied.append(Path(path))
         missing = [layer for layer in report.missing if missing is None or layer in missing]
     warn_missing(paths, missing or [])
 
@@ -247,7 +259,7 @@ def definition(net: Net) -> caffe_pb2.NetParameter:
         layer = result.layer.add()
         layer.CopyFrom(node.param)
         layer.ClearField("blobs")
-        if lookup(node.type, node.name).is_loss and not layer.loss_weight and len(node.tops) == 1:
+        if class_for(node.type, node.name).is_loss and not layer.loss_weight and len(node.tops) == 1:
             layer.loss_weight.append(1.0)  # Caffe's loss layers write their default weight into their own message
         if not layer.HasField("phase"):
             layer.phase = net.graph.state.phase

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fcnproto.atomic import PathLike
 from fcnproto.errors import FcnprotoWarning, WeightsError
-from fcnproto.schema import caffe_pb2
+from fcnproto.schema import caffe_pb2, unknown
 from fcnproto.schema.fields import fields_of
 from fcnproto.schema.kinds import HEAD_BYTES, WEIGHTS, is_hdf5, open_binary
 from fcnproto.schema.upgrade import V1_NUMBERS, upgrade_net
@@ -93,7 +93,9 @@ class _Stripper:
         reader = MessageReader(self.window, start, end)
         while found := reader.next():
             known = table.by_number.get(found.number)
-            if known is None:
+            if found.number == unknown.NUMBER:
+                content += self._copy(found)
+            elif known is None:
                 self.unknown.add(found.number)
             elif found.number == _BLOBS.get(table.name):
                 continue

@@ -17,6 +17,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 FIRST_ADDED = 20001
 """From this number on a field of one of Caffe's messages is an addition of Caffe's forks (`protos/forks.proto`)."""
 
+_SETTINGS = "_param"
+
 INTEGER_RANGES: dict[str, tuple[int, int]] = {
     "int32": (-(1 << 31), (1 << 31) - 1),
     "int64": (-(1 << 63), (1 << 63) - 1),
@@ -71,8 +73,11 @@ class MessageFields:
     by_name: dict[str, Field]
     by_number: dict[int, Field]
     required: tuple[str, ...]
+    own: bool
+    """Whether it is none of Caffe's or its forks', but the settings of a user's own layer."""
 
 
+_OWN_PACKAGE = "fcnproto"
 _tables: dict[str, MessageFields] = {}
 
 
@@ -86,6 +91,7 @@ def fields_of(descriptor: Descriptor) -> MessageFields:
             by_name={field.name: field for field in fields},
             by_number={field.number: field for field in fields},
             required=tuple(field.name for field in fields if field.required),
+            own=descriptor.file.package != _OWN_PACKAGE,
         )
         _tables[descriptor.full_name] = table
     return table
@@ -118,10 +124,12 @@ def _flag(descriptor: Any, attribute: str, label: int) -> bool:
 
 def suggestion(name: str, candidates: Iterable[str]) -> str:
     """`; did you mean "x"?` for the nearest of `candidates`, or nothing when none is near."""
-    known = list(candidates)
-    folded = {candidate.lower(): candidate for candidate in reversed(known)}
-    wanted = name.lower()[:100]
-    near = difflib.get_close_matches(wanted, list(folded), n=1, cutoff=0.6)
+    # What all settings' names end in says nothing about likeness.
+    settings = name.lower().endswith(_SETTINGS)
+    known = [one for one in candidates if not settings or one.endswith(_SETTINGS)]
+    folded = {one.lower().removesuffix(_SETTINGS if settings else ""): one for one in reversed(known)}
+    wanted = name.lower().removesuffix(_SETTINGS if settings else "")[:100]
+    near = difflib.get_close_matches(wanted, list(folded), n=1, cutoff=0.8 if settings else 0.6)
     if not near:
         # A name cut short or written out: conv for convolution, average for AVE.
         long = [other for other in folded if min(len(other), len(wanted)) >= 3]

@@ -16,7 +16,7 @@ import numpy as np
 
 from fcnproto.atomic import PathLike, atomic_write
 from fcnproto.errors import FcnprotoWarning, WeightsError
-from fcnproto.schema import caffe_pb2
+from fcnproto.schema import caffe_pb2, unknown
 from fcnproto.schema.blobs import encode_blob, storable
 from fcnproto.schema.fields import fields_of
 from fcnproto.schema.hdf5 import write_dataset
@@ -71,7 +71,10 @@ def _layer_parts(layer: caffe_pb2.LayerParameter, values: LayerBlobs, diffs: Lay
         blob = list(encode_blob(data, diff))
         parts += [encode_tag(7, LENGTH) + encode_varint(_size(blob)), *blob]
     parts.append(_only(layer, {number for number in numbers if number > 7}))
-    return parts
+    unread = caffe_pb2.LayerParameter()
+    for text in unknown.kept(layer):
+        unknown.keep(unread, text)
+    return [*parts, unread.SerializeToString(deterministic=True)]
 
 
 def _only(layer: caffe_pb2.LayerParameter, numbers: set[int]) -> bytes:

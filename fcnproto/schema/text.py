@@ -8,6 +8,7 @@ accepted texts vary with the installed protobuf. It follows protobuf's C++ parse
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +17,8 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from fcnproto.atomic import PathLike, atomic_write
-from fcnproto.errors import PrototxtError
-from fcnproto.schema import caffe_pb2
+from fcnproto.errors import FcnprotoWarning, PrototxtError
+from fcnproto.schema import caffe_pb2, unknown
 from fcnproto.schema.fields import FIRST_ADDED, INTEGER_RANGES, Field, MessageFields, fields_of, suggestion
 from fcnproto.schema.kinds import HEAD_BYTES, foreign_kind, is_hdf5, looks_binary
 from fcnproto.schema.tokens import Token, Tokens, text_of
@@ -29,24 +30,37 @@ _CLOSING = {"{": "}", "<": ">"}
 _TRUE, _FALSE = ("true", "True", "t"), ("false", "False", "f")
 
 
-def read_net(path: PathLike) -> caffe_pb2.NetParameter:
-    """The net in a prototxt file, brought up to date by Caffe's upgrades. PrototxtError if it can't be read."""
-    net = parse_file(path, caffe_pb2.NetParameter)
+def read_net(path: PathLike, *, strict: bool = False, quiet: bool = False) -> caffe_pb2.NetParameter:
+    """The net in a prototxt file, brought up to date by Caffe's upgrades. PrototxtError if it can't be read.
+
+    Fields that no fork is known to have are kept and told of in one FcnprotoWarning, or refused if `strict`. `quiet`
+    leaves the telling to the caller, who says more (`unknown.told`)."""
+    net = parse_file(path, caffe_pb2.NetParameter, strict=strict)
     upgrade_net(net, os.fspath(path))
+    if not quiet:
+        warn_unknown(net, os.fspath(path))
     return net
 
 
-def read_solver(path: PathLike) -> caffe_pb2.SolverParameter:
+def read_solver(path: PathLike, *, strict: bool = False) -> caffe_pb2.SolverParameter:
     """The solver in a prototxt file, brought up to date by Caffe's upgrades. PrototxtError if it can't be read.
 
-    Nets inside it (`net_param` and its like) are left as they stand; Caffe upgrades them no more than that."""
-    solver = parse_file(path, caffe_pb2.SolverParameter)
+    Nets inside it (`net_param` and its like) are left as they stand; Caffe upgrades them no more than that. Unknown
+    fields are kept and told of in one FcnprotoWarning, or refused if `strict`."""
+    solver = parse_file(path, caffe_pb2.SolverParameter, strict=strict)
     upgrade_solver(solver, os.fspath(path))
+    warn_unknown(solver, os.fspath(path))
     return solver
 
 
-def parse_file(path: PathLike, message_class: type[AnyMessage]) -> AnyMessage:
-    """The message in a text file, as written, without upgrades.
+def warn_unknown(message: Message, file: str) -> None:
+    """One FcnprotoWarning that names all fields of a message which the schema doesn't have, if there are any."""
+    if said := unknown.told(unknown.unknown_fields(message), {}, message):
+        warnings.warn(f"{file}: {said}", FcnprotoWarning, stacklevel=3)
+
+
+def parse_file(path: PathLike, message_class: type[AnyMessage], *, strict: bool = True) -> AnyMessage:
+    """The message in a text file, as written, without upgrades. Unknown fields are refused unless `strict` is False.
 
     A byte order mark is skipped. Comments and strings may be in any encoding, as protobuf's C++ parser reads them: a
     string that is not UTF-8 (GBK, Latin-1) becomes one character a byte; see `tokens.text_of`."""
@@ -64,7 +78,7 @@ def parse_file(path: PathLike, message_class: type[AnyMessage]) -> AnyMessage:
     if "\n" not in text:
         # The line ends of old Macs; protobuf would take all that follows the first comment for a part of it.
         text = text.replace("\r", "\n")
-    return parse(text, message_class, file)
+    return parse(text, message_class, file, strict=strict)
 
 
 def _check_is_text(head: bytes, file: str) -> None:
@@ -79,33 +93,49 @@ def _check_is_text(head: bytes, file: str) -> None:
         raise PrototxtError(f"this is not a prototxt but {kind}", file)
 
 
-def parse(text: str, message_class: type[AnyMessage], file: str | None = None) -> AnyMessage:
+def parse(text: str, message_class: type[AnyMessage], file: str | None = None, *, strict: bool = True) -> AnyMessage:
     """The message that a text describes, without upgrades; PrototxtError where it doesn't follow the schema.
 
-    As in protobuf's C++ parser a field that isn't repeated may be set once only, and required fields must be there."""
+    As in protobuf's C++ parser a field that isn't repeated may be set once only, and required fields must be there.
+    Unless `strict`, fields that the schema doesn't have, and names that an enum doesn't, are kept with the message in
+    which they stand (`unknown.py`)."""
     message = message_class()
     tokens = Tokens(text, file)
-    _Parser(tokens).fields(message, message.DESCRIPTOR, None, tokens.current)
+    _Parser(tokens, strict).fields(message, message.DESCRIPTOR, None, tokens.current)
     return message
+
+
+def _is_of_other_kind(name: str, table: MessageFields) -> str:
+    """The kind of file, "net" or "solver", that has such a field at its top; empty where none has."""
+    for kind, other in (("net", caffe_pb2.NetParameter), ("solver", caffe_pb2.SolverParameter)):
+        if name in other.DESCRIPTOR.fields_by_name and table.name in ("NetParameter", "SolverParameter"):
+            return kind
+    return ""
 
 
 class _Parser:
     """Recursive descent over the schema, which doesn't nest messages in themselves: its depth bounds the recursion."""
 
-    def __init__(self, tokens: Tokens) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: Tokens, strict: bool) -> None:
+        self.tokens, self.strict = tokens, strict
         self.open: list[tuple[MessageFields, Token]] = []
+        self.misplaced: PrototxtError | None = None
+        """The first field that an outer message has: where brackets don't match, it shows the place."""
 
     def fields(self, message: Message, descriptor: Descriptor, closing: str | None, start: Token) -> None:
         """Fields up to the `closing` bracket (None: the end of the text) into `message`."""
         tokens, table = self.tokens, fields_of(descriptor)
         seen: dict[str, Token] = {}
+        unknown_texts: list[str] = []
         self.open.append((table, start))
         while not (tokens.current.kind == "end" if closing is None else tokens.looking_at(closing)):
             token = self._field_name(table, closing)
             field = table.by_name.get(token.text)
             if field is None:
-                raise tokens.error(self._unknown(token.text, table), token)
+                self._check_unknown(token, table)
+                unknown_texts.append(unknown.read_field(tokens, token.text))
+                tokens.accept(",", ";")
+                continue
             if not field.repeated:
                 if token.text in seen:
                     first = tokens.place(seen[token.text].offset)[0]
@@ -113,13 +143,33 @@ class _Parser:
                         f'"{token.text}" is set twice, but takes one value (first on line {first})', token
                     )
                 seen[token.text] = token
-            self._field(message, field, token)
+            if field.kind == "enum" and self._is_unknown_value(field):
+                unknown_texts.append(unknown.read_field(tokens, token.text))
+            else:
+                self._field(message, field, token)
             tokens.accept(",", ";")
         missing = [f'"{name}"' for name in table.required if name not in seen]
         if missing:
             verb = "is" if len(missing) == 1 else "are"
             raise tokens.error(f"{table.name} needs {' and '.join(missing)}, which {verb} not set", start)
+        for text in unknown_texts:
+            unknown.keep(message, text)
         self.open.pop()
+
+    def _check_unknown(self, token: Token, table: MessageFields) -> None:
+        """Raises for a field that the schema doesn't have if the parser is strict, or if it can be no fork's: in the
+        settings of a user's own layer, or where it shows another kind of file."""
+        error = self.tokens.error(self._unknown(token.text, table), token)
+        if self.strict or table.own or (len(self.open) == 1 and _is_of_other_kind(token.text, table)):
+            raise error
+        if self.misplaced is None and any(token.text in other.by_name for other, _ in self.open[:-1]):
+            self.misplaced = error
+
+    def _is_unknown_value(self, field: Field) -> bool:
+        """Whether, after the name of an enum's field, there follows a name that the enum doesn't have, to be kept."""
+        tokens = self.tokens
+        after = tokens.after_colon()
+        return not self.strict and after is not None and after not in field.enum_numbers
 
     def _field_name(self, table: MessageFields, closing: str | None) -> Token:
         tokens = self.tokens
@@ -128,6 +178,8 @@ class _Parser:
             return tokens.advance()
         if tokens.looking_at("["):
             raise tokens.error("extensions and Any messages ([...]) are not part of Caffe's schema")
+        if self.misplaced is not None:
+            raise self.misplaced
         if token.kind == "end":
             line = tokens.place(self.open[-1][1].offset)[0]
             raise tokens.error(f'"{closing}" is missing: the {table.name} that begins on line {line} is not closed')
@@ -147,10 +199,8 @@ class _Parser:
             if field.message is not None and field.number < FIRST_ADDED and name in fields_of(field.message).by_name
         ]
         near = suggestion(name, table.by_name)
-        if len(self.open) == 1:
-            for other in (caffe_pb2.NetParameter, caffe_pb2.SolverParameter):
-                if name in other.DESCRIPTOR.fields_by_name:
-                    return f"{message}; this looks like a {'net' if 'Net' in other.__name__ else 'solver'} file"
+        if len(self.open) == 1 and (kind := _is_of_other_kind(name, table)):
+            return f"{message}; this looks like a {kind} file"
         if not near and 0 < len(inner) <= 4:
             return f"{message}; it belongs inside {' or '.join(inner)}"
         return message + near
@@ -308,6 +358,7 @@ def _format_fields(message: Message, indent: str, lines: list[str]) -> None:
                 lines.append(f"{indent}}}\n")
             else:
                 lines.append(f"{indent}{field.name}: {_format_scalar(field, value)}\n")
+    lines += [f"{indent}{line}\n" for text in unknown.kept(message) for line in text.split("\n")]
 
 
 def _format_scalar(field: Field, value: Any) -> str:

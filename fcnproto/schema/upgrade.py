@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 
 from fcnproto.errors import FcnprotoWarning, PrototxtError
-from fcnproto.schema import caffe_pb2
+from fcnproto.schema import caffe_pb2, unknown
 from fcnproto.schema.fields import fields_of
 from fcnproto.schema.upgrade_v0 import has_v0_layers, upgrade_v0_net
 
@@ -176,8 +176,13 @@ def _upgrade_v1_net(net: caffe_pb2.NetParameter, file: str | None) -> None:
 
 
 def _upgrade_v1_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.LayerParameter) -> None:
-    """Fills a current layer from one in the V1 format."""
+    """Fills a current layer from one in the V1 format. A type that V1 doesn't have becomes one of that name."""
     same = fields_of(new.DESCRIPTOR).by_name
+    for text in unknown.kept(old):
+        if unknown.name_of(text) == "type":
+            new.type = text.removeprefix("type:").strip()
+        else:
+            unknown.keep(new, text)
     for descriptor, value in old.ListFields():
         name = descriptor.name
         if name == "type":

@@ -36,7 +36,7 @@ class NetSource:
     def build(self, weights: list[str], *, allow_python: bool, net_type: type[Net] = Net, **reading: Any) -> Net:
         """The net with the values of `weights` (later files overwrite), and fillers' values where they have none.
 
-        `reading`: `crop`, `dialect` and `caffe_exact`, as for `Net`.
+        `reading`: `crop`, `dialect`, `strict` and `caffe_exact`, as for `Net`.
         """
         try:
             net = net_type(
@@ -110,7 +110,7 @@ def _test_definitions(param: caffe_pb2.SolverParameter, base_dir: Path | None) -
 
 def _read(name: str, base_dir: Path | None) -> _Definition:
     path = Path(resolve(name, None if base_dir is None else str(base_dir), "net of the solver"))
-    return read_net(path), path.resolve().parent, str(path)
+    return read_net(path, quiet=True), path.resolve().parent, str(path)
 
 
 def _source(

@@ -45,6 +45,7 @@ class Solver:
         path: the file a `SolverParameter` came from: names in it are looked up from its folder, too.
         crop: how the nets' Crop layers without an offset are read, as for `load`.
         dialect: the fork of Caffe that the nets were written for, as for `load`.
+        strict: refuse what nobody here knows in the solver and its nets, as for `load`.
         caffe_exact: train with Caffe's gradients also where they are not the true ones, as for `load`.
 
     Attributes:
@@ -74,13 +75,14 @@ class Solver:
         crop: str = "caffe",
         dialect: str | None = None,
         caffe_exact: bool = False,
+        strict: bool = False,
     ) -> None:
         if isinstance(solver, caffe_pb2.SolverParameter):
             self.param, self._file = caffe_pb2.SolverParameter(), None if path is None else Path(path)
             self.param.CopyFrom(solver)
             upgrade_solver(self.param)
         else:
-            self.param, self._file = read_solver(solver), Path(solver)
+            self.param, self._file = read_solver(solver, strict=strict), Path(solver)
         settings.check(self.param)
         if self.param.debug_info and options is not None and (options.compile or options.optimize):
             settings.warn("debug_info shows test nets only where the train net is compiled or rewritten")
@@ -95,7 +97,7 @@ class Solver:
             log_to()
         settings.seed(self.param, distributed.rank())
         target = settings.choose_device(self.param) if device is None else torch.device(device)
-        reading: dict[str, Any] = {"crop": crop, "dialect": dialect, "caffe_exact": caffe_exact}
+        reading: dict[str, Any] = {"crop": crop, "dialect": dialect, "caffe_exact": caffe_exact, "strict": strict}
         reading["net_type"] = self.net_type
         self.net: Net = train.build(weights, allow_python=allow_python, **reading).to(target)
         if sampling is not None:

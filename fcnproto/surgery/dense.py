@@ -18,7 +18,7 @@ from torch import Tensor
 from fcnproto.errors import GraphError, UsageError
 from fcnproto.graph import coord_map
 from fcnproto.graph.windows import DILATION_FIELDS, WindowMessage, dilations, is_same, pads_by_side
-from fcnproto.layers.registry import lookup
+from fcnproto.layers.placeholder import class_for
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
 from fcnproto.surgery.report import Report
@@ -141,7 +141,7 @@ class _Rarefaction:
             stride = self._pooling(layer, spread)
         else:
             # Values that depend on their own position alone stay the same, whatever lies between it and the next.
-            if layer.bottom and not lookup(layer.type, layer.name).is_pointwise(layer):
+            if layer.bottom and not class_for(layer.type, layer.name).is_pointwise(layer):
                 raise GraphError(f"layer {layer.name!r} ({layer.type}) can't be made dense; name a blob before it")
             self.net.layer.add().CopyFrom(layer)
         self.spread.update(dict.fromkeys(layer.top, spread * stride))

@@ -14,7 +14,7 @@ from fcnproto.graph import coord_map
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.graph.windows import WINDOW_FIELDS
 from fcnproto.inspect.summary import LayerSummary, summarise
-from fcnproto.layers.registry import lookup
+from fcnproto.layers.placeholder import class_for
 from fcnproto.schema import caffe_pb2
 from fcnproto.surgery.report import Report
 
@@ -300,18 +300,19 @@ def set_classes(net: caffe_pb2.NetParameter, classes: int | Mapping[str, int]) -
 
 def is_source(layer: caffe_pb2.LayerParameter) -> bool:
     """Whether a layer gives data: those of the data types, and Python layers without bottoms, as in a net's graph."""
-    return bool(lookup(layer.type, layer.name).is_data) or (layer.type == "Python" and not layer.bottom)
+    known = class_for(layer.type, layer.name)
+    return bool(known.is_data) or ((known.holds_place or layer.type == "Python") and not layer.bottom)
 
 
 def _judges(layer: caffe_pb2.LayerParameter) -> bool:
     """Whether a layer says how good scores are or ranks them: then its first bottom is the scores."""
-    known = lookup(layer.type, layer.name)
+    known = class_for(layer.type, layer.name)
     return known.is_loss or known.judges or known.ranks(layer)
 
 
 def _follows_scores(layer: caffe_pb2.LayerParameter) -> bool:
     """Whether a layer after a classifier has no part in a map of scores."""
-    known = lookup(layer.type, layer.name)
+    known = class_for(layer.type, layer.name)
     return known.judges or known.ranks(layer) or known.idle or known.passes_on or layer.type in _RESHAPING
 
 

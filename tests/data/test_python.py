@@ -230,7 +230,9 @@ def test_layers_on_a_gpu_run_on_copies(folder: Path) -> None:
 def test_nothing_is_imported_without_opt_in(folder: Path) -> None:
     (folder / "user_layers.py").write_text("raise SystemExit('imported')")
     with pytest.raises(LayerError, match=r"user_layers\.Affine is not a registered Python layer; .*allow_python=True"):
-        load(folder, "Affine", allow_python=False)
+        load(folder, "Affine", allow_python=False, strict=True)
+    net = load(folder, "Affine", allow_python=False)
+    assert net.unknown == [("py", "Python")] and "user_layers" not in sys.modules
 
 
 @pytest.mark.parametrize(

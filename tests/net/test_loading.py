@@ -222,7 +222,7 @@ def test_errors_of_the_graph_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "net.prototxt"
     path.write_text(INPUT + 'layer { name: "r" type: "Relu" bottom: "x" top: "y" }')
     with pytest.raises(UnsupportedLayerError, match=r"^\S+net\.prototxt: layer 'r': unknown layer type 'Relu'"):
-        fcnproto.load(path)
+        fcnproto.load(path, strict=True)
 
 
 def halves(tmp_path: Path, net: fcnproto.Net) -> list[Path]:

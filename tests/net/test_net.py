@@ -356,8 +356,13 @@ def test_shape_dependent_parameters_without_known_shapes(tmp_path: Path) -> None
         'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 3 } }\n'
     )
     (tmp_path / "n.prototxt").write_text(text)
-    with pytest.raises(GraphError, match="shapes="):
-        fcnproto.load(tmp_path / "n.prototxt")
+    net = fcnproto.load(tmp_path / "n.prototxt")
+    assert net.unknown == [("ip", "InnerProduct")] and not net.params
+    with pytest.raises(GraphError, match="waits for the size of 'x'.*shapes="):
+        net.plan("x")
+    torch.manual_seed(1)
+    assert net(x=np.ones((2, 5)))["y"].shape == (2, 3)
+    assert tuple(net.params["ip"][0].shape) == (3, 5) and not net.unknown
     net = fcnproto.load(tmp_path / "n.prototxt", shapes={"x": (2, 7)})
     assert tuple(net.params["ip"][0].shape) == (3, 7)
     assert net(x=np.ones((2, 7)))["y"].shape == (2, 3)

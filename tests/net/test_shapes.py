@@ -122,8 +122,10 @@ def test_channels_that_nobody_knows_are_three_and_told(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         net = load(tmp_path, LMDB, CONVOLUTION, shapes={"data": (2, 4, None, None)})
     assert tuple(net.params["c"][0].shape) == (2, 4, 1, 1)
-    with pytest.raises(GraphError, match=r"depend on the size of 'data'.*shapes="):
-        load(tmp_path, LMDB, PRODUCT)
+    net = load(tmp_path, LMDB, PRODUCT)
+    assert net.unknown == [("p", "InnerProduct")]
+    with pytest.raises(GraphError, match=r"'p' \(InnerProduct\): waits for the size of 'data'.*shapes="):
+        net.plan("data", "p")
 
 
 def test_layers_before_the_one_that_depends_are_set_up_once(tmp_path: Path) -> None:
@@ -232,5 +234,7 @@ def test_errors_that_follow_from_three_channels_say_so(tmp_path: Path) -> None:
     made.save(tmp_path / "w.caffemodel")
     with pytest.raises(WeightsError, match=r"'data' has; taken to be 3.*shapes="):
         net.copy_from(tmp_path / "w.caffemodel")
-    with pytest.raises(GraphError, match=r"multiples of group 2.*'data' has; taken to be 3.*shapes="):
-        load(tmp_path, LMDB, CONVOLUTION.replace("num_output: 2", "num_output: 2 group: 2"))
+    net = load(tmp_path, LMDB, CONVOLUTION.replace("num_output: 2", "num_output: 2 group: 2"))
+    assert net.unknown == [("c", "Convolution")]
+    assert net(data=np.zeros((1, 4, 2, 2), np.float32))["c"].shape == (1, 2, 2, 2)
+    assert tuple(net.params["c"][0].shape) == (2, 2, 1, 1)

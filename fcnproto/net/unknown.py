@@ -1,0 +1,52 @@
+"""What a net holds that nobody here knows: told of in one warning, refused in one error, listed as `Net.unknown`.
+
+Internal to `fcnproto.net`, but for `Unknown`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fcnproto.errors import FcnprotoWarning, PrototxtError
+from fcnproto.graph import Graph, Node
+from fcnproto.layers.registry import find
+from fcnproto.schema import caffe_pb2
+from fcnproto.schema.unknown import told, unknown_fields
+
+
+class Unknown(NamedTuple):
+    """A layer that can't be computed for now, by its name and type."""
+
+    name: str
+    type: str
+
+
+def warn_unknown(param: caffe_pb2.NetParameter, graph: Graph, file: str | None) -> None:
+    """One FcnprotoWarning of all unknown fields in a definition and all layers of the graph that only hold a place."""
+    types = Counter(node.type for node in graph.nodes if node.held and find(node.type) is None)
+    forbidden = [node for node in graph.nodes if node.held and node.type == "Python" and not unknown_fields(node.param)]
+    said = [part for part in (told(unknown_fields(param), types, param), _forbidden(forbidden)) if part]
+    if said:
+        where = f"net {graph.name!r}" if file is None else file
+        warnings.warn(f"{where}: {'; '.join(said)}", FcnprotoWarning, stacklevel=4)
+
+
+def _forbidden(nodes: Sequence[Node]) -> str:
+    names = Counter(f"{node.param.python_param.module}.{node.param.python_param.layer}" for node in nodes)
+    if not names:
+        return ""
+    listed = ", ".join(name if count == 1 else f"{name} ({count} times)" for name, count in names.items())
+    return (
+        f"Python layers hold their places, what needs them can't be computed: {listed} (if you trust their modules, "
+        "allow_python=True, --allow-python imports them)"
+    )
+
+
+def refuse_unknown(param: caffe_pb2.NetParameter, file: str | None) -> None:
+    """`PrototxtError` for a definition with unknown fields."""
+    fields = unknown_fields(param)
+    if fields:
+        raise PrototxtError(f"unknown fields: {', '.join(fields)}", file)

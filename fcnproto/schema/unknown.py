@@ -1,0 +1,180 @@
+"""What a text holds that the schema doesn't have: kept with its message, found again, written back, and told of.
+
+A field of an unknown fork becomes an unknown field of protobuf's in the message where it stands, under one private
+number, with its text for a value. So everything that copies, merges, pickles or stores messages keeps it, and nothing
+else sees it. The text is `name: value`, or `name {` with its lines and `}`, two spaces a level.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from google.protobuf.message import Message
+
+from fcnproto.schema import forks
+from fcnproto.schema.fields import fields_of, suggestion
+from fcnproto.schema.tokens import Tokens
+from fcnproto.schema.wire import LENGTH, encode_tag, encode_varint
+
+try:
+    from google.protobuf.unknown_fields import UnknownFieldSet
+except ImportError:  # protobuf 4.21
+
+    def UnknownFieldSet(message: Message) -> Sequence[object]:  # type: ignore[no-redef]
+        """The unknown fields of a message."""
+        found: Sequence[object] = message.UnknownFields()  # type: ignore[attr-defined]
+        return found
+
+
+NUMBER = (1 << 29) - 2
+"""The field number under which texts are kept: the last but one that there is, and no fork's."""
+_DEEPEST = 100
+_CLOSING = {"{": "}", "<": ">"}
+_MOST_NAMED = 12
+
+
+def keep(message: Message, text: str) -> None:
+    """Keep the text of a field with a message."""
+    content = text.encode("utf-8")
+    message.MergeFromString(encode_tag(NUMBER, LENGTH) + encode_varint(len(content)) + content)
+
+
+def kept(message: Message) -> list[str]:
+    """The texts of unknown fields that stand directly in a message, in order."""
+    return [
+        one.data.decode("utf-8", "replace")
+        for one in UnknownFieldSet(message)
+        if one.field_number == NUMBER and one.wire_type == LENGTH
+    ]
+
+
+def name_of(text: str) -> str:
+    """The name of the field that a kept text is of."""
+    return text.partition(" ")[0].partition(":")[0]
+
+
+def kept_within(message: Message) -> Iterator[tuple[Message, str]]:
+    """All kept texts in a message and the messages in it, each with the message where it stands."""
+    for text in kept(message):
+        yield message, text
+    table = fields_of(message.DESCRIPTOR)
+    for descriptor, content in message.ListFields():
+        field = table.by_name[descriptor.name]
+        if field.kind == "message":
+            for inner in content if field.repeated else [content]:
+                yield from kept_within(inner)
+
+
+def unknown_fields(message: Message) -> Counter[str]:
+    """The unknown fields in a message as `Message.field`, or `Message.field: VALUE` for a value that a known field
+    doesn't take, with how often they stand there."""
+    found: Counter[str] = Counter()
+    for owner, text in kept_within(message):
+        table, name = fields_of(owner.DESCRIPTOR), name_of(text)
+        found[f"{table.name}.{text if name in table.by_name else name}"] += 1
+    return found
+
+
+def unknown_values(message: Message) -> list[str]:
+    """The settings in a message whose value nobody here knows, as `field: VALUE`: nothing here computes that."""
+    return [text for owner, text in kept_within(message) if name_of(text) in fields_of(owner.DESCRIPTOR).by_name]
+
+
+def told(fields: Mapping[str, int], types: Mapping[str, int], message: Message) -> str:
+    """One sentence on everything unknown, with counts, the forks known to have it, and likely misspellings.
+
+    `message` is the one that holds the fields; `types` are names of layer types with how many layers have them. Empty
+    where there is nothing to tell."""
+    parts = []
+    if fields:
+        tables = {fields_of(owner.DESCRIPTOR).name: owner for owner, _ in kept_within(message)}
+        names = [f"{_counted(name, count)}{_about_field(name, tables)}" for name, count in fields.items()]
+        parts.append(f"unknown fields are kept without effect: {_some(names)}")
+    if types:
+        names = [
+            f"{_counted(name, count)}{_brackets(forks.named(forks.having_type(name)))}" for name, count in types.items()
+        ]
+        parts.append(f"layers of unknown types hold their places, what needs them can't be computed: {_some(names)}")
+    return "; ".join(parts) + " (strict=True, --strict refuses them)" if parts else ""
+
+
+def _counted(name: str, count: int) -> str:
+    return name if count == 1 else f"{name} ({count} times)"
+
+
+def _brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _about_field(name: str, tables: Mapping[str, Message]) -> str:
+    message, _, field = name.partition(".")
+    if ":" in field or message not in tables:
+        return ""
+    known = forks.named(forks.having_field(field)) if message == "LayerParameter" else ""
+    near = "" if known else suggestion(field, fields_of(tables[message].DESCRIPTOR).by_name).removeprefix("; ")
+    return _brackets(known or near)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def read_field(tokens: Tokens, name: str) -> str:
+    """The text of a field whose name was just taken: whatever protobuf's parser would skip there.
+
+    Raises `PrototxtError` for what is no field's value."""
+    return "\n".join(_field(tokens, name, 0))
+
+
+def _field(tokens: Tokens, name: str, depth: int) -> list[str]:
+    if depth > _DEEPEST:
+        raise tokens.error(f"messages lie more than {_DEEPEST} deep in each other")
+    colon = tokens.accept(":")
+    if tokens.looking_at("{", "<"):
+        return _message(tokens, name, depth)
+    if not colon and not tokens.looking_at("["):
+        raise tokens.error(f'expected ":" or "{{" after "{name}", found {tokens.current}')
+    if not tokens.accept("["):
+        return [f"{name}: {_scalar(tokens, name)}"]
+    lines: list[str] = []
+    scalars: list[str] = []
+    while not tokens.accept("]"):
+        if tokens.looking_at("{", "<"):
+            lines += _message(tokens, name, depth)
+        else:
+            scalars.append(_scalar(tokens, name))
+        if not tokens.accept(",") and not tokens.looking_at("]"):
+            raise tokens.error(f'expected "," or "]" in the list of "{name}", found {tokens.current}')
+    return lines if lines and not scalars else [f"{name}: [{', '.join(scalars)}]", *lines]
+
+
+def _message(tokens: Tokens, name: str, depth: int) -> list[str]:
+    closing = _CLOSING[tokens.advance().text]
+    lines = [f"{name} {{"]
+    while not tokens.accept(closing):
+        if tokens.current.kind != "name":
+            raise tokens.error(f'expected a field or "{closing}" in "{name}", found {tokens.current}')
+        lines += [f"  {line}" for line in _field(tokens, tokens.advance().text, depth + 1)]
+        tokens.accept(",", ";")
+    return [*lines, "}"]
+
+
+def _scalar(tokens: Tokens, name: str) -> str:
+    if tokens.current.kind == "string":
+        parts = []
+        while tokens.current.kind == "string":
+            token = tokens.advance()
+            tokens.string(token)  # refuses wrong escapes
+            parts.append(_printable(token.text))
+        return " ".join(parts)
+    sign = "-" if tokens.accept("-") else ""
+    if tokens.current.kind not in ("name", "number"):
+        raise tokens.error(f'"{name}" takes a value, found {tokens.current}')
+    return sign + tokens.advance().text
+
+
+def _printable(text: str) -> str:
+    """A string's text; bytes that are no UTF-8 as octal escapes, which any reader takes for the same bytes."""
+    return "".join(f"\\{ord(sign) - 0xDC00:03o}" if 0xDC80 <= ord(sign) <= 0xDCFF else sign for sign in text)
