@@ -22,6 +22,7 @@ from fcnproto.errors import (
 from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
+    from fcnproto.diagnosis import check
     from fcnproto.layers.base import Layer, Pointwise
     from fcnproto.layers.registry import register as register_layer
     from fcnproto.net import Net, load
@@ -63,6 +64,7 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "__version__",
+    "check",
     "load",
     "optimize",
     "register_layer",
@@ -75,6 +77,7 @@ __getattr__, __dir__ = lazily(
         "Net": "fcnproto.net",
         "Pointwise": "fcnproto.layers.base",
         "Solver": "fcnproto.solver",
+        "check": "fcnproto.diagnosis",
         "load": "fcnproto.net",
         "optimize": "fcnproto.passes",
         "register_layer": "fcnproto.layers.registry:register",

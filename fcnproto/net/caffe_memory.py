@@ -12,7 +12,8 @@ gradients through memory that is shared, too. `find_places` follows both through
   LSTM and RNN compute gradients of frozen blobs, too; and their recurrent blobs, shared by name in TRAIN, are shared
   for the first time step alone.
 
-Internal to `fcnproto.net`; `fcnproto.layers.backward` has the arithmetic.
+Internal to `fcnproto.net`, but for `find_places`, which `fcnproto.checking.caffe` says as findings;
+`fcnproto.layers.backward` has the arithmetic.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the original Caffe refuses in a net that runs here, so that a net written here can be known to load there.
 
 Only what it stops at is told, not where it computes something else. Internal to `fcnproto.net`, but for
-`caffe_refusals`; `fcnproto.check.caffe` says the same as findings.
+`caffe_refusals`; `fcnproto.checking.caffe` says the same as findings.
 """
 
 from __future__ import annotations

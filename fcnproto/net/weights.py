@@ -91,9 +91,9 @@ def copy_weights(
                 continue
             try:
                 matched = _match(net, index, layer, source, path, stored.kind == "hdf5")
-            except _MisfitError as error:
+            except MisfitError as error:
                 pairs = [(one, targets[one.name][1]) for one in stored.layers if one.name in targets]
-                raise WeightsError(f"{error}; {net._assumed or _advice(pairs, path)}") from None
+                raise MisfitError(f"{error}; {net._assumed or _advice(pairs, path)}") from None
             if matched:
                 copied.append(source.name)
                 plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
@@ -164,7 +164,7 @@ def warn_missing(paths: Sequence[str | os.PathLike[str]], layers: Sequence[str])
         warnings.warn(message, FcnprotoWarning, stacklevel=3)
 
 
-class _MisfitError(WeightsError):
+class MisfitError(WeightsError):
     """A layer of the file and the net's layer of its name have other blobs."""
 
 
@@ -199,7 +199,7 @@ def _match(
     if may_leave_out_shared:
         blobs = [*blobs, *[None] * (len(layer.blob_names) - len(blobs))]
     if len(blobs) != len(layer.blob_names):
-        raise _MisfitError(f"{where} has {len(blobs)} blobs, the net's has {len(layer.blob_names)}")
+        raise MisfitError(f"{where} has {len(blobs)} blobs, the net's has {len(layer.blob_names)}")
     matched = {}
     for k, blob in enumerate(blobs):
         if blob is None:
@@ -207,7 +207,7 @@ def _match(
                 raise WeightsError(f"{where}: blob {k} is missing, expected shape {layer.blob_shapes[k]}")
             continue
         if not blob.matches(layer.blob_shapes[k]):
-            raise _MisfitError(f"{where}, blob {k}: the file's shape is {blob.shape}, the net's {layer.blob_shapes[k]}")
+            raise MisfitError(f"{where}, blob {k}: the file's shape is {blob.shape}, the net's {layer.blob_shapes[k]}")
         blob.check()
         matched[k] = blob
     return matched

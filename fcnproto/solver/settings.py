@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fcnproto.check.rules import before_training
+from fcnproto.checking.rules import before_training
 from fcnproto.errors import FcnprotoWarning, SolverError
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2

@@ -10,7 +10,7 @@ import torch
 
 import fcnproto
 from fcnproto import surgery, zoo
-from fcnproto.check import Finding, rules
+from fcnproto.checking import Finding, rules
 from fcnproto.cli._main import main
 from fcnproto.errors import FcnprotoWarning
 from fcnproto.net import Net

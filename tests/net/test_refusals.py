@@ -9,7 +9,7 @@ import golden_cases
 import pytest
 
 import fcnproto
-from fcnproto.check.caffe import loads_in_caffe
+from fcnproto.checking.caffe import loads_in_caffe
 from fcnproto.errors import FcnprotoWarning
 from fcnproto.net.refusals import caffe_refusals
 

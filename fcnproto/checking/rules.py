@@ -6,19 +6,18 @@ from collections.abc import Iterator
 
 import torch
 
-from fcnproto.check.findings import Finding, listed
-from fcnproto.check.flow import flow, zero_parameters
+from fcnproto.checking.findings import Finding, listed
+from fcnproto.checking.flow import flow, zero_parameters
+from fcnproto.checking.kinds import found
 from fcnproto.data.alignment import randomly_moved
 from fcnproto.net import Net
-
-_UPSAMPLES = "bilinear interpolation comes from `fcnproto surgery interpolate` or a bilinear filler with group"
 
 
 def before_training(net: Net) -> Iterator[Finding]:
     """What should be said before a training begins. A net without a loss is not asked what reaches its parameters."""
-    found = list(no_loss(net))
-    yield from found
-    if not found:
+    none = list(no_loss(net))
+    yield from none
+    if not none:
         yield from unfilled(net)
         yield from never_learns(net)
     yield from ungrouped_bilinear(net)
@@ -32,13 +31,10 @@ def unfilled(net: Net) -> Iterator[Finding]:
     if places:
         dead = any(blob in moves.zero for index, _ in places for blob in net.graph.nodes[index].tops)
         what = "what they give is 0 for every image" if dead else "they add nothing but their bias"
-        yield Finding(
-            "fault",
+        yield found(
             "unfilled",
-            listed([net.layers[index].name for index, _ in places]),
-            "all weights are 0 (no weights for them, and no filler) and lr_mult is 0",
-            f"{what} and no gradient passes below",
-            f"give weights or a weight_filler; {_UPSAMPLES}",
+            [net.layers[index].name for index, _ in places],
+            f"all weights are 0 (no weights for them, and no filler) and lr_mult is 0: {what}",
         )
 
 
@@ -49,45 +45,35 @@ def _asked(net: Net) -> set[tuple[int, int]]:
 
 def never_learns(net: Net) -> Iterator[Finding]:
     """Layers that are to be learned, but get no gradient at any time because weights are 0, theirs or others'."""
-    found, asked, layers = flow(net, zero_parameters(net)), _asked(net), net.layers
-    lost = asked - found.reached
+    moves, asked, layers = flow(net, zero_parameters(net)), _asked(net), net.layers
+    lost = asked - moves.reached
     stuck = [ref for ref in net.parameter_places() if ref.lr_mult != 0 and (ref.layer, ref.index) in lost]
     names = list(dict.fromkeys(layers[ref.layer].name for ref in stuck))
     if names:
-        guilty = [layers[index].name for index, _ in sorted(found.asleep)]
-        yield Finding(
-            "fault",
-            "never-learns",
-            listed(names),
-            f"the weights of {listed(guilty)} are all 0",
-            "no gradient ever reaches these layers and they stay as they are",
-            "give weights, or a weight_filler such as xavier to every layer that is learned",
-        )
+        guilty = [layers[index].name for index, _ in sorted(moves.asleep)]
+        yield found("never-learns", names, f"the weights of {listed(guilty)} are all 0")
 
 
 def no_loss(net: Net) -> Iterator[Finding]:
     """A net in which nothing is minimised, or nothing that depends on what is learned."""
     where = f"net {net.graph.name!r}"
     if not net.graph.weighted():
-        yield Finding(
-            "fault",
+        yield found(
             "no-loss",
             where,
             "no layer of it gives a loss",
-            "nothing is learned",
-            "add a loss layer, such as SoftmaxWithLoss, or look whether its include rules keep it out of TRAIN",
+            remedy="add a loss layer, such as SoftmaxWithLoss, or look whether its include rules keep it out of TRAIN",
         )
         return
     learned = {(ref.layer, ref.index) for ref in net.parameter_places() if ref.lr_mult != 0}
     if not learned & _asked(net):
         names = list(dict.fromkeys(blob.producer.name for blob, _ in net.graph.weighted()))
-        yield Finding(
-            "fault",
+        yield found(
             "no-loss",
             where,
             f"its loss ({listed(names)}) depends on no parameter that is learned",
-            "nothing is learned",
-            "look at lr_mult, propagate_down and at what the loss reads",
+            remedy="look at lr_mult, propagate_down and at what the loss reads",
+            layers=names,
         )
 
 
@@ -102,25 +88,11 @@ def ungrouped_bilinear(net: Net) -> Iterator[Finding]:
             alike = bool(weight.any()) and torch.equal(weight, weight[:1, :1].expand_as(weight))
             names += [layer.name] if alike else []
     if names:
-        yield Finding(
-            "fault",
-            "ungrouped-bilinear",
-            listed(names),
-            "a bilinear weight_filler without group fills every pair of channels",
-            "each class gets the sum of all classes' scores, and all are alike",
-            "say group: as many as num_output (and as there are channels below), as in the published nets",
-        )
+        yield found("ungrouped-bilinear", names, "a bilinear weight_filler without group fills every pair of channels")
 
 
 def unaligned_random(net: Net) -> Iterator[Finding]:
     """Data layers of TRAIN that crop or mirror at random, each for itself: image and labels of it part."""
     names = [layer.name for layer in randomly_moved(net.layers)]
     if len(names) > 1:
-        yield Finding(
-            "fault",
-            "unaligned-random",
-            listed(names),
-            "each draws its own random crop or mirror",
-            "images and label maps of separate layers no longer lie on each other (in Caffe too)",
-            "transform them when the databases are written, or read both by one layer (fcnproto_layers.ImageMaskLayer)",
-        )
+        yield found("unaligned-random", names, "each draws its own random crop or mirror")

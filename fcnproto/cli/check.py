@@ -1,0 +1,73 @@
+"""Say why a net does not learn, before an hour of training is wasted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fcnproto.cli import _nets, _options, _output
+from fcnproto.escaping import printable
+
+if TYPE_CHECKING:
+    from fcnproto.diagnosis import Finding
+
+
+@click.command("check")
+@click.argument("net", metavar="NET_OR_SOLVER", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path), nargs=-1)
+@click.option("--classes", metavar="FILE", type=click.Path(path_type=Path), help="The classes' names, one a line.")
+@click.option("--caffe", "for_caffe", is_flag=True, help="Also what the original Caffe refuses or computes otherwise.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--allow-python", is_flag=True, help="Import the modules that Python layers name; they run as you.")
+@_options.crop_option
+@_options.dialect_option
+@_nets.layers_option
+@_options.threads_option
+def command(
+    net: Path,
+    weights: Sequence[Path],
+    classes: Path | None,
+    for_caffe: bool,
+    as_json: bool,
+    allow_python: bool,
+    crop: str,
+    dialect: str | None,
+) -> int:
+    """List what keeps a net from learning: its prototxt's, its solver's, its weights' and its data's faults.
+
+    A net is examined in phase TRAIN. A fault certainly spoils training or output, a suspect depends on what is meant, a
+    note is good to know: docs/check.md lists all kinds. The exit status is 1 where there is a fault.
+    """
+    from fcnproto.diagnosis import examine
+
+    report = examine(
+        net,
+        weights,
+        classes=classes,
+        for_caffe=for_caffe,
+        allow_python=allow_python,
+        crop=crop,
+        dialect=dialect,
+    )
+    if as_json:
+        _output.print_json(report.as_dict())
+    else:
+        _print(report.findings)
+    return 1 if report.failed else 0
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        _output.print_text(f"{finding.level}: {printable(finding.where)} [{finding.code}]")
+        _output.print_text(f"  {printable(finding.seen)},")
+        _output.print_text(f"  so {printable(finding.why)}")
+        _output.print_text(f"  -> {printable(finding.remedy)}")
+    counts = [
+        f"{count} {level}{'s' if count != 1 else ''}"
+        for level in ("fault", "suspect", "note")
+        if (count := sum(finding.level == level for finding in findings))
+    ]
+    _output.print_text(", ".join(counts) or "nothing found")

@@ -1,0 +1,103 @@
+"""`check`: all rules over a net or a solver, and `examine`, which also keeps what a page shows."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fcnproto.checking import caffe, geometry, losses, rules
+from fcnproto.checking.findings import LEVELS, Finding
+from fcnproto.diagnosis.places import located
+from fcnproto.diagnosis.solvers import solver_rules
+from fcnproto.diagnosis.sources import source_rules
+from fcnproto.diagnosis.subject import Subject, read_subject
+from fcnproto.diagnosis.weights import class_count, weights_rules
+from fcnproto.errors import FcnprotoWarning
+from fcnproto.net import Net
+from fcnproto.preprocessing import read_class_names
+from fcnproto.solver import Solver
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass
+class Report:
+    """What was found, the gravest first, and what was examined."""
+
+    title: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is a fault among the findings."""
+        return any(finding.level == "fault" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same in dicts, lists and texts, for JSON."""
+        counts = {level: sum(finding.level == level for finding in self.findings) for level in LEVELS}
+        return {"file": self.title, "counts": counts, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def check(net: PathLike | Net | Solver, weights: PathLike | Sequence[PathLike] = (), **options: Any) -> list[Finding]:
+    """What keeps a net from learning: a list of findings, the gravest first. Arguments as for `examine`."""
+    return examine(net, weights, **options).findings
+
+
+def examine(
+    net: PathLike | Net | Solver,
+    weights: PathLike | Sequence[PathLike] = (),
+    *,
+    classes: PathLike | Sequence[str] | None = None,
+    for_caffe: bool = False,
+    allow_python: bool = False,
+    **reading: Any,
+) -> Report:
+    """Examine a net's prototxt (as TRAIN), a solver's, a `Net` or a `Solver`. Nothing is written.
+
+    Args:
+        net: without a solver, a net that has no loss counts as one for use, whose Input layers the caller fills.
+        weights: files, copied in this order; without, the solver's own.
+        classes: the names of the classes, or a file with one a line.
+        for_caffe: also what the original Caffe refuses, and where its gradients are others.
+        allow_python: permit the import of modules that Python layers name.
+        reading: `crop` and `dialect`, as for `load`.
+
+    Raises what reading the files raises (`PrototxtError`, `GraphError`, `WeightsError`, `DataError`).
+    """
+    files = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
+    subject = read_subject(net, files, allow_python=allow_python, **reading)
+    names = list(read_class_names(classes)) if isinstance(classes, (str, os.PathLike)) else list(classes or ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FcnprotoWarning)
+        found = [*subject.findings, *_of_files(subject, names)]
+        if for_caffe:
+            found += [*caffe.loads_in_caffe(subject.net), *caffe.other_gradients(subject.net)]
+    return Report(subject.title, ordered(located(found, subject.places)))
+
+
+def ordered(findings: Sequence[Finding]) -> list[Finding]:
+    """Without repetitions, the gravest first."""
+    return sorted(dict.fromkeys(findings), key=lambda finding: LEVELS.index(finding.level))
+
+
+def _of_files(subject: Subject, classes: Sequence[str]) -> Iterator[Finding]:
+    """What the files alone show."""
+    net = subject.net
+    if not subject.is_deploy and subject.whole:
+        yield from rules.before_training(net)
+    else:
+        yield from rules.ungrouped_bilinear(net)
+    yield from geometry.upsampling_gain(net)
+    yield from geometry.crop_offset(net)
+    yield from geometry.padding(net, subject.image_sizes())
+    yield from geometry.score_stride(net, subject.shapes)
+    yield from losses.loss_weight_forgotten(net)
+    yield from losses.loss_scales(net, subject.shapes)
+    yield from losses.infogain_size(net, subject.shapes)
+    yield from weights_rules(subject)
+    yield from class_count(subject, classes)
+    yield from source_rules(subject)
+    yield from solver_rules(subject)

@@ -1,0 +1,310 @@
+"""Rules about data layers: what they do to images, whether they stay together, whether their sources are there.
+
+Of the sources only lists, counts and the sizes of first items are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import combinations
+
+from fcnproto.checking.findings import Finding, some
+from fcnproto.checking.kinds import found
+from fcnproto.data.database import Data
+from fcnproto.data.folder_layer import ImageMaskLayer
+from fcnproto.data.hdf5 import HDF5Data
+from fcnproto.data.image_data import ImageData, read_image_list
+from fcnproto.data.paths import find
+from fcnproto.data.published import PublishedLayer
+from fcnproto.data.records import open_records
+from fcnproto.data.window_data import WindowData
+from fcnproto.diagnosis.places import located, places_in
+from fcnproto.diagnosis.subject import Subject
+from fcnproto.errors import DataError
+from fcnproto.graph import Blob, Node
+from fcnproto.layers.base import Layer
+from fcnproto.layers.source import SourceLayer
+from fcnproto.net.roles import judges, unsplit
+from fcnproto.schema import caffe_pb2
+
+_BGR = (104.0, 117.0, 123.0)
+"""About ImageNet's mean as blue, green, red; by it the order of a mean is known."""
+_SMALL_SCALE, _LARGE_SHIFT = 0.1, -20.0
+_LISTED_FILES = 2000
+_VOID = 255
+
+
+def source_rules(subject: Subject) -> Iterator[Finding]:
+    """What is wrong with the data layers of a net, and of its solver's test nets where files are missing."""
+    nodes = dict(zip(subject.net.graph.nodes, subject.net.layers, strict=True))
+    layers = [(node, layer) for node, layer in nodes.items() if node.is_data]
+    for node, layer in layers:
+        yield from _values(subject, node, layer)
+        yield from _files(layer)
+    yield from _apart(subject, nodes)
+    yield from _databases([layer for _, layer in layers if isinstance(layer, Data)])
+    yield from _void(nodes)
+    for net in subject.tests:
+        for layer in net.data_layers():
+            yield from located(_files(layer), places_in(layer.prototxt))
+
+
+# What is done to the images.
+
+
+def readers(blob: Blob) -> Iterator[Node]:
+    """The layers that read a blob, through Splits."""
+    node = blob.consumer
+    if node is None:
+        return
+    if node.type == "Split":
+        for top in node.tops:
+            yield from readers(top)
+    else:
+        yield node
+
+
+def _values(subject: Subject, node: Node, layer: Layer) -> Iterator[Finding]:
+    if not node.tops:
+        return
+    mean, scale = _mean(layer), _scale(layer)
+    below = list(readers(node.tops[0]))
+    shifts = [one for one in below if one.type == "Power" and one.param.power_param.shift < _LARGE_SHIFT]
+    scales = [one for one in below if one.type == "Power" and abs(one.param.power_param.scale) < _SMALL_SCALE]
+    if mean and shifts:
+        yield found(
+            "mean-twice",
+            [layer.name, shifts[0].name],
+            f"{layer.name!r} takes off {mean}, and {shifts[0].name!r} (Power) {-shifts[0].param.power_param.shift:g}",
+        )
+    if abs(scale) < _SMALL_SCALE and scales:
+        seen = f"{layer.name!r} scales by {scale:g}, and {scales[0].name!r} (Power) by"
+        yield found("scale-twice", [layer.name, scales[0].name], f"{seen} {scales[0].param.power_param.scale:g}")
+    values = _mean_values(layer)
+    if len(values) == 3 and _is_reversed(values):
+        shown = ", ".join(f"{value:g}" for value in values)
+        yield found("channel-order", [layer.name], f"mean {shown} for images that are read as blue, green, red")
+    plain = not mean and scale == 1 and bool(below) and all(one.type == "Convolution" for one in below)
+    if plain and _is_colour(subject, node, layer):
+        yield found("no-mean", [layer.name], "values go from 0 to 255 into " + some([one.name for one in below]))
+
+
+def _mean(layer: Layer) -> str:
+    """The mean that a data layer takes off its images, in words; empty without one."""
+    transform = layer.param.transform_param
+    if isinstance(layer, (Data, ImageData, WindowData)) and transform.mean_file:
+        return transform.mean_file
+    values = _mean_values(layer)
+    return ", ".join(f"{value:g}" for value in values) if any(values) else ""
+
+
+def _mean_values(layer: Layer) -> list[float]:
+    if isinstance(layer, (Data, ImageData, WindowData)):
+        return list(layer.param.transform_param.mean_value)
+    if isinstance(layer, ImageMaskLayer):
+        one = layer.inputs[0].preprocessing
+        return [] if one.mean is None or one.kind != "bgr" else [float(value) for value in one.mean.reshape(-1)[:3]]
+    if isinstance(layer, PublishedLayer):
+        mean = layer.options.get("mean", getattr(layer, "mean", None))
+        return [float(value) for value in mean] if isinstance(mean, (list, tuple)) else [1.0] if mean else []
+    return []
+
+
+def _scale(layer: Layer) -> float:
+    reads = isinstance(layer, (Data, ImageData, WindowData))
+    return float(layer.param.transform_param.scale) if reads else 1.0
+
+
+def _is_reversed(values: list[float]) -> bool:
+    def off(order: tuple[float, ...]) -> float:
+        return max(abs(have - want) for have, want in zip(values, order, strict=True))
+
+    return off(_BGR[::-1]) < 5 and off(_BGR) > 5
+
+
+def _is_colour(subject: Subject, node: Node, layer: Layer) -> bool:
+    if isinstance(layer, ImageData):
+        return bool(layer.config.is_color)
+    shape = subject.sources.get(node.tops[0].name)
+    return isinstance(layer, (Data, WindowData)) and shape is not None and len(shape) == 4 and shape[1] == 3
+
+
+# Whether images and labels stay together.
+
+
+def _apart(subject: Subject, nodes: dict[Node, Layer]) -> Iterator[Finding]:
+    """Losses whose scores come from one data layer and whose label maps from another, either drawing at random."""
+    told: set[frozenset[str]] = set()
+    for node in nodes:
+        if not judges(node) or len(node.bottoms) < 2:
+            continue
+        scores = subject.shapes.get(node.bottoms[0], ())
+        if len(scores) != 4 or scores[2] * scores[3] == 1:
+            continue
+        label = unsplit(node.bottoms[1]).producer
+        images = _origins(node.bottoms[0]) - {label}
+        for image in images if label.is_data else ():
+            pair = [nodes[image], nodes[label]]
+            reasons = [f"{one.name!r} {what}" for one in pair for what in _random(one)]
+            names = frozenset(one.name for one in pair)
+            if reasons and names not in told:
+                told.add(names)
+                yield found("unaligned-random", [one.name for one in pair], f"{', '.join(reasons)} by itself")
+
+
+def _origins(blob: Blob) -> set[Node]:
+    """The data layers that a blob's values come from."""
+    stack, seen, result = [blob.producer], set(), set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.is_data:
+            result.add(node)
+        lent = node.facts.size_bottoms
+        stack += [bottom.producer for place, bottom in enumerate(node.bottoms) if place not in lent]
+    return result
+
+
+def _random(layer: Layer) -> Iterator[str]:
+    """What a data layer draws by itself in TRAIN."""
+    transform = layer.param.transform_param
+    if isinstance(layer, (Data, ImageData)):
+        if transform.mirror:
+            yield "mirrors"
+        if transform.crop_size:
+            yield f"crops {transform.crop_size} x {transform.crop_size}"
+    if isinstance(layer, (ImageData, HDF5Data)) and layer.config.shuffle:
+        yield "shuffles"
+    if isinstance(layer, (Data, ImageData)) and layer.config.rand_skip:
+        yield "skips at random"
+
+
+# Whether the sources are there, and fit.
+
+
+def _files(layer: Layer) -> Iterator[Finding]:
+    config = layer.config if layer.config_field else None
+    source = getattr(config, "source", "") if isinstance(layer, SourceLayer) else ""
+    if isinstance(layer, PublishedLayer):
+        yield from _published(layer)
+        return
+    if not source:
+        return
+    path = find(source, layer.base_dir)
+    if path is None:
+        yield found("missing-files", [layer.name], f"source {source!r} is not there", level="note")
+    elif os.path.isfile(path):
+        yield from _bom(layer, path)
+        yield from _listed(layer, path)
+    if isinstance(layer, (Data, ImageData)) and path is not None:
+        yield from _crop(layer)
+
+
+def _published(layer: PublishedLayer) -> Iterator[Finding]:
+    try:
+        path = layer.split_file()
+    except DataError as error:
+        yield found("missing-files", [layer.name], str(error).partition(": ")[2] or str(error), level="note")
+        return
+    if not os.path.isfile(path):
+        yield found("missing-files", [layer.name], f"{path} is not there", level="note")
+        return
+    yield from _bom(layer, path)
+    try:
+        files = [file for id in layer.read_ids()[:_LISTED_FILES] for file in layer.paths(id)]
+    except DataError as error:
+        yield found("missing-files", [layer.name], str(error))
+        return
+    missing = [file for file in files if not os.path.exists(file)]
+    if missing:  # all of them: the data set is elsewhere
+        seen = f"{len(missing)} of {len(files)} files of {path} are missing, first {missing[0]}"
+        yield found("missing-files", [layer.name], seen, level="note" if len(missing) == len(files) else "suspect")
+
+
+def _bom(layer: Layer, path: str) -> Iterator[Finding]:
+    with open(path, "rb") as file:
+        if file.read(3) == b"\xef\xbb\xbf":
+            yield found("list-bom", [layer.name], f"{path} begins with the bytes EF BB BF")
+
+
+def _listed(layer: Layer, path: str) -> Iterator[Finding]:
+    if not isinstance(layer, ImageData):
+        return
+    try:
+        entries = read_image_list(path)
+    except DataError as error:
+        yield found("missing-files", [layer.name], str(error))
+        return
+    folder = layer.config.root_folder
+    missing = [name for name, _ in entries[:_LISTED_FILES] if find(folder + name, layer.base_dir) is None]
+    if missing:
+        seen = f"{len(missing)} of {len(entries)} files of {path} are missing, first {folder + missing[0]!r}"
+        yield found("missing-files", [layer.name], seen)
+
+
+def _crop(layer: Data | ImageData) -> Iterator[Finding]:
+    crop = layer.param.transform_param.crop_size
+    size = _item_size(layer) if crop else None
+    if size is not None and min(size) < crop:
+        yield found("crop-larger", [layer.name], f"crop_size {crop}, but the first image is {size[1]}x{size[0]}")
+
+
+def _item_size(layer: Data | ImageData) -> tuple[int, int] | None:
+    """(height, width) of the first item before it is cropped; None where it can't be read."""
+    param = caffe_pb2.LayerParameter()
+    param.CopyFrom(layer.param)
+    param.ClearField("transform_param")
+    twin = type(layer)(param)
+    twin.base_dir = layer.base_dir
+    try:
+        twin.setup([])
+        shape = twin.top_shapes([])[0]
+    except DataError:
+        return None
+    finally:
+        twin.close()
+    return None if shape is None or not shape[2] or not shape[3] else (shape[2], shape[3])
+
+
+def _databases(layers: list[Data]) -> Iterator[Finding]:
+    """Databases that are read together, but hold different numbers of items or items of different sizes."""
+    known = []
+    for layer in layers:
+        path = find(layer.config.source, layer.base_dir)
+        if path is None:
+            continue
+        try:
+            records = open_records(path, layer.config.backend)
+            try:
+                known.append((layer, records.count(), _item_size(layer)))
+            finally:
+                records.close()
+        except DataError:
+            continue
+    for (first, count, size), (second, other, size_there) in combinations(known, 2):
+        names = [first.name, second.name]
+        if count != other:
+            yield found(
+                "database-size", names, f"{first.config.source} has {count} items, {second.config.source} {other}"
+            )
+        elif size and size_there and size != size_there and min(size_there) > 1 and min(size) > 1:
+            shown = [f"{width}x{height}" for height, width in (size, size_there)]
+            yield found("database-size", names, f"the first items are {shown[0]} and {shown[1]}")
+
+
+def _void(nodes: dict[Node, Layer]) -> Iterator[Finding]:
+    """Losses without ignore_label over labels of the published data sets, whose void is 255."""
+    for node, layer in nodes.items():
+        if node.type not in ("SoftmaxWithLoss", "InfogainLoss") or len(node.bottoms) < 2:
+            continue
+        source = nodes[unsplit(node.bottoms[1]).producer]
+        if isinstance(source, PublishedLayer) and not isinstance(source, ImageMaskLayer):
+            ignored = getattr(layer, "ignore_label", None)
+            if ignored != _VOID:
+                said = "no ignore_label" if ignored is None else f"ignore_label {ignored}"
+                yield found(
+                    "void-not-ignored", [node.name], f"{said}, and {source.name!r} gives {_VOID} where nothing is known"
+                )

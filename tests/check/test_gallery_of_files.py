@@ -1,0 +1,362 @@
+"""A gallery of nets and solvers that can't learn, each found at its level and place; healthy twins give nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sick_nets import DUMMY, LOSS, SCORE, SOLVER, SUMMED, examined, grave, one, write
+
+import fcnproto
+from fcnproto.cli._main import main
+from fcnproto.data.writing import new_database
+from fcnproto.errors import PrototxtError
+from fcnproto.schema import caffe_pb2
+
+DOWN = (
+    'layer { name: "down" type: "Convolution" bottom: "data" top: "down"\n'
+    '  convolution_param { num_output: 3 kernel_size: 2 stride: 2 weight_filler { type: "xavier" } } }\n'
+)
+UP = (
+    'layer { name: "score" type: "Deconvolution" bottom: "down" top: "score" param { lr_mult: 0 } convolution_param {\n'
+    "  num_output: 3 group: 3 bias_term: false kernel_size: KERNEL stride: 2 pad: PAD weight_filler { FILLER } } }\n"
+)
+
+
+def up(kernel: int = 4, pad: int = 1, filler: str = 'type: "bilinear"') -> str:
+    return UP.replace("KERNEL", str(kernel)).replace("PAD", str(pad)).replace("FILLER", filler)
+
+
+CROPPED = (
+    DUMMY
+    + SCORE.replace('top: "score"', 'top: "wide"').replace("pad: 1", "pad: 4")
+    + 'layer { name: "crop" type: "Crop" bottom: "wide" bottom: "data" top: "score"\n'
+    "  crop_param { axis: 2 offset: OFFSET } }\n" + LOSS
+)
+PYTHON = (
+    'layer { name: "mine" type: "Python" bottom: "score" bottom: "label" top: "my_loss" WEIGHT\n'
+    '  python_param { module: "my_losses" layer: "MyLoss" } }\n'
+)
+MODULE = """
+import caffe
+class MyLoss(caffe.Layer):
+    def setup(self, bottom, top): pass
+    def reshape(self, bottom, top): top[0].reshape(1)
+    def forward(self, bottom, top): top[0].data[...] = (bottom[0].data ** 2).sum()
+    def backward(self, top, propagate_down, bottom): bottom[0].diff[...] = 2 * bottom[0].data
+"""
+TWO = LOSS + LOSS.replace('name: "loss"', 'name: "other"').replace('top: "loss"', 'top: "other"')
+POWER = (
+    'layer { name: "shift" type: "Power" bottom: "data" top: "shifted" power_param { shift: -110 } }\n'
+    + SCORE.replace('bottom: "data"', 'bottom: "shifted"')
+)  # fmt: skip
+WINDOWS = (
+    'layer { name: "data" type: "ImageData" top: "data" top: "class" TRANSFORM\n'
+    '  image_data_param { source: "list.txt" batch_size: 1 new_height: 16 new_width: 16 } }\n'
+    'layer { name: "truth" type: "DummyData" top: "label"\n'
+    "  dummy_data_param { shape { dim: 1 dim: 1 dim: 16 dim: 16 } } }\n"
+    'layer { name: "quiet" type: "Silence" bottom: "class" }\n'
+)
+MEAN = "mean_value: 104 mean_value: 117 mean_value: 123"
+
+
+def images(folder: Path, count: int = 2, mark: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        Image.fromarray(np.full((16, 16, 3), 40 * index, np.uint8)).save(folder / f"{index}.png")
+    (folder / "list.txt").write_text(mark + "".join(f"{index}.png 0\n" for index in range(count)), encoding="utf-8")
+
+
+def with_images(transform: str, rest: str = SCORE) -> str:
+    return WINDOWS.replace("TRANSFORM", f"transform_param {{ {transform} }}" if transform else "") + rest + LOSS
+
+
+# code, level, the layer or file it is at, the sick net, its healthy twin
+NETS = {
+    "never-learns": (
+        "fault", "'score'", DUMMY + SCORE.replace("num_output: 3", "num_output: 3 group: 1").replace(
+            'weight_filler { type: "xavier" }', "")
+        + 'layer { name: "r" type: "ReLU" bottom: "score" top: "score" }\n' + LOSS, DUMMY + SCORE + LOSS),
+    "unfilled": ("fault", "'score'", DUMMY + DOWN + up(filler='type: "constant"') + LOSS, DUMMY + DOWN + up() + LOSS),
+    "ungrouped-bilinear": (
+        "fault", "'score'", DUMMY + DOWN + up().replace("group: 3", "") + LOSS, DUMMY + DOWN + up() + LOSS),
+    "upsampling-gain": (
+        "fault", "'score'", DUMMY + DOWN + up(2, 0, 'type: "constant" value: 0.5') + LOSS,
+        DUMMY + DOWN + up(2, 0, 'type: "constant" value: 1') + LOSS),
+    "crop-offset": ("fault", "'crop'", CROPPED.replace("OFFSET", "0"), CROPPED.replace("OFFSET", "3")),
+    "padding": (
+        "suspect", "'score'", DUMMY + SCORE.replace("pad: 1", "pad: 9").replace("kernel_size: 3", "kernel_size: 19")
+        + LOSS, DUMMY + SCORE + LOSS),
+    "no-loss": ("fault", "net", DUMMY + SCORE, DUMMY + SCORE + LOSS),
+    "loss-weight-forgotten": (
+        "suspect", "'mine'", DUMMY + SCORE + LOSS + PYTHON.replace("WEIGHT", ""),
+        DUMMY + SCORE + LOSS + PYTHON.replace("WEIGHT", "loss_weight: 0.1")),
+    "loss-scales": (
+        "suspect", "'other'", DUMMY + SCORE + TWO.replace('top: "other"',
+            'top: "other" loss_param { normalize: false }'), DUMMY + SCORE + TWO),
+    "score-stride": ("suspect", "'loss'", DUMMY + DOWN + LOSS.replace('"score"', '"down"'), DUMMY + DOWN + up() + LOSS),
+    "mean-twice": (
+        "fault", "'shift'", with_images(MEAN, POWER), with_images("", POWER)),
+    "scale-twice": (
+        "suspect", "'shift'",
+        with_images(MEAN + " scale: 0.0039", POWER.replace("shift: -110", "scale: 0.0039")),
+        with_images(MEAN, POWER.replace("shift: -110", "scale: 0.0039"))),
+    "no-mean": ("suspect", "'data'", with_images(""), with_images(MEAN)),
+    "channel-order": (
+        "suspect", "'data'", with_images("mean_value: 123 mean_value: 117 mean_value: 104"), with_images(MEAN)),
+    "unaligned-random": ("fault", "'truth'", with_images(MEAN + " mirror: true"), with_images(MEAN)),
+    "crop-larger": (
+        "suspect", "'data'", with_images(MEAN + " crop_size: 20").replace("dim: 16", "dim: 20").replace(
+            'type: "ImageData" top: "data" top: "class"', 'type: "ImageData" top: "data" top: "class"'),
+        with_images(MEAN)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", NETS)
+def test_a_net(code: str, tmp_path: Path) -> None:
+    level, place, sick, healthy = NETS[code]
+    for name, net in (("sick", sick), ("healthy", healthy)):
+        images(tmp_path / name)
+        (tmp_path / name / "my_losses.py").write_text(MODULE)
+        findings = examined(write(tmp_path / name, net), allow_python=True)
+        if name == "healthy":
+            assert not grave(findings)
+            continue
+        finding = one(findings, code)
+        assert finding.level == level and place in finding.where
+        if finding.layers:
+            line = 1 + net[: net.index(f'name: "{finding.layers[0]}"')].count("\n")
+            assert finding.where.startswith(f"{tmp_path / name / 'net.prototxt'}:{line}: ")
+
+
+SOLVERS = {
+    "rate-too-small": ("fault", "base_lr: 1e-9 ", "base_lr: 0.01 "),
+    "momentum": ("suspect", "momentum: 0.99", "momentum: 0.9"),
+    "iter-size": ("suspect", "iter_size: 0", "iter_size: 2"),
+    "steps-beyond": ("suspect", 'lr_policy: "step" gamma: 0.1 stepsize: 100', 'lr_policy: "step" gamma: 0.1 stepsize: 50'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", SOLVERS)
+def test_a_solver(code: str, tmp_path: Path) -> None:
+    level, sick, healthy = SOLVERS[code]
+    net = DUMMY + SCORE + LOSS
+    if code == "rate-too-small":  # not of a mean over many pixels, which is `loss-normalisation`
+        net = net.replace("dim: 16 dim: 16", "dim: 3 dim: 3")
+    for name, text in (("sick", sick), ("healthy", healthy)):
+        fields = {field.split(":")[0] for field in text.split()}
+        kept = [part for part in ("base_lr: 0.01", 'lr_policy: "fixed"', "momentum: 0.9") if part[:6] not in text]
+        solver = f"{text} {' '.join(kept)} max_iter: 100 solver_mode: CPU snapshot_after_train: false\n"
+        assert fields
+        findings = examined(write(tmp_path / name, net, solver))
+        if name == "healthy":
+            assert not grave(findings)
+        else:
+            finding = one(findings, code)
+            assert finding.level == level and str(tmp_path / "sick" / "solver.prototxt") in finding.where
+
+
+@pytest.mark.parametrize(
+    ("loss", "rate", "level"),
+    [
+        (SUMMED, "1e-2", "fault"),
+        (SUMMED, "1.5e-4", "suspect"),
+        (SUMMED, "1e-6", None),
+        (LOSS, "1e-10", "fault"),
+        (LOSS, "1e-2", None),
+    ],
+)
+def test_rates_of_sums_and_means(loss: str, rate: str, level: str | None, tmp_path: Path) -> None:
+    """A rate made for the one kind of loss is found with the other one, and not with its own."""
+    solver = SOLVER.replace("base_lr: 0.01", f"base_lr: {rate}").replace("max_iter: 100", "max_iter: 10000")
+    findings = examined(write(tmp_path, DUMMY + SCORE + loss, solver))
+    if level is None:
+        assert not grave(findings)
+    else:
+        (finding,) = grave(findings)
+        assert (finding.code, finding.level) == ("loss-normalisation", level) and "256 labels" in finding.seen
+
+
+def test_the_published_rate_is_healthy() -> None:
+    """1e-14 over 1.7e5 summed pixels, 1e5 iterations at momentum 0.99."""
+    findings = fcnproto.check(fcnproto.zoo.path("voc-fcn8s", "solver"))
+    assert not {finding.code for finding in findings} & {"rate-too-small", "loss-normalisation", "momentum"}
+
+
+def test_iter_size_with_statistics_of_batches(tmp_path: Path) -> None:
+    norm = 'layer { name: "norm" type: "BatchNorm" bottom: "score" top: "score" WHICH }\n'
+    for which, expected in (("", ["iter-size"]), ("batch_norm_param { use_global_stats: true }", [])):
+        net = DUMMY + SCORE + norm.replace("WHICH", which) + LOSS
+        findings = grave(examined(write(tmp_path, net, SOLVER + "iter_size: 4\n")))
+        assert [finding.code for finding in findings] == expected
+
+
+def test_tests_that_leave_images_out(tmp_path: Path) -> None:
+    images(tmp_path, 6)
+    test = "test_interval: 10 test_iter: {}\n"
+    for count, expected in ((3, True), (6, False)):
+        findings = examined(write(tmp_path, with_images(MEAN), SOLVER + test.format(count)))
+        assert bool(grave(findings)) is expected
+        if expected:
+            finding = one(findings, "test-leaves-out")
+            assert "3 of 6 images" in finding.seen and finding.remedy == "test_iter: 6" and finding.level == "suspect"
+
+
+def test_snapshot_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for prefix, level in (("new/x", "note"), ("file/x", "fault"), ("x", None)):
+        solver = SOLVER.replace("snapshot_after_train: false", f'snapshot_prefix: "{tmp_path / prefix}"')
+        found = [one.level for one in examined(write(tmp_path, solver=solver)) if one.code == "snapshot-folder"]
+        assert found == ([level] if level else [])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    finding = one(examined(write(tmp_path, solver=SOLVER.replace("CPU", "GPU"))), "no-gpu")
+    assert finding.level == "note"
+
+
+def test_lists(tmp_path: Path) -> None:
+    images(tmp_path, mark="\ufeff")
+    path = write(tmp_path, with_images(MEAN))
+    assert one(examined(path), "list-bom").level == "suspect"
+    (tmp_path / "list.txt").write_text("0.png 0\nnowhere.png 0\n")
+    finding = one(examined(path), "missing-files")
+    assert finding.level == "suspect" and "1 of 2" in finding.seen and "nowhere.png" in finding.seen
+    (tmp_path / "list.txt").unlink()
+    assert one(examined(path), "missing-files").level == "note"
+
+
+def database(path: Path, count: int, size: int, channels: int) -> None:
+    with new_database(str(path)) as target:
+        for index in range(count):
+            datum = caffe_pb2.Datum(channels=channels, height=size, width=size, data=bytes(channels * size * size))
+            target.put(f"{index:08}".encode(), datum.SerializeToString())
+
+
+@pytest.mark.parametrize(("count", "size", "sick"), [(3, 16, False), (2, 16, True), (3, 12, True)])
+def test_databases_that_differ(count: int, size: int, sick: bool, tmp_path: Path) -> None:
+    pytest.importorskip("lmdb")
+    database(tmp_path / "images", 3, 16, 3)
+    database(tmp_path / "labels", count, size, 1)
+    layer = (
+        'layer { name: "NAME" type: "Data" top: "NAME" transform_param { WHAT }'
+        ' data_param { source: "SOURCE" backend: LMDB batch_size: 1 } }\n'
+    )
+    data = layer.replace("NAME", "data").replace("SOURCE", "images").replace("WHAT", MEAN)
+    label = layer.replace("NAME", "label").replace("SOURCE", "labels").replace("WHAT", "")
+    findings = examined(write(tmp_path, data + label + SCORE + LOSS))
+    assert ("database-size" in {finding.code for finding in findings}) is sick
+    assert bool(grave(findings)) is sick
+
+
+def matrix(path: Path, count: int) -> None:
+    blob = caffe_pb2.BlobProto(data=[1.0] * count)
+    blob.shape.dim.extend([1, 1, 1, count])
+    path.write_bytes(blob.SerializeToString())
+
+
+def test_the_matrix_of_an_infogain_loss(tmp_path: Path) -> None:
+    loss = LOSS.replace("SoftmaxWithLoss", "InfogainLoss").replace(
+        'top: "loss"', 'top: "loss" infogain_loss_param { source: "H.binaryproto" }'
+    )
+    for count, sick in ((9, False), (4, True)):
+        matrix(tmp_path / "H.binaryproto", count)
+        findings = examined(write(tmp_path, DUMMY + SCORE + loss))
+        assert bool(grave(findings)) is sick
+        if sick:
+            finding = one(findings, "infogain-size")
+            assert finding.level == "suspect" and "4 values" in finding.seen and "'loss'" in finding.where
+
+
+def test_labels_that_are_void(tmp_path: Path) -> None:
+    path = fcnproto.zoo.path("voc-fcn32s", "train")
+    text = path.read_text()
+    assert "ignore_label: 255" in text
+    (tmp_path / "net.prototxt").write_text(text.replace("ignore_label: 255", ""))
+    assert one(examined(tmp_path / "net.prototxt"), "void-not-ignored").level == "fault"
+    assert "void-not-ignored" not in {finding.code for finding in examined(path)}
+
+
+def test_weights(tmp_path: Path) -> None:
+    fat = SCORE.replace("num_output: 3", "num_output: 40").replace("score", "wide")
+    thin = SCORE.replace('bottom: "data"', 'bottom: "wide"')
+    net = write(tmp_path, DUMMY + fat + thin + LOSS)
+    loaded = fcnproto.load(tmp_path / "net.prototxt", phase="train")
+    loaded.save(tmp_path / "all.caffemodel")
+    assert not grave(examined(net, tmp_path / "all.caffemodel"))
+    other = tmp_path / "other"
+    write(other, DUMMY + SCORE + LOSS)
+    first = fcnproto.load(other / "net.prototxt", phase="train")
+    first.save(other / "score.caffemodel")
+    misfit = one(examined(net, other / "score.caffemodel"), "old-classes")
+    assert misfit.level == "suspect" and "(3, 3, 3, 3)" in misfit.seen
+    write(other, DUMMY + SCORE.replace('name: "score"', 'name: "mine"') + LOSS)
+    fcnproto.load(other / "net.prototxt", phase="train").save(other / "mine.caffemodel")
+    assert one(examined(net, other / "mine.caffemodel"), "few-weights").level == "suspect"
+    write(other, DUMMY + fat.replace('name: "wide"', 'name: "mine"') + thin + LOSS)
+    few = one(examined(other / "net.prototxt", tmp_path / "all.caffemodel"), "few-weights")
+    assert "1 of 2 layers" in few.seen and "'mine'" in few.seen
+
+
+def test_forgotten_weights() -> None:
+    finding = one(fcnproto.check(fcnproto.zoo.path("voc-fcn-alexnet", "solver")), "no-weights")
+    assert finding.level == "suspect" and "voc-fcn-alexnet" in finding.seen
+
+
+def test_classes_by_name(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("background\ncat\n")
+    path = write(tmp_path)
+    assert "3 scores for 2 classes" in one(examined(path, classes=tmp_path / "classes.txt"), "old-classes").seen
+    assert not grave(examined(path, classes=["background", "cat", "dog"]))
+
+
+def test_nets_for_use_need_no_loss(tmp_path: Path) -> None:
+    net = (
+        'layer { name: "i" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 9 dim: 9 } } }\n' + SCORE
+    )
+    assert not grave(examined(write(tmp_path, net, None)))
+
+
+def test_for_the_original_caffe(tmp_path: Path) -> None:
+    sigmoid = 'layer { name: "s" type: "Sigmoid" bottom: "score" top: "score" }\n'
+    net = DUMMY + SCORE + sigmoid + 'layer { name: "r" type: "ReLU" bottom: "score" top: "score" }\n' + LOSS
+    path = write(tmp_path, net)
+    assert not grave(examined(path))
+    assert "'s'" in one(examined(path, for_caffe=True), "caffe-gradient").where
+    refused = SCORE.replace('type: "xavier"', 'type: "gaussian" std: 0')
+    path = write(tmp_path, DUMMY + refused + LOSS)
+    assert "caffe-refuses" in {finding.code for finding in examined(path, for_caffe=True)}
+
+
+def test_nets_and_solvers_in_memory(tmp_path: Path) -> None:
+    path = write(tmp_path, DUMMY + SCORE)
+    net = fcnproto.load(tmp_path / "net.prototxt", phase="train")
+    assert not grave(fcnproto.check(net))
+    assert [finding.code for finding in grave(fcnproto.check(fcnproto.Solver(path)))] == ["no-loss"]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, DUMMY + SCORE)
+    before = sorted(os.listdir(tmp_path))
+    assert main(["check", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "fault: net '' [no-loss]" in out and out.endswith("1 fault\n")
+    assert main(["check", str(path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == {"fault": 1, "suspect": 0, "note": 0}
+    assert {"level", "code", "where", "seen", "why", "remedy"} <= set(found["findings"][0])
+    assert main(["check", str(write(tmp_path))]) == 0
+    assert capsys.readouterr().out == "nothing found\n"
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_what_is_no_net(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text("layer { nmae: 3 }")
+    with pytest.raises(PrototxtError, match="net.prototxt:1"):
+        fcnproto.check(tmp_path / "net.prototxt")
