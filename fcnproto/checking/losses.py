@@ -20,16 +20,18 @@ _UNLIKE = 100.0
 @dataclass(frozen=True)
 class Term:
     """One weighted loss: its layer, its weight, how many labels an item of the batch has, and by what the sum of all is
-    divided ("VALID", "FULL", "BATCH_SIZE", "NONE")."""
+    divided ("VALID", "FULL", "BATCH_SIZE", "NONE", or a number)."""
 
     node: Node
     weight: float
     places: int
-    mode: str
+    mode: str | float
 
     @property
-    def pixels(self) -> int:
+    def pixels(self) -> float:
         """How many single losses count in full: the labels of an item for a summed loss, 1 for a mean."""
+        if not isinstance(self.mode, str):
+            return max(self.places / max(self.mode, 1.0), 1.0)
         return self.places if self.mode in ("BATCH_SIZE", "NONE") else 1
 
 
