@@ -44,6 +44,7 @@ class Copies:
         name = thing.__name__
         if self._claim(name, thing):
             return name
+        thing = inspect.unwrap(thing)  # decorators stand in the source
         source = source_of(thing)
         if isinstance(thing, FunctionType) and thing.__code__.co_freevars:
             raise Unsayable(f"{name} uses {thing.__code__.co_freevars[0]!r} of the function around it")

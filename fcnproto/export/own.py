@@ -162,6 +162,7 @@ def _function(member: Any) -> FunctionType | None:
         member = member.__func__
     if isinstance(member, property):
         member = member.fget
+    member = inspect.unwrap(member) if callable(member) else member  # decorators stand in the source
     return member if isinstance(member, FunctionType) else None
 
 
