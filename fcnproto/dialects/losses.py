@@ -167,10 +167,17 @@ class SoftmaxWithLossOHEM(SoftmaxWithLoss):
 
     fork = "R-FCN, Intel"
     tops = (1, 3)
+    also_reads = ("loss_param",)
+    fork_fields = LossLayer.fork_fields
     differences = (
         "the second top is filled also where there are three, and ignored labels add nothing to the loss, whichever "
         "they are (Intel's CPU code fills it with zeros, and adds the first labels)."
     )
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
+        if self.weights is not None:
+            self.fail("has no weights of classes; remove weight_by_label_freqs and softmaxloss_param")
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
         check_items(self, scores, labels)

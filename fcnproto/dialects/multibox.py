@@ -15,8 +15,9 @@ from fcnproto.dialects import boxes as box
 from fcnproto.layers.base import Shape
 from fcnproto.layers.dtypes import at_least_float32
 from fcnproto.layers.examples import SMALLEST, Array, Draw
-from fcnproto.layers.loss import LOG_FLT_MIN, LogisticCost, LossLayer, divisor, raise_to
+from fcnproto.layers.loss import LOG_FLT_MIN, LossLayer, divisor, raise_to
 from fcnproto.layers.registry import register
+from fcnproto.layers.sigmoid_loss import LogisticCost
 from fcnproto.schema import caffe_pb2
 
 _Settings = caffe_pb2.MultiBoxLossParameter

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,9 +20,10 @@ from fcnproto.errors import WeightsError
 from fcnproto.layers.backward import Reads
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
-from fcnproto.layers.examples import Draw, integers, positive
+from fcnproto.layers.examples import Draw, positive
 from fcnproto.layers.files import named_file
 from fcnproto.layers.labels import Labels, check_items, place_labels, read_labels
+from fcnproto.layers.loss_weights import BY_WEIGHT, join_labels, label_weights, read_class_weights
 from fcnproto.layers.plain import Piece, Request, Unsayable, number
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
@@ -48,7 +50,7 @@ class LossLayer(Layer):
     judges = True
     force_backward_refuses: ClassVar[tuple[int, ...]] = (1,)
     index_bottoms: ClassVar[tuple[int, ...]] = (1,)
-    fork_fields = ("loss_param.pre_fixed_normalizer",)
+    fork_fields: ClassVar[tuple[str, ...]] = ("loss_param.pre_fixed_normalizer",)
     default_mode: ClassVar[int] = _Mode.VALID
     """How the sum is divided where `loss_param` does not say."""
 
@@ -141,9 +143,18 @@ def softmax_costs(scores: Tensor, read: Labels, axis: int) -> Tensor:
     return -read.leave_out(raise_to(at_least_float32(scores).log_softmax(axis).gather(axis, read.classes), LOG_FLT_MIN))
 
 
-def softmax_loss(scores: Tensor, read: Labels, axis: int, mode: str | float) -> Tensor:
-    """-1/Z * sum of log(max(p, FLT_MIN)), p being each label's softmax probability over an axis."""
+def softmax_loss(
+    scores: Tensor, read: Labels, axis: int, mode: str | float, weights: tuple[float, ...] | None = None
+) -> Tensor:
+    """-1/Z * sum of log(max(p, FLT_MIN)), p being each label's softmax probability over an axis, times its class'
+    weight where there are `weights` (see `label_weights`), by whose sum BY_WEIGHT divides."""
     costs = softmax_costs(scores, read, axis)
+    if weights is not None:
+        shares = label_weights(read, weights, scores.shape[axis], costs.detach())
+        costs = costs * shares
+        if mode == BY_WEIGHT:
+            total = shares.sum()
+            return costs.sum() / torch.where(total == 0, 1, total)
     items, places = math.prod(scores.shape[:axis]), math.prod(scores.shape[axis + 1 :])
     return costs.sum() / divisor(mode, items, places, read.ignored)
 
@@ -158,6 +169,11 @@ class SoftmaxWithLoss(LossLayer):
     (a fork's) `pre_fixed_normalizer`. The gradient is (p - onehot) / Z, also where the logarithm's argument was raised.
     The second top has the probabilities, without a gradient. A label out of range is an error on the CPU; on a GPU it
     makes the loss NaN.
+
+    SegNet's `loss_param.weight_by_label_freqs: true` multiplies each label's logarithm by its class' number in
+    `class_weighting`, without which it is divided by how many labels of the class the batch has; Z stays. DeepLab's
+    `softmaxloss_param` lists several labels to ignore, `weight_source` names a file of a number for each class, and Z
+    is the sum of the labels' weights.
     """
 
     differences = (
@@ -166,23 +182,49 @@ class SoftmaxWithLoss(LossLayer):
     )
 
     config_field = "softmax_param"
-    also_reads = ("loss_param",)
+    also_reads: ClassVar[tuple[str, ...]] = ("loss_param", "softmaxloss_param")
+    fork_fields: ClassVar[tuple[str, ...]] = (
+        *LossLayer.fork_fields,
+        "loss_param.weight_by_label_freqs",
+        "loss_param.class_weighting",
+    )
     tops = (1, 2)
 
     FLT_MIN = 2.0**-126
 
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        super().setup(shapes)
+        self.weights = read_class_weights(self, shapes[0][self.axis(self.config.axis, shapes[0])])
+        if self.weights is not None and self.weights.divides:
+            self.mode_name, ignored = BY_WEIGHT, self.weights.ignored
+            self.ignore_label = ignored[0] if ignored else None
+
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         check_items(self, scores, labels)
-        axis = self.axis(self.config.axis, scores.shape)
+        axis, weights = self.axis(self.config.axis, scores.shape), self.weights
+        if weights is not None and len(weights.ignored) > 1:
+            labels = join_labels(labels, weights.ignored)
         read = read_labels(self, labels, scores, axis, self.ignore_label)
-        loss = softmax_loss(scores, read, axis, self.mode_name)
+        loss = softmax_loss(scores, read, axis, self.mode_name, None if weights is None else weights.values)
         return loss if self.num_tops < 2 else (loss, probabilities(scores, axis))
 
     def plain(self, request: Request) -> Piece:
         axis = self.axis(self.config.axis, request.shapes[0])
         labels = self.said_labels(request, request.x, axis)
         arguments = [request.x, labels, f"axis={axis}", self.said_mode]
-        return self.said_with_probabilities(request, softmax_loss, arguments)
+        if self.weights is not None:
+            arguments.append(f"weights=({''.join(f'{number(value)}, ' for value in self.weights.values)})")
+        piece = self.said_with_probabilities(request, softmax_loss, arguments)
+        return replace(piece, copies=(*piece.copies, join_labels)) if self._joins() else piece
+
+    def _joins(self) -> bool:
+        return self.weights is not None and len(self.weights.ignored) > 1
+
+    def said_labels(self, request: Request, scores: str, axis: int) -> str:
+        if self.weights is None or not self._joins():
+            return super().said_labels(request, scores, axis)
+        labels = f"join_labels({request.args[1]}, {self.weights.ignored})"
+        return f"place_labels({labels}, {scores}, {axis}, ignore={self.ignore_label})"
 
 
 def multinomial_loss(likelihoods: Tensor, read: Labels) -> Tensor:
@@ -217,39 +259,6 @@ class MultinomialLogisticLoss(LossLayer):
         return Piece(("multinomial_loss", arguments), None, (multinomial_loss, per_item, place_labels))
 
 
-class LogisticCost(torch.autograd.Function):
-    """log(1 + e^x) - t * x for scores x and targets t, exact to the last digits also where a score is confident.
-
-    Written as max(x, 0) - t * x + log(1 + e^-|x|), whose terms don't cancel where the target is 0 or 1; the gradient
-    sigmoid(x) - t likewise, as (1 - t) - sigmoid(-x) for targets nearer to 1.
-    """
-
-    @staticmethod
-    def forward(scores: Tensor, targets: Tensor) -> Tensor:
-        return scores.clamp(min=0) - scores * targets + torch.exp(-scores.abs()).log1p()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        scores, targets = ctx.saved_tensors
-        slope = torch.where(targets > 0.5, (1 - targets) - (-scores).sigmoid(), scores.sigmoid() - targets)
-        return grad * slope, None
-
-
-def sigmoid_loss(scores: Tensor, targets: Tensor, ignore: int | None, mode: str | float) -> Tensor:
-    """The logistic costs of scores and targets of one count over Z; targets whose whole part is `ignore` left out."""
-    scores = at_least_float32(scores)
-    targets = targets.detach().reshape(scores.shape)
-    ignored = None if ignore is None else targets.to(torch.int64) == ignore
-    costs: Tensor = LogisticCost.apply(scores, targets.to(scores.dtype))
-    if ignored is not None:
-        costs = costs.masked_fill(ignored, 0)
-    return costs.sum() / divisor(mode, scores.shape[0], math.prod(scores.shape[1:]), ignored)
-
-
 def euclidean_loss(first: Tensor, second: Tensor) -> Tensor:
     """The sum of (a - b)^2 / (2 N)."""
     difference = at_least_float32(first - second.reshape(first.shape))
@@ -262,32 +271,6 @@ def hinge_loss(scores: Tensor, read: Labels, squared: bool) -> Tensor:
     sign = torch.ones_like(scores).scatter(1, read.classes, read.leave_out(-torch.ones_like(scores[:, :1])))
     margins = F.relu(scores * sign + 1)
     return (margins.square() if squared else margins).sum() / max(len(scores), 1)
-
-
-@register("SigmoidCrossEntropyLoss")
-class SigmoidCrossEntropyLoss(LossLayer):
-    """Caffe's SigmoidCrossEntropyLoss: -1/Z * sum of t * log(s) + (1 - t) * log(1 - s), s being the sigmoid of x.
-
-    Bottoms: scores x and targets t of the same count. Left out are targets whose whole part is `ignore_label`. Z is by
-    `loss_param.normalization` as for SoftmaxWithLoss, with BATCH_SIZE (N) the default.
-    """
-
-    config_field = "loss_param"
-    index_bottoms = ()
-    default_mode = _Mode.BATCH_SIZE
-
-    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
-        return integers(2) if bottom == 1 else None
-
-    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
-        check_items(self, scores, targets)
-        if scores.numel() != targets.numel():
-            self.fail(f"needs one target per score, got shapes {tuple(scores.shape)} and {tuple(targets.shape)}")
-        return sigmoid_loss(scores, targets, self.ignore_label, self.mode_name)
-
-    def plain(self, request: Request) -> Piece:
-        arguments = [*request.args, f"ignore={self.ignore_label}", self.said_mode]
-        return Piece(("sigmoid_loss", arguments), None, (sigmoid_loss,))
 
 
 @register("EuclideanLoss")

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fcnproto.layers.base import Layer
 from fcnproto.layers.labels import read_labels
-from fcnproto.layers.loss import SMALLEST_PROBABILITY, SigmoidCrossEntropyLoss, SoftmaxWithLoss
+from fcnproto.layers.loss import SMALLEST_PROBABILITY, SoftmaxWithLoss
+from fcnproto.layers.sigmoid_loss import SigmoidCrossEntropyLoss
 from fcnproto.net import Net
 from fcnproto.parity.measures import measure
 from fcnproto.parity.own_layer import Rerun, rerun

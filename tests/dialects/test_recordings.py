@@ -17,9 +17,12 @@ NET_TOLERANCE, NET_GRADIENT_TOLERANCE = 1e-4, 1e-3
 # Cases by a looser tolerance, with the reason.
 LOOSER: dict[str, float] = {}
 
-# Nets some of whose gradients are 0 but for rounding, in the fork too, with what is taken for that (others reach 70):
-# of a batch of two positions BN makes -1 and 1, whatever they are, so that nothing passes back to the layers below.
-VANISHING = {"net_deconvnet": 1e-4}
+# Nets some of whose gradients are 0 but for rounding, in the fork too, with what is taken for that. BN takes off the
+# biases before it; and of a batch of two positions it makes -1 and 1, whatever they are, so that nothing passes back.
+VANISHING = {"net_deconvnet": 1e-4, "net_segnet_train": 1e-7}
+
+# Recordings of a fork whose blobs have four axes, losses too.
+FOUR_AXES = ("net_deeplab_largefov",)
 
 # Families whose layers are still to be written.
 PENDING = (
@@ -27,20 +30,15 @@ PENDING = (
     "correlation_",
     "decodebbox_",
     "flowwarp_",
-    "hed_",
     "l1loss_",
     "lstm_ctpn",
-    "net_deeplab",
     "net_faster_rcnn",
-    "net_hed",
-    "net_segnet",
     "net_senet",
     "net_shufflenet",
     "net_yolov3",
     "proposal_",
     "regionloss_",
     "resample_",
-    "softmax_",
     "yolov2det_",
     "yolov3det_",
 )
@@ -86,6 +84,8 @@ def test_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pytest.Mo
     tolerance = LOOSER.get(name, NET_TOLERANCE if is_net(name) else TOLERANCE)
     net, inputs, out = forward(case, optimized, **options)
     for blob, value in case.keys("out").items():
+        if name in FOUR_AXES and out[blob].numel() == 1:
+            value = value.reshape(out[blob].shape)
         if blob == "detection_out":
             assert_close(untied(out[blob], value), untied(value, value).numpy(), tolerance, f"blob {blob}")
         else:
