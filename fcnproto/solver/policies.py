@@ -23,19 +23,27 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "multistep": ("gamma", "stepvalue"),
     "poly": ("power", "max_iter"),
     "sigmoid": ("gamma", "stepsize"),
+    # Of Caffe's forks: the SSD family's, and the one that YOLO's ports to Caffe use.
+    "plateau": ("gamma", "plateau_winsize"),
+    "multifixed": ("stagelr", "stageiter"),
 }
 
 
 class LearningRatePolicy:
     """The rate as a function of the iteration (the number of updates done so far, from 0).
 
-    `current_step` is Caffe's field of that name in the solver state: the count of passed steps for `step` and
-    `multistep`, else untouched. Raises `SolverError` where the policy is unknown or a field it needs is out of range.
+    `current_step` is Caffe's field of that name in the solver state: the count of passed steps for `step`,
+    `multistep` and `plateau`, else untouched. `plateau` steps once the smoothed loss has not fallen below its least for
+    as many iterations as `plateau_winsize` says for that step; whoever trains sets `smoothed_loss` before each call.
+    Raises `SolverError` where the policy is unknown or a field it needs is out of range.
     """
 
     def __init__(self, param: caffe_pb2.SolverParameter, current_step: int = 0) -> None:
         self.param = param
         self.current_step = current_step
+        self.smoothed_loss = self.least_loss = math.inf
+        self.last_event = 0
+        """The iteration of the last least loss, or of the step after it."""
         policies: dict[str, Callable[[int], float]] = {
             "fixed": lambda iteration: 1.0,
             "step": self._step,
@@ -44,6 +52,8 @@ class LearningRatePolicy:
             "multistep": self._multistep,
             "poly": self._poly,
             "sigmoid": self._sigmoid,
+            "plateau": self._plateau,
+            "multifixed": self._multifixed,
         }
         if param.lr_policy not in policies:
             given = f"lr_policy {param.lr_policy!r} is unknown" if param.lr_policy else "the solver gives no lr_policy"
@@ -58,6 +68,10 @@ class LearningRatePolicy:
             raise SolverError(f"{where}: gamma must be at least 0, not {param.gamma:g}")
         if "stepsize" in used and param.stepsize <= 0:
             raise SolverError(f"{where}: stepsize must be above 0, not {param.stepsize}")
+        if "stagelr" in used and (not param.stagelr or len(param.stagelr) != len(param.stageiter)):
+            raise SolverError(
+                f"{where}: {len(param.stagelr)} stagelr for {len(param.stageiter)} stageiter; give one for each"
+            )
         if "max_iter" in used and param.max_iter <= 0:
             raise SolverError(f"{where}: max_iter must be above 0, not {param.max_iter}")
 
@@ -67,15 +81,21 @@ class LearningRatePolicy:
             factor = self._factor(iteration)
         except (OverflowError, ValueError):  # what C's pow answers with infinity
             factor = math.inf
+        if self.param.lr_policy == "multifixed":
+            return float(np.float32(factor))
         return float(np.float32(self.param.base_lr * factor))
 
     def peek(self, iteration: int) -> float:
         """The rate that a call would give now, without advancing `current_step`."""
-        step = self.current_step
+        before = self.state()
         try:
             return self(iteration)
         finally:
-            self.current_step = step
+            self.current_step, self.least_loss, self.last_event = before
+
+    def state(self) -> tuple[int, float, int]:
+        """What calls advance: `current_step`, and the least loss of `plateau` with its iteration."""
+        return self.current_step, self.least_loss, self.last_event
 
     def _step(self, iteration: int) -> float:
         self.current_step = iteration // self.param.stepsize
@@ -87,6 +107,20 @@ class LearningRatePolicy:
         if self.current_step < len(values) and iteration >= values[self.current_step]:
             self.current_step += 1
         return math.pow(self.param.gamma, self.current_step)
+
+    def _plateau(self, iteration: int) -> float:
+        if self.smoothed_loss < self.least_loss:
+            self.least_loss, self.last_event = self.smoothed_loss, iteration
+        sizes = self.param.plateau_winsize
+        if self.current_step < len(sizes) and iteration - self.last_event >= sizes[self.current_step]:
+            self.current_step += 1
+            self.last_event = iteration
+        return math.pow(self.param.gamma, self.current_step)
+
+    def _multifixed(self, iteration: int) -> float:
+        """The rate of the first stage that has not ended; a stage's own last iteration counts to it."""
+        stages = zip(self.param.stagelr, self.param.stageiter, strict=True)
+        return next((rate for rate, end in stages if iteration <= end), self.param.stagelr[-1])
 
     def _poly(self, iteration: int) -> float:
         base = 1.0 - iteration / self.param.max_iter

@@ -31,7 +31,9 @@ _TYPE_FIELDS: dict[str, tuple[str, ...]] = {
     "Adam": ("momentum", "momentum2", "delta"),
 }
 _ANY_TYPE = ("momentum", "momentum2", "rms_decay", "delta")
-_ANY_POLICY = ("gamma", "power", "stepsize", "stepvalue")
+_ANY_POLICY = ("gamma", "power", "stepsize", "stepvalue", "plateau_winsize", "stagelr", "stageiter")
+_READ_AS_ZERO = ("gamma", "power", "stepvalue", "plateau_winsize")
+_DETECTION = ("eval_type", "ap_version", "show_per_class_result")
 
 
 def check(param: caffe_pb2.SolverParameter) -> None:
@@ -49,10 +51,10 @@ def check(param: caffe_pb2.SolverParameter) -> None:
     for fields, reason in _idle(param, given):
         if fields:
             warn(f"{', '.join(fields)} not used {reason}")
-    if not param.base_lr:
+    if not param.base_lr and param.lr_policy != "multifixed":
         warn("base_lr is 0, so nothing is learned")
     read = policies.FIELDS.get(param.lr_policy, ())  # without stepsize or max_iter the policy refuses
-    missing = [name for name in read if name in ("gamma", "power", "stepvalue") and name not in given]
+    missing = [name for name in read if name in _READ_AS_ZERO and name not in given]
     if missing:
         warn(f"lr_policy {param.lr_policy!r} reads {', '.join(missing)}, not given: taken for 0 or none, as in Caffe")
 
@@ -73,6 +75,9 @@ def _idle(param: caffe_pb2.SolverParameter, given: set[str]) -> Iterator[tuple[l
     if param.lr_policy in policies.FIELDS:
         used = policies.FIELDS[param.lr_policy]
         yield among(name for name in _ANY_POLICY if name not in used), f"by lr_policy {param.lr_policy!r}"
+    if param.lr_policy == "multifixed":
+        yield among(["base_lr"]), "by lr_policy 'multifixed'"
+    yield among(_DETECTION), "here: a test shows what its net's outputs are"
     if not param.weight_decay:
         yield among(["regularization_type"]), "without weight_decay"
     tested = param.test_iter or param.test_net or param.test_net_param

@@ -208,6 +208,7 @@ class Solver:
                 self.say(line)
         for _, on_gradients_ready in self._callbacks:
             on_gradients_ready()
+        self.policy.smoothed_loss = smoothed
         self.apply_update()
         self._tell("iterated", self.iter - 1, loss, smoothed)
         self.obey()
@@ -400,6 +401,7 @@ class Solver:
             "net": resume.net_state(self.net),
             "test_nets": [resume.net_state(net) for net in self.test_nets],
             "window": self._window.state(),
+            "policy": None if self._policy is None else self._policy.state(),
             "scaler": self.engine.scaler.state_dict(),
         }
 
@@ -409,6 +411,8 @@ class Solver:
             resume.set_net_state(net, stored)
         if state["window"]["size"] == self.param.average_loss:
             self._window, self._keep_window = LossWindow(**state["window"]), True
+        if state.get("policy") and self._policy is not None:
+            _, self._policy.least_loss, self._policy.last_event = state["policy"]
         if state["scaler"]:
             self.engine.scaler.load_state_dict(state["scaler"])
         resume.set_random_states(state["random"], self.net.device)

@@ -21,6 +21,7 @@ Param = caffe_pb2.SolverParameter
 STEP = {"lr_policy": "step", "gamma": 0.5, "stepsize": 2}
 INV = {"lr_policy": "inv", "gamma": 0.1, "power": 0.5}
 MULTISTEP = {"lr_policy": "multistep", "gamma": 0.5, "stepvalue": [1, 2]}
+STAGES = {"lr_policy": "multifixed", "stagelr": [0.1, 0.2], "stageiter": [1, 9]}
 TESTED = {"test_iter": [1], "test_interval": 2}
 NESTED = {"name": "nested", "layer": [{"name": "p", "type": "Parameter", "top": ["p"], "loss_weight": [1.0]}]}
 NESTED["layer"][0]["parameter_param"] = {"shape": {"dim": [1]}}  # type: ignore[index]
@@ -45,6 +46,9 @@ CASES: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "power": (INV, 0.5, 0.75, "weights"),
     "stepsize": (STEP, 1, 2, "weights"),
     "stepvalue": (MULTISTEP, [1, 2], [3], "weights"),
+    "plateau_winsize": ({"lr_policy": "plateau", "gamma": 0.5}, [0], [100], "weights"),
+    "stagelr": ({**STAGES, "base_lr": None}, [0.1, 0.2], [0.1, 0.3], "weights"),
+    "stageiter": ({**STAGES, "base_lr": None}, [1, 9], [2, 9], "weights"),
     "max_iter": ({"lr_policy": "poly", "power": 1.0}, 10, 20, "weights"),
     "momentum": ({}, 0.9, None, "weights"),
     "momentum2": ({"type": "Adam"}, 0.9, None, "weights"),
@@ -71,6 +75,9 @@ CASES: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
 WARNED = {
     "solver_mode": (Param.GPU, "GPU can't be followed"),
     "device_id": (3, "device_id 3"),
+    "eval_type": ("detection", "eval_type not used"),
+    "ap_version": ("11point", "ap_version not used"),
+    "show_per_class_result": (True, "show_per_class_result not used"),
     "layer_wise_reduce": (False, "layer_wise_reduce: false not used"),
 }
 
@@ -94,7 +101,9 @@ def _shown(folder: Path, what: str, fields: dict[str, Any], caplog: pytest.LogCa
     caplog.clear()
     with warnings.catch_warnings(), caplog.at_level("INFO", logger="fcnproto.solver"):
         warnings.filterwarnings("error", category=fcnproto.FcnprotoWarning)
-        warnings.filterwarnings("ignore", message=".*(solver_type is deprecated|given: taken for)")
+        warnings.filterwarnings(
+            "ignore", message=".*(solver_type is deprecated|given: taken for|gradient differs here)"
+        )
         solver = Solver(folder / "solver.prototxt")
         solver.solve()
     lines = [record.getMessage() for record in caplog.records if "Snapshotting" not in record.getMessage()]
@@ -194,11 +203,13 @@ def test_refusals(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_fields_are_refused(tmp_path: Path) -> None:
+def test_unknown_fields_are_told_or_refused(tmp_path: Path) -> None:
     path = toy.write(tmp_path)
     path.write_text(path.read_text() + "warmup: 3\n")
-    with pytest.raises(fcnproto.PrototxtError, match=r"solver\.prototxt:\d+:\d+: .*warmup"):
+    with pytest.warns(fcnproto.FcnprotoWarning, match=r"solver\.prototxt: unknown fields .*SolverParameter\.warmup"):
         Solver(path)
+    with pytest.raises(fcnproto.PrototxtError, match=r"solver\.prototxt:\d+:\d+: .*warmup"):
+        Solver(path, strict=True)
 
 
 @pytest.mark.parametrize(

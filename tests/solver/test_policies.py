@@ -29,6 +29,10 @@ def policy(**fields: object) -> LearningRatePolicy:
             {"lr_policy": "multistep", "gamma": 0.1, "stepvalue": [2, 5]},
             lambda i: 0.2 * 0.1 ** ((i >= 2) + (i >= 5)),
         ),
+        (
+            {"lr_policy": "multifixed", "stagelr": [0.3, 0.4, 0.01], "stageiter": [2, 4, 6]},
+            lambda i: 0.3 if i <= 2 else 0.4 if i <= 4 else 0.01,
+        ),
     ],
 )
 def test_rates(fields: dict[str, object], rate: object) -> None:
@@ -55,6 +59,25 @@ def test_multistep_catches_up_one_step_per_call() -> None:
     made = policy(lr_policy="multistep", gamma=0.1, stepvalue=[1, 2, 2, 3])
     assert [round(made(10) / 0.2, 6) for _ in range(5)] == [0.1, 0.01, 0.001, 0.0001, 0.0001]
     assert made.current_step == 4
+
+
+def test_plateau_steps_where_the_loss_has_not_fallen_for_long_enough() -> None:
+    made = policy(lr_policy="plateau", gamma=0.5, plateau_winsize=[2, 3])
+    losses = [5, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3, 3]
+    rates = []
+    for iteration, loss in enumerate(losses):
+        made.smoothed_loss = loss
+        assert made.peek(iteration) == made.peek(iteration)
+        rates.append(made(iteration) / 0.2)
+    # The least loss is of iteration 1: a step at 3; that of iteration 4: a step at 7; no third window, no third step.
+    assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25])
+    assert made.state() == (2, 3, 7)
+
+
+def test_stages_without_their_ends_are_refused() -> None:
+    for fields in ({"stagelr": [0.1]}, {"stageiter": [3]}, {}):
+        with pytest.raises(SolverError, match="stagelr for"):
+            policy(lr_policy="multifixed", **fields)
 
 
 def test_peek_leaves_the_count() -> None:
