@@ -130,8 +130,10 @@ def _help_command(arguments: Sequence[str]) -> str:
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """`--debug` is understood after a command too, up to a `--`."""
+    """`--debug` is understood after a command too, up to a `--`, or up to a script's own arguments."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "python" in arguments[:2]:
+        end = min(end, arguments.index("python") + 1)
     kept = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
     return kept, len(kept) < len(arguments)
 

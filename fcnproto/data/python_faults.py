@@ -35,7 +35,7 @@ _ATTRIBUTES = {
 # Those of them that say Python 2 only where the object is one that Python 3 gives in place of a list.
 _OF_LISTS = ("sort", "append")
 
-_MODULES = (
+GONE_MODULES = (
     "cPickle", "StringIO", "cStringIO", "urllib2", "urlparse", "ConfigParser", "Queue", "Tkinter", "commands",
     "httplib", "__builtin__", "HTMLParser", "thread", "copy_reg", "SocketServer", "exceptions", "sets",
 )  # fmt: skip
@@ -65,7 +65,7 @@ _TYPES = (
 )
 
 # Names that NumPy had, with what says the same now.
-_NUMPY = {
+GONE_NUMPY = {
     "float": "float", "int": "int", "bool": "bool", "object": "object", "str": "str", "complex": "complex",
     "long": "int", "unicode": "str", "float_": "np.float64", "complex_": "np.complex128", "string_": "np.bytes_",
     "unicode_": "np.str_", "NaN": "np.nan", "NAN": "np.nan", "Inf": "np.inf", "infty": "np.inf", "PINF": "np.inf",
@@ -160,7 +160,7 @@ def _lines(error: BaseException) -> list[str]:
 def _of_numpy(name: str) -> str:
     import numpy as np
 
-    now = f": say {_NUMPY[name]}" if name in _NUMPY else ""
+    now = f": say {GONE_NUMPY[name]}" if name in GONE_NUMPY else ""
     return f"NumPy had np.{name} once, the installed {np.__version__} doesn't{now}"
 
 
@@ -172,7 +172,7 @@ def _missing_name(error: BaseException, text: str) -> str | None:
     if isinstance(error, ImportError):
         named = re.search(r"No module named '([\w.]+)'|cannot import name '(\w+)'", text)
         name = (named[1] or named[2]) if named else ""
-        return "" if name in _MODULES or name in _ATTRIBUTES else None
+        return "" if name in GONE_MODULES or name in _ATTRIBUTES else None
     if isinstance(error, AttributeError) and (found := re.search(r"has no attribute '(\w+)'", text)):
         name = found[1]
         if name in _OF_LISTS and not re.match(_VIEWS, text):

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from fcnproto.pycaffe.python2 import translate_imports
+
 _NAME = "caffe"
 _PACKAGE = "fcnproto.pycaffe"
 _LOCK = threading.Lock()
@@ -78,8 +80,9 @@ def provide_caffe() -> None:
     """Make `import caffe` work from now on: the real one where there is one, else the package's own.
 
     Called when the first layer written for pycaffe is set up or its module imported, from whatever thread; nothing is
-    taken away again, so that a layer may import `caffe` at any time, in any thread.
+    taken away again, so that a layer may import `caffe` at any time, in any thread. Modules in Python 2 are translated.
     """
+    translate_imports()
     with _LOCK:
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
