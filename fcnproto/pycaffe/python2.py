@@ -36,12 +36,8 @@ _NAMES = frozenset(
 _METHODS = frozenset(
     ("iteritems", "iterkeys", "itervalues", "viewitems", "viewkeys", "viewvalues", "has_key", "getcwdu")
 )
+_ITERTOOLS = frozenset(("izip", "imap", "ifilter", "izip_longest", "ifilterfalse"))
 _SKIPPED = tuple(f"fissix.fixes.fix_{name}" for name in ("future", "idioms", "ws_comma", "buffer"))
-    "fissix.fixes.fix_future",
-    "fissix.fixes.fix_idioms",
-    "fissix.fixes.fix_ws_comma",
-    "fissix.fixes.fix_buffer",
-)
 _NUMPY_NAMES = ("np", "numpy")
 _DIVISION = "__old_division__"
 
@@ -113,6 +109,8 @@ def uses_old_names(tree: ast.Module) -> bool:
             return True
         if isinstance(node, ast.Attribute) and (node.attr in _METHODS or _gone_from_numpy(node) is not None):
             return True
+        if isinstance(node, ast.ImportFrom) and any(alias.name in _ITERTOOLS for alias in node.names):
+            return True
         if id(node) not in tried and any(name in GONE_MODULES for name in _imported(node)):
             return True
     return False
@@ -138,9 +136,8 @@ def _translate(text: str, path: str, why: SyntaxError | None) -> CodeType:
         lines = [_expanded(line) for line in lines]
     source = "".join(lines)
     try:
-        result = str(
-            _tool("print_function" in source and _has_print_function(source)).refactor_string(_ended(source), path)
-        )
+        tool = _tool(_asks_for("print_function", source))
+        result = str(tool.refactor_string(_ended(source), path))
         tree = ast.parse(result, path)
     except SyntaxError as error:
         raise why or error from None
