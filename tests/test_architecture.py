@@ -110,3 +110,9 @@ def test_layer_types_are_named_where_a_rule_is_about_that_very_type() -> None:
         if pattern.search(line)
     ]
     assert not wrong
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by their names alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -236,3 +236,18 @@ def test_its_errors_name_the_layer(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(fcnproto.LayerError, match=r"layer 'mix' \(Blend\): bottoms must have one shape"):
         fcnproto.load(tmp_path / "net.prototxt")
+
+
+def test_a_type_from_outside_stays_where_the_package_has_one_of_the_name() -> None:
+    """The package's own are registered when a net is first loaded, perhaps after it."""
+    code = (
+        "import fcnproto, torch\n"
+        "@fcnproto.register_layer('Mish')\n"
+        "class Mish(fcnproto.Pointwise):\n"
+        "    def forward(self, x): return x + 7\n"
+        'net = fcnproto.schema.text.parse(\'input: "x" input_shape { dim: 2 } '
+        'layer { name: "m" type: "Mish" bottom: "x" top: "y" }\', fcnproto.schema.caffe_pb2.NetParameter)\n'
+        "import fcnproto.schema.upgrade as upgrade; upgrade.upgrade_net(net)\n"
+        "assert fcnproto.Net(net)(x=torch.zeros(2))['y'].tolist() == [7, 7]\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -30,7 +30,8 @@ def register(
 ) -> Callable[[_Class], _Class]:
     """Class decorator: make a `Layer` subclass the implementation of the Caffe layer type `type_name`.
 
-    A later registration replaces an earlier one, so a project can put its own version of a layer in place.
+    A later registration replaces an earlier one, so a project can put its own version of a layer in place; the package's
+    own types, which are registered when a net is first loaded, replace none from outside.
 
     Args:
         settings: the type's own settings message, a class of protobuf's or a `.proto` file with a message called
@@ -47,11 +48,18 @@ def register(
         elif number is not None:
             raise UsageError(f"register_layer({type_name!r}): number= is that of settings=, which is missing")
         cls.type = type_name
+        if _is_own(cls) and not _is_own(_LAYERS.get(type_name, cls)):
+            return cls
         _LAYERS[type_name] = cls
         facts.put(type_name, cast("facts.TypeFacts", cls))
         return cls
 
     return decorate
+
+
+def _is_own(cls: type) -> bool:
+    """Whether a class is one of the package's own."""
+    return cls.__module__.startswith("fcnproto.")
 
 
 def _folder(cls: type) -> str:
