@@ -30,8 +30,8 @@ def register(
 ) -> Callable[[_Class], _Class]:
     """Class decorator: make a `Layer` subclass the implementation of the Caffe layer type `type_name`.
 
-    A later registration replaces an earlier one, so a project can put its own version of a layer in place; the package's
-    own types, which are registered when a net is first loaded, replace none from outside.
+    A later registration replaces an earlier one, so a project can put its own version of a layer in place; the
+    package's own types, which are registered when a net is first loaded, replace none from outside.
 
     Args:
         settings: the type's own settings message, a class of protobuf's or a `.proto` file with a message called
