@@ -23,6 +23,7 @@ from fcnproto.escaping import one_line
 from fcnproto.graph import Graph, build_graph
 from fcnproto.graph.crops import read_offsets
 from fcnproto.graph.dialect import ALIGNED_CROPS, checked
+from fcnproto.graph.evidence import dialect_of, warn_undecided
 from fcnproto.graph.facts import TypeFacts
 from fcnproto.layers.base import Layer
 from fcnproto.layers.placeholder import class_for
@@ -106,7 +107,8 @@ class Net(nn.Module):
         if strict:
             refuse_unknown(param, file)
         self.graph: Graph = build_graph(param, lookup_facts if strict else type_facts, phase, level, stages)
-        self.dialect = checked(dialect)
+        self.dialect = dialect = checked(dialect) or dialect_of(param)
+        warn_undecided(param, dialect)
         read_offsets(self.graph, "aligned" if dialect in ALIGNED_CROPS else crop)
         folder = None if base_dir is None else Path(base_dir)
         layers = make_layers(self.graph, folder, allow_python, file, allow_writes, dialect, strict)
@@ -534,7 +536,8 @@ def load(
         crop: where a Crop without offset begins: "caffe" at 0, with a warning where the coordinate map says another
             offset; "aligned" there, as in the Caffe that nets of 2015 (the first FCN, HED, RCF) were written for.
         dialect: the fork of Caffe that the net was written for ("ssd", "segnet", "hed", ...; all of them in
-            `fcnproto.graph.dialect.DIALECTS`), where the same text means something else to it.
+            `fcnproto.graph.dialect.DIALECTS`), where the same text means something else to it. By default the fields
+            that the text uses decide (`graph/evidence.py`); `Net.dialect` says the outcome.
         caffe_exact: where layers that share memory make Caffe's gradient another than the true one, compute Caffe's
             (docs/layers.md lists the places). A net in TRAIN that has such places warns of them otherwise. A net that
             the original Caffe would refuse, though it runs here, draws a warning that says why.
