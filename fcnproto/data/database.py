@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from fcnproto.data.datum import datum_array, parse_datum
 from fcnproto.data.images import Mode
 from fcnproto.data.paths import resolve
-from fcnproto.data.records import Records, is_lmdb, open_records
+from fcnproto.data.records import Record, Records, is_lmdb, open_records
 from fcnproto.data.transform import DataTransform
 from fcnproto.errors import DataError
 from fcnproto.layers.base import Shape
@@ -39,7 +39,8 @@ class Data(SourceLayer):
         "warning, where the prototxt says LEVELDB. `prefetch` makes no difference: nothing is read ahead."
     )
     config_field = "data_param"
-    also_reads = ("transform_param",)
+    also_reads: ClassVar[tuple[str, ...]] = ("transform_param",)
+    fork_fields: ClassVar[tuple[str, ...]] = ("transform_param.crop_h", "transform_param.crop_w")
     tops = (1, 2)
     position_fields = ("key", "offset")
     handles = ("records",)
@@ -65,8 +66,8 @@ class Data(SourceLayer):
 
     def declared_shapes(self) -> list[PartialShape]:
         """From crop_size, and the number of mean values where it is that of the channels."""
-        channels, crop = len(self.transform.param.mean_value), self.transform.param.crop_size or None
-        return self._tops((channels if channels > 1 else None, crop, crop))
+        channels, (rows, columns) = len(self.transform.param.mean_value), self.transform.crop
+        return self._tops((channels if channels > 1 else None, rows or None, columns or None))
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         """From the first record, where the database is there."""
@@ -79,27 +80,39 @@ class Data(SourceLayer):
         return tops[: self.num_tops]
 
     def forward(self) -> tuple[Tensor, ...]:
-        rank, workers = self.share()
-        items: list[np.ndarray] = []
-        labels: list[int] = []
         try:
             if self.records is None:
                 self.records = self._open()
-            record = self.records.seek(None if self.key is None else bytes.fromhex(self.key))
-            offset = self.offset
-            while len(items) < self.config.batch_size:
-                if offset % workers == rank:
-                    item, label = self._item(record)
-                    items.append(self._transformed(item))
-                    labels.append(label)
-                    self._check_size(items, record)
-                record = self.records.next()
-                offset += 1
-            self.key, self.offset = record[0].hex(), offset
+            records, key, offset = self._next_records(self.records)
+            tops = self._batch(records)
         except DataError as error:
             self.data_error(str(error))
-        data = torch.from_numpy(np.stack(items))
-        return (data, torch.tensor(labels, dtype=torch.float32, device="cpu"))[: self.num_tops]
+        self.key, self.offset = key, offset  # the layer moves on where all went well
+        return tops[: self.num_tops]
+
+    def _next_records(self, database: Records) -> tuple[list[Record], str, int]:
+        """This worker's records for a batch, and the key and number of the record after them."""
+        rank, workers = self.share()
+        found: list[Record] = []
+        record = database.seek(None if self.key is None else bytes.fromhex(self.key))
+        offset = self.offset
+        while len(found) < self.config.batch_size:
+            if offset % workers == rank:
+                found.append(record)
+            record = database.next()
+            offset += 1
+        return found, record[0].hex(), offset
+
+    def _batch(self, records: Sequence[Record]) -> tuple[Tensor, ...]:
+        """The tops for the records of a batch."""
+        items: list[np.ndarray] = []
+        labels: list[int] = []
+        for record in records:
+            item, label = self._item(record)
+            items.append(self._transformed(item))
+            labels.append(label)
+            self._check_size(items, record)
+        return torch.from_numpy(np.stack(items)), torch.tensor(labels, dtype=torch.float32, device="cpu")
 
     def _open(self) -> Records:
         path = resolve(self.config.source, self.base_dir, "data_param.source")
@@ -109,9 +122,16 @@ class Data(SourceLayer):
             backend = _LMDB
         return open_records(path, backend)
 
-    def _item(self, record: tuple[bytes, bytes]) -> tuple[np.ndarray, int]:
-        name = f"record {record[0].decode(errors='backslashreplace')!r} of {self.config.source}"
+    def _name(self, record: Record) -> str:
+        return f"record {record[0].decode(errors='backslashreplace')!r} of {self.config.source}"
+
+    def _item(self, record: Record) -> tuple[np.ndarray, int]:
+        name = self._name(record)
         datum = parse_datum(record[1], name)
+        return self._pixels(datum, name), datum.label
+
+    def _pixels(self, datum: caffe_pb2.Datum, name: str) -> np.ndarray:
+        """The item (channels, height, width), decoded as the settings force it."""
         forced: Mode | None = None
         if self.transform.param.force_color:
             forced = "color"
@@ -119,15 +139,15 @@ class Data(SourceLayer):
             forced = "gray"
         if forced and not datum.encoded:
             self.warn(f"force_{forced} has no effect on records that are not encoded images")
-        return datum_array(datum, name, forced or "native"), datum.label
+        return datum_array(datum, name, forced or "native")
 
     def _transformed(self, item: np.ndarray) -> np.ndarray:
         random = self.transform.is_random(self.training)
         return self.transform(item, self.training, self.generator if random else None)
 
-    def _check_size(self, items: list[np.ndarray], record: tuple[bytes, bytes]) -> None:
+    def _check_size(self, items: list[np.ndarray], record: Record) -> None:
         if items[-1].shape != items[0].shape:
             raise DataError(
-                f"record {record[0].decode(errors='backslashreplace')!r} of {self.config.source} has shape "
-                f"{items[-1].shape}, others of the batch {items[0].shape}; use crop_size or batch_size 1"
+                f"{self._name(record)} has shape {items[-1].shape}, others of the batch {items[0].shape}; "
+                "use crop_size or batch_size 1"
             )

@@ -59,6 +59,7 @@ class ImageData(SourceLayer):
     )
     config_field = "image_data_param"
     also_reads = ("transform_param",)
+    fork_fields = ("transform_param.crop_h", "transform_param.crop_w")
     tops = (2, 2)
     position_fields = ("line", "offset", "order_seed")
     handles = ("entries",)
@@ -93,8 +94,8 @@ class ImageData(SourceLayer):
         """From the settings; height and width only where they say the size."""
         config = self.config
         size: tuple[int | None, int | None] = (config.new_height or None, config.new_width or None)
-        if self.transform.param.crop_size:
-            size = (self.transform.param.crop_size, self.transform.param.crop_size)
+        if self.transform.crop[0]:
+            size = self.transform.crop
         return [(config.batch_size, 3 if config.is_color else 1, *size), (config.batch_size,)]
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
