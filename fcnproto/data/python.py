@@ -37,8 +37,8 @@ class Python(Layer):
 
     differences = (
         "modules are imported only with `allow_python`. Bottoms and tops are float32 CPU copies, so that a layer can't "
-        "change its inputs. The published FCN data layers are built in. In several processes each has its own layer "
-        "(Caffe's command line refuses them)."
+        "change its inputs. The published FCN data layers and the proposals of py-faster-rcnn are built in. In several "
+        "processes each has its own layer (Caffe's command line refuses them)."
     )
     config_field = "python_param"
     bottoms = (0, None)
@@ -54,7 +54,7 @@ class Python(Layer):
 
     def _become(self, cls: type[Layer]) -> None:
         """Turn into a layer of class `cls`, keeping what the net has set."""
-        names = ("base_dir", "prototxt", "allow_python", "allow_writes", "training")
+        names = ("base_dir", "prototxt", "allow_python", "allow_writes", "dialect", "training")
         kept = {name: getattr(self, name) for name in names}
         cls.type = cls.type or "Python"
         self.__class__ = cls  # type: ignore[assignment]

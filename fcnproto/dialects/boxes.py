@@ -5,6 +5,8 @@ Boxes are the last axis of a tensor: xmin, ymin, xmax, ymax.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -62,9 +64,18 @@ def encode(code: int, priors: Tensor, variances: Tensor | None, boxes: Tensor) -
     return values if variances is None else values / variances
 
 
-def suppress(boxes: Tensor, threshold: float, eta: float = 1, one: float = 0, strict: bool = False) -> Tensor:
+def suppress(
+    boxes: Tensor,
+    threshold: float,
+    eta: float = 1,
+    one: float = 0,
+    strict: bool = False,
+    most: int | None = None,
+    measure: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
     """Greedy suppression: the indices of the boxes (best first) that overlap no kept one by more than `threshold`
-    (`strict`: nor by as much).
+    (`strict`: nor by as much), at most `most`. `measure` gives the overlaps of a kept box (1, 4) with all others
+    (N, 4) where they are not those of `overlaps`.
 
     With `eta` below 1 the threshold shrinks by it after each kept box while it is above 0.5 (SSD's adaptive rule).
     """
@@ -73,14 +84,16 @@ def suppress(boxes: Tensor, threshold: float, eta: float = 1, one: float = 0, st
     alive = torch.ones(len(boxes), dtype=torch.bool)
     kept: list[int] = []
     position = 0
-    while position < len(boxes):
+    while position < len(boxes) and (most is None or len(kept) < most):
         alive[position:] = worst[position:] < threshold if strict else worst[position:] <= threshold
         following = alive[position:].nonzero()
         if not len(following):
             break
         position += int(following[0])
         kept.append(position)
-        worst = torch.maximum(worst, overlaps(boxes[position : position + 1], boxes, one)[0])
+        chosen = boxes[position : position + 1]
+        found = overlaps(chosen, boxes, one) if measure is None else measure(chosen, boxes)
+        worst = torch.maximum(worst, found[0])
         if eta < 1 and threshold > 0.5:
             threshold *= eta
         position += 1

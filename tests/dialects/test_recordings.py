@@ -26,17 +26,13 @@ FOUR_AXES = ("net_deeplab_largefov",)
 
 # Families whose layers are still to be written.
 PENDING = (
-    "boxgroupoutput",
     "correlation_",
-    "decodebbox_",
     "flowwarp_",
     "l1loss_",
     "lstm_ctpn",
-    "net_faster_rcnn",
     "net_senet",
     "net_shufflenet",
     "net_yolov3",
-    "proposal_",
     "regionloss_",
     "resample_",
     "yolov2det_",
