@@ -87,10 +87,11 @@ def _checked(mode: str) -> str:
 def apply() -> None:
     """Put the chosen precision in force for all that follows, in nets and outside: what `in_force` does for a block."""
     _Switches.relax()
-    _Switches.set(_chosen())
+    _Switches.set(chosen())
 
 
-def _chosen() -> str:
+def chosen() -> str:
+    """How this thread's nets compute float32 products now: "highest" or "tf32"."""
     return _wanted.get() or _mode
 
 
@@ -105,7 +106,7 @@ def in_force(device: torch.device) -> Iterator[Callable[[Iterable[Tensor]], None
     if torch.compiler.is_compiling() or (device.type != "cuda" and _strict_on_cpu()):
         yield lambda results: None
         return
-    mode = _chosen()
+    mode = chosen()
     hold = _Hold(mode)
     try:
         yield partial(_watch_backward, mode)

@@ -132,16 +132,26 @@ def layer_error(error: Exception) -> LayerError | None:
     """
     if isinstance(error, (Error, torch.OutOfMemoryError)):
         return None
-    layer, bottoms, trace = None, "", error.__traceback__
+    layer, frame = _innermost(error)
+    if layer is None or frame is None or not is_own(layer):
+        return None
+    return LayerError(f"layer {layer.name!r} ({layer.type}): can't work on {_shapes(frame)}: {first_line(error)}")
+
+
+def failing_layer(error: BaseException) -> Layer | None:
+    """The layer in whose `forward` an error was raised, the innermost; None outside of layers."""
+    return _innermost(error)[0]
+
+
+def _innermost(error: BaseException) -> tuple[Layer | None, FrameType | None]:
+    layer, found, trace = None, None, error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
         owner = frame.f_locals.get("self")
         if isinstance(owner, Layer) and frame.f_code.co_name == "forward":
-            layer, bottoms = owner, _shapes(frame)
+            layer, found = owner, frame
         trace = trace.tb_next
-    if layer is None or not is_own(layer):
-        return None
-    return LayerError(f"layer {layer.name!r} ({layer.type}): can't work on {bottoms}: {first_line(error)}")
+    return layer, found
 
 
 def _shapes(frame: FrameType) -> str:

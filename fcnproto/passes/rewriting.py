@@ -23,7 +23,7 @@ from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net, Outputs
 from fcnproto.net.plan import Plan
 from fcnproto.passes.folding import FoldedChain, Step
-from fcnproto.passes.graphs import GraphedPlan
+from fcnproto.passes.graphs import GraphedPlan, Recorder
 from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import FastConvolution, FastPooling, blobs_of
 from fcnproto.passes.upsampling import FastDeconvolution
@@ -57,6 +57,7 @@ class OptimizedNet(Net):
     passes: tuple[str, ...] = PASSES
     _fast_plans: Latest[tuple[object, ...], Plan]
     _watch: Watch
+    _recorder: Recorder
 
     def forward(
         self, /, *args: Tensor | Mapping[str, Tensor], blobs: Sequence[str] | str | None = None, **inputs: Tensor
@@ -78,7 +79,7 @@ class OptimizedNet(Net):
             if plan is None:
                 plan = rewrite(self.plan(inputs, blobs), self._watch, self.passes)[0]
                 if self.cuda_graphs and not any(training):
-                    graphed: Any = GraphedPlan(plan.module, self._state)
+                    graphed: Any = GraphedPlan(plan.module, self._state, self._recorder, self.layers)
                     plan = replace(plan, module=graphed)
                 self._fast_plans.put(key, plan)
         self._watch.look()
@@ -98,7 +99,7 @@ class OptimizedNet(Net):
 
 
 def _nothing_kept() -> dict[str, Any]:
-    return {"_fast_plans": Latest(_PLANS_KEPT), "_watch": Watch()}
+    return {"_fast_plans": Latest(_PLANS_KEPT), "_watch": Watch(), "_recorder": Recorder()}
 
 
 def _at_least_float32(value: Tensor) -> Tensor:
@@ -118,8 +119,9 @@ def optimize(
         net: a net in any phase, plain or optimised.
         precision: "fp32"; "tf32" (CUDA alone), "bf16" or "fp16" compute convolutions and matrix products less
             exactly, and no longer agree with Caffe to 1e-5. Parameters and outputs stay float32.
-        cuda_graphs: on a GPU and without gradients, record each size's work once and replay it. The net must
-            compute the same for the same inputs (no layer that keeps a state or reads values on the host).
+        cuda_graphs: on a GPU and without gradients, record each size's work at its second call and replay it from
+            then on. A net with a layer that keeps a state or reads values on the host runs as it is, with a warning
+            that names the layer.
         passes: some of `PASSES`, by name (`fcnproto optimize --explain` shows what each does); all by default. They run
             in their own order, whatever order is given.
 

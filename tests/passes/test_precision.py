@@ -1,20 +1,16 @@
-"""`optimize` in other precisions and with recorded CUDA graphs."""
+"""`optimize` in other precisions."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import click
 import golden_cases
 import pytest
 import torch
 from golden_cases import deviation
-from torch import Tensor, nn
+from torch import Tensor
 
 import fcnproto
 from fcnproto.cli import segment, train
-from fcnproto.passes.graphs import GraphedPlan
 from fcnproto.segment import Segmenter
 from fcnproto.solver import Options
 
@@ -94,72 +90,3 @@ def test_one_vocabulary(name: str, short: str) -> None:
         assert option.process_value(context, name) == short
         with pytest.raises(fcnproto.errors.UsageError, match="precision 'int8' is unknown; choose one of fp32"):
             option.process_value(context, "int8")
-
-
-class Recorder:
-    """Stands for CUDA's graphs: repeats what was computed for a size as long as the recording is used."""
-
-    def __init__(self) -> None:
-        self.recordings = 0
-
-    def __call__(self, module: nn.Module, values: Sequence[Tensor]) -> Callable[..., Any]:
-        self.recordings += 1
-        return lambda *given: module(*given)
-
-
-@torch.no_grad()
-def test_one_recording_for_each_size() -> None:
-    recorder, state = Recorder(), [0]
-    plan = GraphedPlan(nn.ReLU(), lambda: state[0], recorder)
-    for size in (3, 4, 3, 4, 3):
-        assert plan(-torch.ones(1, size)).shape == (1, size)
-    assert recorder.recordings == 2
-    state[0] = 1  # weights have changed
-    plan(torch.ones(1, 3))
-    assert recorder.recordings == 3
-    for size in range(10):
-        plan(torch.ones(1, size))
-    assert len(plan._runs) == 4
-    with torch.enable_grad():
-        plan(torch.ones(1, 50))
-    assert recorder.recordings == 3 + 9  # size 3 was known, and gradients are not recorded
-
-
-@torch.no_grad()
-def test_a_net_that_can_not_be_recorded_runs_as_it_is() -> None:
-    def refuse(module: nn.Module, values: Sequence[Tensor]) -> Callable[..., Any]:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    plan = GraphedPlan(nn.ReLU(), lambda: 0, refuse)
-    with pytest.warns(
-        fcnproto.FcnprotoWarning, match="CUDA graphs can't be used with this net: operation not permitted"
-    ):
-        assert plan(-torch.ones(3)).tolist() == [0, 0, 0]
-    assert plan(-torch.ones(3)).tolist() == [0, 0, 0]
-
-
-@torch.no_grad()
-def test_a_net_on_the_cpu_is_not_recorded() -> None:
-    net = golden_cases.load("fcn", "voc_fcn8s_forward").net()
-    fast = fcnproto.optimize(net, cuda_graphs=True)
-    for _ in range(2):
-        assert deviation(fast(data=image())["score"], net(data=image())["score"]) <= 1e-5
-
-
-@torch.no_grad()
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("graphs", [False, True])
-def test_on_a_gpu(precision: str, graphs: bool) -> None:
-    net = golden_cases.load("fcn", "voc_fcn8s_forward").net()
-    limit = {"float32": 1e-5, "tf32": 1e-2, "bf16": 3e-2, "fp16": 4e-3}[precision]
-    sizes = [(40, 56), (33, 70), (40, 56)]
-    expected = [net(data=image(*size))["score"] for size in sizes]
-    fast = fcnproto.optimize(net.to("cuda"), precision=precision, cuda_graphs=graphs)
-    for _ in range(2):
-        for size, value in zip(sizes, expected, strict=True):
-            assert deviation(fast(data=image(*size).cuda())["score"], value) <= limit
-    net.params["fc6"][0].mul_(1.5)
-    net.params["conv1_2"][0].data.mul_(1.5)
-    assert deviation(fast(data=image().cuda())["score"], net(data=image().cuda())["score"]) <= limit

@@ -331,7 +331,7 @@ def test_tf32_on_the_cpu_is_warned_of(tmp_path: Path) -> None:
     for solver, expected in ((relaxed, "tf32"), (strict, "highest"), (relaxed, "tf32")):
         seen: list[str] = []
         watched = solver.net.layer("conv").register_forward_hook(
-            lambda *_, found=seen: found.append(precision._chosen())
+            lambda *_, found=seen: found.append(precision.chosen())
         )
         solver.step(1)
         watched.remove()
