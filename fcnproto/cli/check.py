@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 @click.command("check")
 @click.argument("net", metavar="NET_OR_SOLVER", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), nargs=-1)
+@click.option("--images", metavar="DIR", type=click.Path(path_type=Path), help="Images, instead of the net's own data.")
+@click.option("--masks", metavar="DIR", type=click.Path(path_type=Path), help="Their masks, of the same names.")
 @click.option("--classes", metavar="FILE", type=click.Path(path_type=Path), help="The classes' names, one a line.")
+@_options.binary_masks_option
+@_options.empty_classes_option
 @click.option("--caffe", "for_caffe", is_flag=True, help="Also what the original Caffe refuses or computes otherwise.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--allow-python", is_flag=True, help="Import the modules that Python layers name; they run as you.")
@@ -29,7 +33,11 @@ if TYPE_CHECKING:
 def command(
     net: Path,
     weights: Sequence[Path],
+    images: Path | None,
+    masks: Path | None,
     classes: Path | None,
+    binary_masks: bool,
+    allow_empty_classes: bool,
     for_caffe: bool,
     as_json: bool,
     allow_python: bool,
@@ -46,7 +54,11 @@ def command(
     report = examine(
         net,
         weights,
+        images=images,
+        masks=masks,
         classes=classes,
+        binary_masks=binary_masks,
+        allow_empty_classes=allow_empty_classes,
         for_caffe=for_caffe,
         allow_python=allow_python,
         crop=crop,

@@ -10,12 +10,14 @@ from typing import Any
 
 from fcnproto.checking import caffe, geometry, losses, rules
 from fcnproto.checking.findings import LEVELS, Finding
+from fcnproto.diagnosis.pictures import labelling_rules, shared_images
 from fcnproto.diagnosis.places import located
+from fcnproto.diagnosis.samples import Labelling, of_folders, own_labellings, value_counts
 from fcnproto.diagnosis.solvers import solver_rules
 from fcnproto.diagnosis.sources import source_rules
 from fcnproto.diagnosis.subject import Subject, read_subject
 from fcnproto.diagnosis.weights import class_count, weights_rules
-from fcnproto.errors import FcnprotoWarning
+from fcnproto.errors import FcnprotoWarning, UsageError
 from fcnproto.net import Net
 from fcnproto.preprocessing import read_class_names
 from fcnproto.solver import Solver
@@ -29,6 +31,7 @@ class Report:
 
     title: str
     findings: list[Finding] = field(default_factory=list)
+    labellings: list[Labelling] = field(default_factory=list)
 
     @property
     def failed(self) -> bool:
@@ -38,7 +41,12 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The same in dicts, lists and texts, for JSON."""
         counts = {level: sum(finding.level == level for finding in self.findings) for level in LEVELS}
-        return {"file": self.title, "counts": counts, "findings": [asdict(finding) for finding in self.findings]}
+        return {
+            "file": self.title,
+            "counts": counts,
+            "findings": [asdict(finding) for finding in self.findings],
+            "pixels": {one.blob: value_counts(one.samples) for one in self.labellings},
+        }
 
 
 def check(net: PathLike | Net | Solver, weights: PathLike | Sequence[PathLike] = (), **options: Any) -> list[Finding]:
@@ -50,7 +58,11 @@ def examine(
     net: PathLike | Net | Solver,
     weights: PathLike | Sequence[PathLike] = (),
     *,
+    images: PathLike | None = None,
+    masks: PathLike | None = None,
     classes: PathLike | Sequence[str] | None = None,
+    binary_masks: bool = False,
+    allow_empty_classes: bool = False,
     for_caffe: bool = False,
     allow_python: bool = False,
     **reading: Any,
@@ -60,22 +72,36 @@ def examine(
     Args:
         net: without a solver, a net that has no loss counts as one for use, whose Input layers the caller fills.
         weights: files, copied in this order; without, the solver's own.
+        images, masks: folders of images and of masks of the same names, looked at in place of the net's own data.
         classes: the names of the classes, or a file with one a line.
+        binary_masks: masks' values 0 and 255 are the labels 0 and 1.
+        allow_empty_classes: classes that no mask holds are meant.
         for_caffe: also what the original Caffe refuses, and where its gradients are others.
         allow_python: permit the import of modules that Python layers name.
         reading: `crop` and `dialect`, as for `load`.
 
-    Raises what reading the files raises (`PrototxtError`, `GraphError`, `WeightsError`, `DataError`).
+    Raises what reading the files raises (`PrototxtError`, `GraphError`, `WeightsError`, `DataError`), and `UsageError`
+    for images without masks.
     """
+    if (images is None) != (masks is None):
+        raise UsageError("images and masks go together: give both folders, or neither for the net's own data")
     files = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
     subject = read_subject(net, files, allow_python=allow_python, **reading)
     names = list(read_class_names(classes)) if isinstance(classes, (str, os.PathLike)) else list(classes or ())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FcnprotoWarning)
         found = [*subject.findings, *_of_files(subject, names)]
+        if images is not None and masks is not None:
+            labelling, more = of_folders(subject, os.fspath(images), os.fspath(masks), names, binary_masks)
+            labellings = [labelling]
+        else:
+            labellings, more = list(own_labellings(subject)), list(shared_images(subject))
+        found += more
+        for labelling in labellings:
+            found += labelling_rules(subject, labelling, allow_empty_classes)
         if for_caffe:
             found += [*caffe.loads_in_caffe(subject.net), *caffe.other_gradients(subject.net)]
-    return Report(subject.title, ordered(located(found, subject.places)))
+    return Report(subject.title, ordered(located(found, subject.places)), labellings)
 
 
 def ordered(findings: Sequence[Finding]) -> list[Finding]:

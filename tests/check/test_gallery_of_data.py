@@ -1,0 +1,207 @@
+"""A gallery of images and masks with which nothing can be learned; the healthy twin of all of them gives nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sick_nets import DUMMY, LOSS, SCORE, SOLVER, examined, grave, one, write
+
+from fcnproto.cli._main import main
+from fcnproto.data.writing import new_database
+from fcnproto.errors import UsageError
+from fcnproto.schema import caffe_pb2
+from fcnproto.zoo import palette
+
+SIZE = (48, 60)
+
+
+def scene(seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """An image (RGB) with a disc of each class but the first, and its labels."""
+    draw = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    labels = np.zeros(SIZE, np.uint8)
+    for label in range(1, classes):
+        row, column = 14 + draw.integers(20), 12 + 25 * (label - 1) + draw.integers(8)
+        labels[(rows - row) ** 2 + (columns - column) ** 2 < 60] = label
+    colours = np.array([[30, 60, 90], [200, 40, 40], [60, 220, 120]])
+    return (colours[labels] + draw.integers(0, 12, (*SIZE, 3))).astype(np.uint8), labels
+
+
+def draw(folder: Path, count: int = 4, classes: int = 3) -> tuple[Path, Path]:
+    """Folders of images and masks."""
+    images, masks = folder / "images", folder / "masks"
+    images.mkdir(parents=True)
+    masks.mkdir()
+    for seed in range(count):
+        pixels, labels = scene(seed, classes)
+        Image.fromarray(pixels).save(images / f"{seed}.png")
+        Image.fromarray(labels).save(masks / f"{seed}.png")
+    return images, masks
+
+
+def change(folder: Path, how: Any) -> None:
+    """Rewrite every image of a folder."""
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as image:
+            changed = how(np.asarray(image))
+        (changed if isinstance(changed, Image.Image) else Image.fromarray(changed)).save(path)
+
+
+def moved(labels: np.ndarray) -> np.ndarray:
+    return np.roll(labels, (3, -5), (0, 1))
+
+
+def smooth(labels: np.ndarray) -> Image.Image:
+    small = Image.fromarray((labels * 2).astype(np.uint8))  # 0, 2, 4: there is room between
+    return small.resize((33, 27), Image.Resampling.BILINEAR).resize(SIZE[::-1], Image.Resampling.BILINEAR)
+
+
+def coloured(labels: np.ndarray) -> np.ndarray:
+    return np.array(palette(3), np.uint8)[labels]
+
+
+def dark(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 16)
+
+
+# code: (level, how the images change, how the masks do, what is said of where and what)
+FOLDERS: dict[str, tuple[str, Any, Any, str]] = {
+    "class-never-occurs": ("fault", None, lambda m: np.minimum(m, 1), "'dog' (label 2)"),
+    "rare-class": ("suspect", None, lambda m: np.where((m == 2) & (np.cumsum(m == 2).reshape(m.shape) > 2), 0, m).astype("uint8"), "'dog'"),
+    "label-out-of-range": ("fault", None, lambda m: m + np.uint8(1), "labels 3 "),
+    "void-not-ignored": ("fault", None, lambda m: np.where(np.arange(60) < 3, 255, m).astype("uint8"), "no ignore_label"),
+    "colour-masks": ("suspect", None, coloured, "3 colours"),
+    "interpolated-masks": ("suspect", None, smooth, "a value between both"),
+    "size-mismatch": ("suspect", lambda i: i[:-4], None, "60x44"),
+    "shifted-masks": ("suspect", None, moved, "moved by +5 pixels to the right and -3 down"),
+    "duplicates": ("suspect", lambda i: scene(0)[0], lambda m: scene(0)[1], "0 and 1 are the same image"),
+    "dark-images": ("suspect", dark, None, "16 bits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [None, *FOLDERS])
+def test_folders(code: str | None, tmp_path: Path) -> None:
+    images, masks = draw(tmp_path)
+    path = write(tmp_path)
+    options: dict[str, Any] = {"images": images, "masks": masks, "classes": ["background", "cat", "dog"]}
+    if code is None:
+        assert not grave(examined(path, **options))
+        return
+    level, of_images, of_masks, said = FOLDERS[code]
+    for folder, how in ((images, of_images), (masks, of_masks)):
+        if how is not None:
+            change(folder, how)
+    finding = one(examined(path, **options), code)
+    assert finding.level == level and said in finding.seen and str(masks) in finding.where
+
+
+def test_masks_of_0_and_255(tmp_path: Path) -> None:
+    """The commonest trap: to a net of two classes the object is void."""
+    images, masks = draw(tmp_path, classes=2)
+    change(masks, lambda labels: labels * np.uint8(255))
+    ignoring = LOSS.replace('top: "loss"', 'top: "loss" loss_param { ignore_label: 255 }')
+    path = write(tmp_path, DUMMY + SCORE.replace("num_output: 3", "num_output: 2") + ignoring)
+    finding = one(examined(path, images=images, masks=masks), "binary-masks")
+    assert finding.level == "fault" and "--binary-masks" in finding.remedy and "255" in finding.seen
+    assert not grave(examined(path, images=images, masks=masks, binary_masks=True))
+    change(masks, lambda labels: np.minimum(labels, 1))
+    assert not grave(examined(path, images=images, masks=masks))
+
+
+def test_colours_read_as_grey(tmp_path: Path) -> None:
+    images, masks = draw(tmp_path)
+    change(masks, lambda labels: Image.fromarray(coloured(labels)).convert("L"))
+    finding = one(examined(write(tmp_path), images=images, masks=masks), "colour-masks")
+    assert "'38'" in finding.seen and finding.level == "suspect"
+
+
+def test_objects_larger_than_what_a_score_sees(tmp_path: Path) -> None:
+    images, masks = draw(tmp_path)
+    for folder in (images, masks):
+        change(folder, lambda array: array.repeat(4, 0).repeat(4, 1))
+    finding = one(examined(write(tmp_path), images=images, masks=masks), "small-receptive-field")
+    assert finding.level == "suspect" and "3 x 3 pixels" in finding.seen
+    wide = SCORE.replace("kernel_size: 3 pad: 1", "kernel_size: 21 pad: 10")
+    codes = {one.code for one in examined(write(tmp_path, DUMMY + wide + LOSS), images=images, masks=masks)}
+    assert "small-receptive-field" not in codes
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    images, masks = draw(tmp_path)
+    (masks / "1.png").write_bytes(b"no image")
+    (masks / "2.png").unlink()
+    findings = examined(write(tmp_path), images=images, masks=masks)
+    assert "1.png" in one(findings, "unreadable").seen
+    assert "1 of 4 images have no mask" in one(findings, "missing-files").seen
+    with pytest.raises(UsageError, match="images and masks go together"):
+        examined(write(tmp_path), images=images)
+
+
+def test_empty_classes_that_are_meant(tmp_path: Path) -> None:
+    images, masks = draw(tmp_path, classes=2)
+    options: dict[str, Any] = {"images": images, "masks": masks}
+    assert one(examined(write(tmp_path), **options), "class-never-occurs").level == "fault"
+    assert not grave(examined(write(tmp_path), **options, allow_empty_classes=True))
+
+
+LAYER = (
+    'layer { name: "input" type: "Python" top: "data" top: "label" python_param { module: "fcnproto_layers"\n'
+    "  layer: \"ImageMaskLayer\" param_str: \"{'images': 'images', 'masks': 'masks', 'split': 'SPLIT',"
+    " 'classes': CLASSES, 'mean': (104, 117, 123), 'randomize': False}\" } RULE }\n"
+)
+
+
+def layer(split: str, rule: str = "", classes: int = 3) -> str:
+    return LAYER.replace("SPLIT", split).replace("RULE", rule).replace("CLASSES", str(classes))
+
+
+def test_the_nets_own_folders(tmp_path: Path) -> None:
+    """Masks that an ImageMaskLayer would refuse or misread; and images of both splits."""
+    _, masks = draw(tmp_path)
+    (tmp_path / "train.txt").write_text("0\n1\n2\n")
+    (tmp_path / "val.txt").write_text("3\n")
+    both = layer("train.txt", "include { phase: TRAIN }") + layer("val.txt", "include { phase: TEST }")
+    path = write(tmp_path, both + SCORE + LOSS, SOLVER + "test_interval: 5 test_iter: 1\n")
+    assert not grave(examined(path))
+    (tmp_path / "val.txt").write_text("3\n1\n")
+    findings = examined(path)
+    assert "1.png" in one(findings, "duplicates").seen and "'input'" in one(findings, "duplicates").where
+    assert one(findings, "test-leaves-out").remedy == "test_iter: 2"
+    change(masks, lambda labels: np.minimum(labels, 1) * np.uint8(255))
+    net = layer("train.txt", classes=2) + SCORE.replace("num_output: 3", "num_output: 2") + LOSS
+    finding = one(examined(write(tmp_path, net)), "binary-masks")
+    assert finding.level == "fault" and f"{tmp_path / 'net.prototxt'}:1: " in finding.where
+
+
+def test_label_maps_of_a_database(tmp_path: Path) -> None:
+    pytest.importorskip("lmdb")
+    text = 'layer { name: "NAME" type: "Data" top: "NAME" data_param { source: "NAME" backend: LMDB batch_size: 2 } MEAN }\n'
+    mean = "transform_param { mean_value: 104 mean_value: 117 mean_value: 123 }"
+    net = text.replace("NAME", "data").replace("MEAN", mean) + text.replace("NAME", "label").replace("MEAN", "")
+    for value, expected in ((2, []), (7, ["label-out-of-range", "class-never-occurs"])):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        for name in ("data", "label"):
+            with new_database(str(folder / name)) as target:
+                for seed in range(2):
+                    pixels, labels = scene(seed)
+                    values = pixels.transpose(2, 0, 1) if name == "data" else np.where(labels == 2, value, labels)[None]
+                    datum = caffe_pb2.Datum(channels=len(values), height=SIZE[0], width=SIZE[1])
+                    datum.data = values.astype(np.uint8).tobytes()
+                    target.put(f"{seed:08}".encode(), datum.SerializeToString())
+        findings = grave(examined(write(folder, net + SCORE + LOSS)))
+        assert sorted(finding.code for finding in findings) == sorted(expected)
+        assert all("label" in finding.where for finding in findings)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, masks = draw(tmp_path, classes=2)
+    folders = ["--images", str(images), "--masks", str(masks)]
+    assert main(["check", str(write(tmp_path)), *folders]) == 1
+    assert "[class-never-occurs]" in capsys.readouterr().out
+    assert main(["check", str(write(tmp_path)), *folders, "--allow-empty-classes"]) == 0
+    assert main(["check", str(write(tmp_path)), "--masks", str(masks)]) == 2
