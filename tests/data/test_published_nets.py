@@ -171,6 +171,18 @@ def test_trains_and_tests_as_published(tree: Path, tmp_path: Path, name: str) ->
     assert scores and all(np.isfinite(value) for values in scores.values() for value in values)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_check_finds_nothing(tree: Path, tmp_path: Path, name: str) -> None:
+    """Neither fault nor suspect in a published solver with weights and data."""
+    folder = folder_of(tree, name, tmp_path)
+    solver = slim(name, folder)
+    net = fcnproto.load(folder / read_solver(solver).train_net, phase="train")
+    give_values(net)
+    net.save(folder / "w.caffemodel")
+    findings = fcnproto.check(solver, folder / "w.caffemodel")
+    assert not [str(finding) for finding in findings if finding.level != "note"]
+
+
 def reduce_tests(solver: fcnproto.Solver) -> bool:
     """The published number of test images is that of the whole data set."""
     assert solver.param.test_iter[0] in (736, 654, 200, 5105)
