@@ -23,7 +23,7 @@ from fcnproto.export.copying import Copies
 from fcnproto.export.own import say_own
 from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Layer
-from fcnproto.layers.plain import MODULE, Parameters, Piece, Request, Statistics, Unsayable, number
+from fcnproto.layers.plain import MODULE, Blobs, Parameters, Piece, Request, Statistics, Unsayable, number
 from fcnproto.net import Net
 from fcnproto.net.roles import computable_outputs, image_inputs, score_blobs
 from fcnproto.schema import caffe_pb2
@@ -35,6 +35,8 @@ _IMPORTS = ("from pathlib import Path", "from safetensors.torch import load_file
 _USED = {"math.": "import math", "torch.": "import torch", "F.": "import torch.nn.functional as F"}
 _PLAIN = re.compile("[A-Za-z0-9_ -]+")
 _LONGEST_MODULE = 200
+_HOLDERS = {"Parameters": Parameters, "Statistics": Statistics, "Blobs": Blobs}
+"""What a layer's values lie in where it is said by a function."""
 _FALLBACK = ("    net.load_state_dict(load_file(beside if path is None else path))",)
 _RESERVED = frozenset(["self", "F", "nn", "torch", "math", "Any", "Path", "Tensor", "load", "load_file"])
 
@@ -128,8 +130,8 @@ class _Writer:
                 piece = say_own(layer, request, self.copies)
             for thing in piece.copies:
                 self.copies.add(thing)
-            if piece.module is not None and piece.module[0] in ("Parameters", "Statistics"):
-                self.copies.add(Parameters if piece.module[0] == "Parameters" else Statistics)
+            if piece.module is not None and piece.module[0] in _HOLDERS:
+                self.copies.add(_HOLDERS[piece.module[0]])
         except Unsayable as error:
             raise UnsupportedLayerError(
                 f"layer {node.name!r} ({node.type}) can't be written as plain PyTorch: {error}; "

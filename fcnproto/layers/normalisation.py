@@ -1,4 +1,4 @@
-"""Layers that scale values by statistics of their neighbours or of the batch: LRN, BatchNorm, MVN, Softmax."""
+"""Layers that scale values by statistics of their neighbours: LRN, MVN, Softmax."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch.autograd.function import once_differentiable
 from fcnproto.graph import maps
 from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import Layer, SameShape, Shape
-from fcnproto.layers.dtypes import at_least_float32, computing_type
-from fcnproto.layers.memory_order import channels_outermost
-from fcnproto.layers.plain import MODULE, Piece, Request, number
+from fcnproto.layers.dtypes import at_least_float32
+from fcnproto.layers.plain import Piece, Request, number
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -166,109 +165,6 @@ def _inverse_power(x: Tensor, beta: float) -> Tensor:
     return x.pow(-beta)
 
 
-@register("BatchNorm")
-class BatchNorm(SameShape):
-    """Caffe's BatchNorm: (x - mean) / sqrt(variance + eps) per channel (axis 1); a Scale layer usually follows.
-
-    Blobs, all buffers: "mean" (C,) and "variance" (C,), which are sums, and "scale_factor" (1,), by which both are
-    divided when they are used (0 gives mean and variance 0). In batch mode (`use_global_stats` false, the default in
-    TRAIN) mean and variance are the batch's, and every forward, with or without a backward, takes the sums times
-    `moving_average_fraction` plus its own (the variance with divisor m - 1), and the factor likewise plus 1.
-    """
-
-    config_field = "batch_norm_param"
-    kind = "normalisation"
-    coordinates = staticmethod(maps.same)
-
-    def of_zeros(self) -> str:
-        return "" if self.is_pointwise(self.param, self.training) else "kept"  # stored means make no zeros
-
-    @classmethod
-    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
-        config = param.batch_norm_param
-        return bool(config.use_global_stats) if config.HasField("use_global_stats") else not training
-
-    def setup(self, shapes: Sequence[Shape]) -> None:
-        (shape,) = shapes
-        if len(shape) < 2:
-            self.fail(f"needs a bottom with 2 axes or more, got shape {tuple(shape)}")
-        # The upgrade of old nets sets all of exactly three entries to 0; other counts are the user's own.
-        if len(self.param.param) != 3 and any(spec.lr_mult != 0 for spec in self.param.param):
-            self.fail("its blobs are statistics, not learned: give each param entry lr_mult: 0, or none at all")
-        while len(self.param.param) < 3:
-            self.param.param.add(lr_mult=0)  # as Caffe does; solvers and saved definitions see it
-        self.use_global_stats = self.config.use_global_stats if self.config.HasField("use_global_stats") else None
-        self.add_blob("mean", (shape[1],), learnable=False)
-        self.add_blob("variance", (shape[1],), learnable=False)
-        self.add_blob("scale_factor", (1,), learnable=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        use_global = not self.training if self.use_global_stats is None else self.use_global_stats
-        if x.dim() < 2 or x.shape[1] != self.blob_shapes[0][0]:
-            self.fail(f"has statistics of {self.blob_shapes[0][0]} channels, got a bottom of shape {tuple(x.shape)}")
-        mean, variance, factor = (self.blob(index) for index in range(3))
-        if use_global:
-            return normalise_by_stored(x, mean, variance, factor, self.config.eps)
-        fraction = self.config.moving_average_fraction
-        return normalise_by_batch(x, mean, variance, factor, self.config.eps, fraction)
-
-    def plain(self, request: Request) -> Piece:
-        name, shapes = "Statistics", zip(self.blob_names, self.blob_shapes, strict=True)
-        module = (name, [f"{blob}={list(shape)}" for blob, shape in shapes])
-        blobs = [f"{MODULE}.{blob}" for blob in self.blob_names]
-        batch = request.training if self.use_global_stats is None else str(not self.use_global_stats)
-        eps, fraction = number(self.config.eps), number(self.config.moving_average_fraction)
-        if batch == "False":
-            return Piece(("normalise_by_stored", [request.x, *blobs, f"eps={eps}"]), module, (normalise_by_stored,))
-        arguments = [request.x, *blobs, f"eps={eps}", f"fraction={fraction}"]
-        if batch == "True":
-            return Piece(("normalise_by_batch", arguments), module, (normalise_by_batch,))
-        return Piece(("normalise_batch", [*arguments, f"batch={batch}"]), module, (normalise_batch,))
-
-
-def normalise_batch(
-    x: Tensor, mean: Tensor, variance: Tensor, factor: Tensor, eps: float, fraction: float, batch: bool
-) -> Tensor:
-    """Caffe's BatchNorm by the batch's own statistics (which are added to the stored sums) or by the stored ones."""
-    if batch:
-        return normalise_by_batch(x, mean, variance, factor, eps, fraction)
-    return normalise_by_stored(x, mean, variance, factor, eps)
-
-
-def normalise_by_stored(x: Tensor, mean: Tensor, variance: Tensor, factor: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) per channel; mean and variance are sums, which the factor divides."""
-    inverse_factor = torch.where(factor == 0, torch.zeros_like(factor), 1 / factor)
-    per_channel = [x.shape[1]] + [1] * (x.dim() - 2)
-    mean = (mean * inverse_factor).to(x.dtype).view(per_channel)
-    variance = (variance * inverse_factor).view(per_channel)
-    # Subtracted first, as in Caffe: x * a - mean * a would lose digits where the mean is large.
-    return (x - mean).mul_((variance + eps).rsqrt().to(x.dtype))
-
-
-def normalise_by_batch(
-    x: Tensor, mean: Tensor, variance: Tensor, factor: Tensor, eps: float, fraction: float
-) -> Tensor:
-    """The same by the batch's own mean and variance; the stored sums, times `fraction`, take these in."""
-    channels = x.shape[1]
-    count = x.numel() // max(channels, 1)
-    statistics_type = computing_type(x)
-    new_mean = torch.zeros(channels, dtype=statistics_type, device=x.device)
-    new_variance = torch.zeros_like(new_mean)
-    if count == 1:
-        # The value is its own mean; torch would divide by m - 1 = 0.
-        new_mean = x.detach().reshape(channels).to(statistics_type)
-        y = x * 0
-    else:
-        # On the CPU torch sums in double precision, but in single where channels are innermost.
-        given = channels_outermost(x) if x.device.type == "cpu" else x
-        # With momentum 1 torch's running statistics become the batch's own: mean and variance by m - 1.
-        y = torch.batch_norm(given, None, None, new_mean, new_variance, True, 1.0, eps, torch.backends.cudnn.enabled)
-    with torch.no_grad():
-        for stored, new in ((mean, new_mean), (variance, new_variance), (factor, torch.ones_like(new_mean[:1]))):
-            stored.mul_(fraction).add_(new.to(stored.dtype))
-    return y
-
-
 @register("MVN")
 class MVN(Layer):
     """Caffe's mean-variance normalisation: (x - mean) / (deviation + eps) per image and channel.
@@ -360,6 +256,7 @@ class Softmax(SameShape):
     """Caffe's Softmax over `axis` (1 unless given)."""
 
     config_field = "softmax_param"
+    fork_fields = ("softmax_param.normalize_type",)
     kind = "normalisation"
     coordinates = staticmethod(maps.softmax)
 
@@ -376,6 +273,8 @@ class Softmax(SameShape):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.axis(self.config.axis, shapes[0])
+        if self.config.normalize_type != "Softmax":
+            self.fail(f'normalize_type {self.config.normalize_type!r}: only "Softmax" is known')
 
     def backward_reads(self, in_place: bool) -> Reads:
         return Reads(tops=(0,))

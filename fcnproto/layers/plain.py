@@ -73,6 +73,18 @@ class Statistics(nn.Module):
             self.register_buffer(name, torch.zeros(tuple(shape)))
 
 
+class Blobs(nn.Module):
+    """A layer's values by name, those in `counted` counted, the others learned."""
+
+    def __init__(self, counted: Sequence[str] = (), **shapes: Sequence[int]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            if name in counted:
+                self.register_buffer(name, torch.zeros(tuple(shape)))
+            else:
+                self.register_parameter(name, nn.Parameter(torch.zeros(tuple(shape))))
+
+
 def parameters_of(names: Sequence[str], shapes: Sequence[Shape]) -> tuple[str, list[str]]:
     """The module of a layer that has parameters and is said by a function."""
     return "Parameters", [f"{name}={list(shape)}" for name, shape in zip(names, shapes, strict=True)]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
+from fcnproto.layers.batch_norm import BatchNorm
 from fcnproto.layers.convolution import Convolution, needs_channels_outermost
 from fcnproto.layers.memory_order import channels_outermost
-from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.layers.pooling import Pooling, looks_finite
 from fcnproto.layers.windows import Windows
 from fcnproto.passes import products, winograd

@@ -16,8 +16,8 @@ from fcnproto.errors import UsageError
 from fcnproto.layers.activation import ReLU
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
+from fcnproto.layers.batch_norm import BatchNorm
 from fcnproto.layers.convolution import Convolution, Deconvolution
-from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net, Outputs
@@ -228,7 +228,7 @@ class _Rewriter:
         norm: BatchNorm | None = None
         scale: Scale | None = None
         found = self.only_reader(node)
-        if found and isinstance(found[1], BatchNorm) and _is_pointwise(found[1]):
+        if found and isinstance(found[1], BatchNorm) and found[1].is_plain() and _is_pointwise(found[1]):
             node, norm = found[0], found[1]
             layers.append(norm)
             found = self.only_reader(node)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fcnproto.errors import GraphError
 from fcnproto.layers.arithmetic import Scale
+from fcnproto.layers.batch_norm import BatchNorm
 from fcnproto.layers.convolution import Convolution
-from fcnproto.layers.normalisation import BatchNorm
 from fcnproto.net import Net, load
 from fcnproto.passes.kernels import folded_weights
 from fcnproto.schema import caffe_pb2
@@ -67,7 +67,7 @@ def _fold(
     if norm is None or not isinstance(convolution, Convolution) or convolution.blob(0).ndim != 4:
         return
     normalisation = source.layer(norm.name)
-    if not isinstance(normalisation, BatchNorm):
+    if not isinstance(normalisation, BatchNorm) or not normalisation.is_plain():
         return
     if norm.batch_norm_param.HasField("use_global_stats") and not norm.batch_norm_param.use_global_stats:
         return
