@@ -36,11 +36,14 @@ MOST_AXES = 32
 _CHUNK = 1 << 18
 _LEGACY_AXES = {1: 0, 2: 1, 3: 2, 4: 3}
 _DATA, _DIFF, _SHAPE, _DOUBLE_DATA, _DOUBLE_DIFF = 5, 6, 7, 8, 9
+# C3D 1.0 wrote blobs of its own: num, channels, length, height, width, then data and diff.
+_C3D_AXES, _C3D_WIDTH, _C3D_DATA, _C3D_DIFF = 5, 5, 6, 7
 _WIDTH = {_DATA: 4, _DIFF: 4, _DOUBLE_DATA: 8, _DOUBLE_DIFF: 8}
 
 
 class StoredBlob(ABC):
-    """A blob in a file. `legacy` shapes are those of files from before N-dimensional blobs: always four axes.
+    """A blob in a file. `legacy` shapes are those of files from before N-dimensional blobs: always four axes (or the
+    five of C3D 1.0: num, channels, length, height, width).
 
     `label` says in error messages which blob of which layer it is; `dtype` is how the values are stored."""
 
@@ -56,11 +59,15 @@ class StoredBlob(ABC):
 
     def matches(self, shape: Sequence[int]) -> bool:
         """Whether Caffe would take this blob for one of that shape: equal, or, for a legacy shape, equal to the four
-        axes that come of padding `shape` on the left with ones (a 1x1xOxI weight fits an OxI one)."""
+        axes that come of padding `shape` on the left with ones (a 1x1xOxI weight fits an OxI one). A length of 1 of
+        C3D's is no axis of an image."""
         wanted = tuple(int(extent) for extent in shape)
         if not self.legacy:
             return self.shape == wanted
-        return len(wanted) <= 4 and self.shape == (1,) * (4 - len(wanted)) + wanted
+        stored = self.shape
+        if len(stored) == _C3D_AXES and len(wanted) < _C3D_AXES and stored[2] == 1:
+            stored = stored[:2] + stored[3:]
+        return len(wanted) <= len(stored) and stored == (1,) * (len(stored) - len(wanted)) + wanted
 
     @abstractmethod
     def read_into(self, array: Array) -> None:
@@ -158,11 +165,17 @@ class BinaryBlob(StoredBlob):
 def read_binary_blob(window: Window, start: int, end: int, label: str) -> BinaryBlob:
     """The BlobProto between two places of a file, its values left where they are."""
     blob = BinaryBlob(window, label)
-    legacy, shape = [0, 0, 0, 0], list[int]()
+    legacy, shape, is_c3d = [0, 0, 0, 0], list[int](), False
     reader = MessageReader(window, start, end)
     while found := reader.next():
         number = found.number
-        if number in _WIDTH:
+        if number == _C3D_WIDTH and found.wire == VARINT and blob.legacy:
+            legacy, is_c3d = [*legacy[:4], signed(found.value, 32)], True
+        elif is_c3d and number in (_C3D_DATA, _C3D_DIFF):
+            segment = _segment(reader, found, 4)
+            if number == _C3D_DATA and segment.count:
+                blob.floats.append(segment)
+        elif number in _WIDTH:
             segment = _segment(reader, found, _WIDTH[number])
             if number in (_DATA, _DOUBLE_DATA) and segment.count:
                 (blob.floats if number == _DATA else blob.doubles).append(segment)

@@ -302,3 +302,35 @@ def test_caffes_mean_file() -> None:
     case = load("layers", "data_lmdb_mean_file_crop")
     mean = read_blob(next(case.folder.glob("*.binaryproto")))
     assert mean.shape == (1, 3, 9, 6) and np.isfinite(mean).all()
+
+
+def _c3d_blob(extents: Sequence[int], values: np.ndarray[Any, Any]) -> bytes:
+    """A blob as C3D 1.0 writes it: five extents, data under 6, diff under 7."""
+    numbered = b"".join(field(number, int(extent)) for number, extent in enumerate(extents, start=1))
+    return numbered + field(6, values.astype("<f4").tobytes()) + field(7, np.full(values.size, 9, "<f4").tobytes())
+
+
+def test_blobs_of_c3d(tmp_path: Path) -> None:
+    values = np.arange(2 * 3 * 4 * 5 * 6, dtype=np.float32)
+    content = _c3d_blob((2, 3, 4, 5, 6), values)
+    net = b"".join(
+        field(2, field(4, name) + field(6, blob))
+        for name, blob in (
+            ("c", content),
+            ("ip", _c3d_blob((1, 1, 1, 4, 6), values[:24])),
+            ("image", _c3d_blob((2, 3, 1, 2, 2), values[:24])),
+        )
+    )
+    assert _arrays(_write(tmp_path, net))["c"][0].tolist() == values.reshape(2, 3, 4, 5, 6).tolist()  # type: ignore[union-attr]
+    with open_weights(tmp_path / "net.caffemodel") as stored:
+        blobs = {one.name: one.blobs[0] for one in stored.layers}
+        fits = {
+            ("c", (2, 3, 4, 5, 6)): True,
+            ("c", (2, 3, 20, 6)): False,
+            ("ip", (4, 6)): True,
+            ("ip", (6, 4)): False,
+            ("image", (2, 3, 2, 2)): True,
+        }
+        assert {key: blobs[key[0]].matches(key[1]) for key in fits} == fits  # type: ignore[union-attr]
+    (tmp_path / "mean.binaryproto").write_bytes(content)
+    assert read_blob(tmp_path / "mean.binaryproto").shape == (2, 3, 4, 5, 6)
