@@ -26,15 +26,10 @@ FOUR_AXES = ("net_deeplab_largefov",)
 
 # Families whose layers are still to be written.
 PENDING = (
-    "correlation_",
-    "flowwarp_",
-    "l1loss_",
-    "lstm_ctpn",
     "net_senet",
     "net_shufflenet",
     "net_yolov3",
     "regionloss_",
-    "resample_",
     "yolov2det_",
     "yolov3det_",
 )
