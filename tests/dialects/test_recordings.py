@@ -26,8 +26,6 @@ FOUR_AXES = ("net_deeplab_largefov",)
 
 # Families whose layers are still to be written.
 PENDING = (
-    "net_senet",
-    "net_shufflenet",
     "net_yolov3",
     "regionloss_",
     "yolov2det_",
