@@ -13,9 +13,10 @@ from google.protobuf.message import DecodeError, Message
 
 from fcnproto.atomic import PathLike
 from fcnproto.errors import FcnprotoWarning, WeightsError
-from fcnproto.schema import caffe_pb2, unknown
-from fcnproto.schema.fields import fields_of
+from fcnproto.schema import caffe_pb2, fork_binary, unknown
+from fcnproto.schema.fields import FIRST_ADDED, fields_of
 from fcnproto.schema.kinds import HEAD_BYTES, WEIGHTS, is_hdf5, open_binary
+from fcnproto.schema.tokens import text_of
 from fcnproto.schema.upgrade import V1_NUMBERS, upgrade_net
 from fcnproto.schema.wire import LENGTH, VARINT, Field, MessageReader, Window, encode_tag, encode_varint
 
@@ -24,6 +25,7 @@ _LARGEST = 64 << 20
 _NET = caffe_pb2.NetParameter.DESCRIPTOR
 # Where blobs lie: per message the field of the blobs, and the fields to descend into.
 _BLOBS = {"LayerParameter": 7, "V1LayerParameter": 6, "V0LayerParameter": 50}
+_LAYER_TYPE, _SETTINGS_FROM, _LONGEST_TYPE = 2, 12, 1000
 _V1_TYPE, _V1_TYPES = 5, caffe_pb2.V1LayerParameter.LayerType.DESCRIPTOR
 _INNER = {("NetParameter", 2), ("NetParameter", 100), ("V1LayerParameter", 1)}
 
@@ -31,7 +33,8 @@ _INNER = {("NetParameter", 2), ("NetParameter", 100), ("V1LayerParameter", 1)}
 def net_definition(path: PathLike) -> caffe_pb2.NetParameter:
     """The net in a binary weight file without its blobs, brought up to date by Caffe's upgrades.
 
-    Fields that Caffe's schema doesn't have (forks add some) are told by an FcnprotoWarning and left out. WeightsError
+    What forks wrote under their own numbers is told by the layers' types (`fork_binary.py`); fields that nobody knows
+    are told by an FcnprotoWarning and left out. WeightsError
     if the file is no caffemodel; HDF5 weights carry no definition. PrototxtError where the upgrade refuses the net."""
     name = os.fspath(path)
     with open_binary(name, WEIGHTS) as file:
@@ -53,6 +56,8 @@ def net_definition(path: PathLike) -> caffe_pb2.NetParameter:
     if stripper.unknown:
         numbers = ", ".join(map(str, sorted(stripper.unknown)))
         message = f"{name}: fields that Caffe does not know are left out (numbers {numbers}); another program wrote it"
+        if stripper.others:
+            message += f"; these numbers are known as {', '.join(dict.fromkeys(stripper.others))}"
         warnings.warn(message, FcnprotoWarning, stacklevel=2)
     upgrade_net(net, name)
     typeless = [layer.name for layer in net.layer if not layer.type]
@@ -83,6 +88,8 @@ class _Stripper:
     def __init__(self, window: Window) -> None:
         self.window = window
         self.unknown: set[int] = set()
+        self.others: list[str] = []
+        """What the numbers left out of layers are to forks."""
         self.types: set[int] = set()
         """The numbers of V1 layer types that nobody knows."""
         self.size = 0
@@ -90,11 +97,14 @@ class _Stripper:
     def message(self, start: int, end: int, descriptor: Descriptor) -> bytes:
         table = fields_of(descriptor)
         content = bytearray()
+        type_name = self._type_name(start, end) if table.name == "LayerParameter" else None
         reader = MessageReader(self.window, start, end)
         while found := reader.next():
             known = table.by_number.get(found.number)
             if found.number == unknown.NUMBER:
                 content += self._copy(found)
+            elif type_name is not None and found.wire == LENGTH and found.number >= _SETTINGS_FROM:
+                content += self._settings(found, type_name)
             elif known is None:
                 self.unknown.add(found.number)
             elif found.number == _BLOBS.get(table.name):
@@ -109,6 +119,33 @@ class _Stripper:
                 content += self._copy(found)
         return bytes(content)
 
+    def _type_name(self, start: int, end: int) -> str:
+        reader = MessageReader(self.window, start, end)
+        while found := reader.next():
+            if found.number == _LAYER_TYPE and found.wire == LENGTH and found.end - found.start < _LONGEST_TYPE:
+                return text_of(self.window.read(found.start, found.end))
+        return ""
+
+    def _settings(self, found: Field, type_name: str) -> bytes:
+        """A settings field of a layer under the schema's number; nothing where nobody knows what it is."""
+        field, others = fork_binary.settings_field(type_name, found.number)
+        if field is None:
+            self.unknown.add(found.number)
+            self.others.append(f"{found.number}: {others} (in a layer of type {type_name!r})")
+            return b""
+        if field.number != found.number:
+            self._count(found)
+            return fork_binary.settings(self.window, found.start, found.end, found.number, field)
+        if field.message is None or field.message.file is not _NET.file or field.number >= FIRST_ADDED:
+            return self._copy(found)
+        self._count(found)
+        try:
+            inner, left_out = fork_binary.with_additions(self.window, found.start, found.end, field.message.name)
+        except WeightsError:  # damaged: protobuf will say so of the whole
+            return self.window.read(found.begin, found.end)
+        self.unknown.update(left_out)
+        return encode_tag(found.number, LENGTH) + encode_varint(len(inner)) + inner
+
     def _type(self, number: int) -> int:
         """The number by which the schema knows a V1 layer type of the file."""
         if number in _V1_TYPES.values_by_number:
@@ -119,7 +156,10 @@ class _Stripper:
         return 0
 
     def _copy(self, found: Field) -> bytes:
+        self._count(found)
+        return self.window.read(found.begin, found.end)
+
+    def _count(self, found: Field) -> None:
         self.size += found.end - found.begin
         if self.size > _LARGEST:
             raise self.window.error("the net definition in it is absurdly large; this is not a caffemodel")
-        return self.window.read(found.begin, found.end)

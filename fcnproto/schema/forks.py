@@ -6,16 +6,29 @@ means different fields (`fork_binary.py`). Text needs none of it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from fcnproto.schema.settings import field_name
+
 TABLE_FILE = Path(__file__).with_name("forks.txt")
-_SUFFIX = "_param"
-_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _MOST_NAMED = 2
-# Types whose settings go by another name, or that have none.
+# Settings that go by another name than their type.
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "Convolution3D": ("convolution3d_param",),
+    "DecodeBBox": ("decode_bbox_param", "bbox_reg_param"),
+    "Deconvolution3D": ("convolution3d_param",),
+    "ImageLabelmapData": ("image_label_data_param",),
+    "LSTM": ("recurrent_param",),
+    "MultiBoxLoss": ("multibox_loss_param",),
+    "Normalize": ("norm_param", "normalize_param"),
+    "Pooling3D": ("pooling3d_param",),
+    "RNN": ("recurrent_param",),
+    "ReLU6": ("relu6_param",),
+    "SoftmaxWithLoss": ("softmax_param", "softmaxloss_param"),
+}
+# Types without settings of their own.
 _TYPES: dict[str, tuple[str, ...]] = {
     "AutoCrop": ("Derteanoo/caffe-bilinear-upsample",),
     "BoxData": ("yeahkun/caffe-yolo",),
@@ -39,9 +52,9 @@ def fields() -> dict[str, dict[int, tuple[str, ...]]]:
     return table
 
 
-def numbers_of(fork: str) -> dict[int, str]:
-    """The fields of one fork by number, Caffe's own left out."""
-    return {number: name for name, found in fields().items() for number, forks in found.items() if fork in forks}
+def by_number(number: int) -> dict[str, tuple[str, ...]]:
+    """The fields that forks have under a number, with the forks."""
+    return {name: found[number] for name, found in fields().items() if number in found}
 
 
 def having_field(name: str) -> tuple[str, ...]:
@@ -53,7 +66,12 @@ def having_type(type_name: str) -> tuple[str, ...]:
     """The forks that have a layer type, as far as its settings tell."""
     if type_name in _TYPES:
         return _TYPES[type_name]
-    return having_field("_".join(_WORDS.split(type_name)).lower() + _SUFFIX)
+    return tuple(dict.fromkeys(fork for name in settings_of(type_name) for fork in having_field(name)))
+
+
+def settings_of(type_name: str) -> tuple[str, ...]:
+    """The names that the settings of a layer type may have: made of the type's, or others that are known."""
+    return (field_name(type_name), *_SETTINGS.get(type_name, ()))
 
 
 def named(forks: Sequence[str]) -> str:
