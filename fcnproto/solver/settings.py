@@ -19,6 +19,7 @@ from fcnproto.errors import FcnprotoWarning, SolverError
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
 from fcnproto.solver import policies
+from fcnproto.solver.detection import AP_VERSIONS
 from fcnproto.solver.optimizers import TYPES, CaffeOptimizer, param_groups
 
 # The fields that each type reads beside weight_decay, clip_gradients and their like, which all do.
@@ -33,7 +34,8 @@ _TYPE_FIELDS: dict[str, tuple[str, ...]] = {
 _ANY_TYPE = ("momentum", "momentum2", "rms_decay", "delta")
 _ANY_POLICY = ("gamma", "power", "stepsize", "stepvalue", "plateau_winsize", "stagelr", "stageiter")
 _READ_AS_ZERO = ("gamma", "power", "stepvalue", "plateau_winsize")
-_DETECTION = ("eval_type", "ap_version", "show_per_class_result")
+_DETECTION = ("ap_version", "show_per_class_result")
+_EVALUATIONS = ("classification", "detection")
 
 
 def check(param: caffe_pb2.SolverParameter) -> None:
@@ -42,6 +44,10 @@ def check(param: caffe_pb2.SolverParameter) -> None:
         raise SolverError(f"type {param.type!r} is unknown; choose one of {', '.join(TYPES)}")
     if param.average_loss < 1:
         raise SolverError(f"average_loss must be at least 1, not {param.average_loss}")
+    if param.HasField("eval_type") and param.eval_type not in _EVALUATIONS:
+        raise SolverError(f"eval_type {param.eval_type!r} is unknown; choose one of {', '.join(_EVALUATIONS)}")
+    if param.HasField("ap_version") and param.ap_version not in AP_VERSIONS:
+        raise SolverError(f"ap_version {param.ap_version!r} is unknown; choose one of {', '.join(AP_VERSIONS)}")
     for name in ("display", "snapshot", "test_interval", "max_iter"):
         if getattr(param, name) < 0:
             raise SolverError(f"{name} must not be negative, not {getattr(param, name)}")
@@ -77,12 +83,16 @@ def _idle(param: caffe_pb2.SolverParameter, given: set[str]) -> Iterator[tuple[l
         yield among(name for name in _ANY_POLICY if name not in used), f"by lr_policy {param.lr_policy!r}"
     if param.lr_policy == "multifixed":
         yield among(["base_lr"]), "by lr_policy 'multifixed'"
-    yield among(_DETECTION), "here: a test shows what its net's outputs are"
+    if param.eval_type != "detection":
+        yield among(_DETECTION), 'without eval_type: "detection"'
     if not param.weight_decay:
         yield among(["regularization_type"]), "without weight_decay"
     tested = param.test_iter or param.test_net or param.test_net_param
     if not tested:
-        yield among(["test_interval", "test_initialization", "test_compute_loss"]), "without test nets (test_iter)"
+        yield (
+            among(["test_interval", "test_initialization", "test_compute_loss", "eval_type"]),
+            "without test nets (test_iter)",
+        )
     if param.debug_info and not param.display and not tested:
         yield ["debug_info"], "without display: the train net is traced in the iterations that are displayed"
     if param.HasField("layer_wise_reduce") and not param.layer_wise_reduce:

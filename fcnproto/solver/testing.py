@@ -1,4 +1,5 @@
-"""Running a solver's test nets: means of their outputs over test_iter batches, shown in Caffe's lines."""
+"""Running a solver's test nets: means of their outputs over test_iter batches, or the precision of detections, shown in
+Caffe's lines."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fcnproto.errors import SolverError
 from fcnproto.net import Net
 from fcnproto.solver import debug
+from fcnproto.solver.detection import Detections
 from fcnproto.solver.log import figure, output_lines
 
 if TYPE_CHECKING:
@@ -33,6 +36,11 @@ class Means:
         self.count += 1
         for name, value in outputs.items():
             value = value.detach().double().flatten()
+            if name in self.totals and self.totals[name].shape != value.shape:
+                raise SolverError(
+                    f"output {name!r} has {value.numel()} values after batches of {self.totals[name].numel()}, so it has "
+                    "no mean; for DetectionEvaluate's rows set eval_type: 'detection' in a solver"
+                )
             self.totals[name] = self.totals[name] + value if name in self.totals else value
 
     def result(self) -> dict[str, list[float]]:
@@ -43,13 +51,15 @@ class Means:
 def run_test(solver: Solver, index: int, inputs: Mapping[str, Any]) -> dict[str, list[float]] | None:
     """Test net `index` on `test_iter` batches, with the train net's weights. None where a request stopped it.
 
-    The net keeps its place in the data between tests. `inputs` feed the Input layers of test nets that have any.
+    The results are the means of the outputs; with `eval_type: "detection"` their mean average precision. The net keeps
+    its place in the data between tests. `inputs` feed the Input layers of test nets that have any.
     """
     net, param = solver.test_nets[index], solver.param
     solver.say(f"Iteration {solver.iter}, Testing net (#{index})")
     solver.share_weights(net)
     given = {name: value for name, value in inputs.items() if name in net.inputs}
-    means, total = Means(), 0.0
+    gathered: Means | Detections = Detections() if param.eval_type == "detection" else Means()
+    total = 0.0
     with torch.no_grad():
         for _ in range(param.test_iter[index]):
             solver.obey(testing=True)
@@ -60,12 +70,25 @@ def run_test(solver: Solver, index: int, inputs: Mapping[str, Any]) -> dict[str,
                 outputs = net(given)
             if param.test_compute_loss:
                 total += float(net.loss(outputs))
-            means.add(outputs)
-    scores = means.result()
-    if param.test_compute_loss and means.count:
-        solver.say(f"Test loss: {figure(total / means.count)}")
+            gathered.add(outputs)
+    batches = param.test_iter[index]
+    if param.test_compute_loss and batches:
+        solver.say(f"Test loss: {figure(total / batches)}")
+    scores = gathered.result() if isinstance(gathered, Means) else _precisions(solver, gathered)
     for line in output_lines("Test", scores, loss_weights(net)):
         solver.say(line)
-    if param.test_compute_loss and means.count:
-        scores.setdefault("loss", [total / means.count])
+    if param.test_compute_loss and batches:
+        scores.setdefault("loss", [total / batches])
     return scores
+
+
+def _precisions(solver: Solver, gathered: Detections) -> dict[str, list[float]]:
+    """The mean average precision by output; classes are shown as SSD shows them."""
+    results = gathered.result(solver.param.ap_version or "Integral")
+    for precision in results.values():
+        for label, value in precision.classes.items():
+            if value is None:
+                solver.say(f"Missing true_pos for label: {label}")
+            elif solver.param.show_per_class_result:
+                solver.say(f"class{label}: {figure(value)}")
+    return {name: [precision.mean] for name, precision in results.items()}
