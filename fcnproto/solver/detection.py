@@ -57,8 +57,8 @@ class Detections:
         for name, value in outputs.items():
             if value.dim() != 4 or value.shape[3] != 5:
                 raise SolverError(
-                    f"eval_type 'detection' needs DetectionEvaluate's rows of 5 numbers; the test net's output {name!r} "
-                    f"has shape {tuple(value.shape)}"
+                    f"eval_type 'detection' needs DetectionEvaluate's rows of 5 numbers; the test net's output "
+                    f"{name!r} has shape {tuple(value.shape)}"
                 )
             rows = value.detach().double().cpu().numpy().reshape(-1, 5)
             objects = self.objects.setdefault(name, {})

@@ -38,8 +38,8 @@ class Means:
             value = value.detach().double().flatten()
             if name in self.totals and self.totals[name].shape != value.shape:
                 raise SolverError(
-                    f"output {name!r} has {value.numel()} values after batches of {self.totals[name].numel()}, so it has "
-                    "no mean; for DetectionEvaluate's rows set eval_type: 'detection' in a solver"
+                    f"output {name!r} has {value.numel()} values after batches of {self.totals[name].numel()}, so it "
+                    "has no mean; for DetectionEvaluate's rows set eval_type: 'detection' in a solver"
                 )
             self.totals[name] = self.totals[name] + value if name in self.totals else value
 
