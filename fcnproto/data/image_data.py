@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from fcnproto.layers.base import Shape
 from fcnproto.layers.registry import register
 from fcnproto.layers.source import PartialShape, SourceLayer
 
-Entry = tuple[str, int]
-"""(path as in the list, label)"""
+Entry = tuple[str, int | str]
+"""(path as in the list, label: a class, or the path of an image)"""
 
 
-def read_image_list(path: str) -> list[Entry]:
+def read_image_list(path: str) -> list[tuple[str, int]]:
     """The lines `path label` of a list file, split at the last blank; the label is a whole number.
 
     Empty lines are passed over. Raises `DataError` with file and line.
@@ -59,8 +59,8 @@ class ImageData(SourceLayer):
     )
     config_field = "image_data_param"
     also_reads = ("transform_param",)
-    fork_fields = ("transform_param.crop_h", "transform_param.crop_w")
-    tops = (2, 2)
+    fork_fields: ClassVar[tuple[str, ...]] = ("transform_param.crop_h", "transform_param.crop_w")
+    tops: ClassVar[tuple[int, int | None]] = (2, 2)
     position_fields = ("line", "offset", "order_seed")
     handles = ("entries",)
 
@@ -78,9 +78,9 @@ class ImageData(SourceLayer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
         if config.batch_size == 0:
-            self.fail("image_data_param needs a batch_size above 0")
+            self.fail(f"{self.config_field} needs a batch_size above 0")
         if (config.new_height > 0) != (config.new_width > 0):
-            self.fail("image_data_param: give both of new_height and new_width, or neither")
+            self.fail(f"{self.config_field}: give both of new_height and new_width, or neither")
         problem = self.transform.problem()
         if problem:
             self.fail(problem)
@@ -107,8 +107,7 @@ class ImageData(SourceLayer):
         return [data, label]
 
     def _first_size(self) -> tuple[int, int]:
-        entries = read_image_list(resolve(self.config.source, self.base_dir))
-        with open_image(self._path(entries[0])) as image:
+        with open_image(self._path(self._read_entries()[0])) as image:
             turned = image.getexif().get(0x0112, 1) > 4
             width, height = reversed(image.size) if turned else image.size
         return height, width
@@ -119,29 +118,43 @@ class ImageData(SourceLayer):
     def forward(self) -> tuple[Tensor, ...]:
         items: list[np.ndarray] = []
         labels: list[int] = []
-        rank, workers = (0, 1) if self.config.shuffle else self.share()
         try:
-            while len(items) < self.config.batch_size:
-                entries = self._open()
-                assert self.line is not None
-                entry = entries[self.line]
-                if self.offset % workers == rank:
-                    items.append(self._item(entry))
-                    labels.append(entry[1])
-                    if items[-1].shape != items[0].shape:
-                        raise DataError(
-                            f"{entry[0]} has shape {items[-1].shape}, others of the batch {items[0].shape}; use "
-                            "new_height and new_width, crop_size, or batch_size 1"
-                        )
-                self._advance(len(entries))
+            for entry in self._batch():
+                items.append(self._item(entry))
+                labels.append(int(entry[1]))
+                self._check_size(entry, items)
         except DataError as error:
             self.data_error(str(error))
         return torch.from_numpy(np.stack(items)), torch.tensor(labels, dtype=torch.float32, device="cpu")
 
+    def _batch(self) -> Iterator[Entry]:
+        """The entries of the next batch; one is passed when the following is asked for, or there is none."""
+        rank, workers = (0, 1) if self.config.shuffle else self.share()
+        count = 0
+        while count < self.config.batch_size:
+            entries = self._open()
+            assert self.line is not None
+            if self.offset % workers == rank:
+                yield entries[self.line]
+                count += 1
+            self._advance(len(entries))
+
+    @staticmethod
+    def _check_size(entry: Entry, items: Sequence[np.ndarray]) -> None:
+        """Refuse an item of another size than those of the batch before it."""
+        if items[-1].shape != items[0].shape:
+            raise DataError(
+                f"{entry[0]} has shape {items[-1].shape}, others of the batch {items[0].shape}; use new_height and "
+                "new_width, crop_size, or batch_size 1"
+            )
+
+    def _read_entries(self) -> list[Entry]:
+        return [*read_image_list(resolve(self.config.source, self.base_dir, f"{self.config_field}.source"))]
+
     def _open(self) -> list[Entry]:
         """The entries in the present order."""
         if self.entries is None:
-            self.entries = read_image_list(resolve(self.config.source, self.base_dir, "image_data_param.source"))
+            self.entries = self._read_entries()
             if self.config.shuffle:
                 if self.order_seed is None:
                     self.order_seed = int(self.generator.integers(2**62))

@@ -23,7 +23,7 @@ def resize(image: np.ndarray, height: int, width: int, mode: int) -> np.ndarray:
         return resize_bilinear(image, height, width)
     rows, columns = image.shape[:2]
     if mode == Settings.NEAREST:
-        return image[_nearest(rows, height)][:, _nearest(columns, width)]
+        return image[nearest(rows, height)][:, nearest(columns, width)]
     if mode == Settings.AREA and not (rows >= height and columns >= width):
         return _apply(image, _stretched(rows, height), _stretched(columns, width))
     rule = {Settings.AREA: _area, Settings.CUBIC: _cubic, Settings.LANCZOS4: _lanczos}[mode]
@@ -45,7 +45,8 @@ def _matrix(source: int, positions: np.ndarray, weights: np.ndarray) -> np.ndarr
     return result
 
 
-def _nearest(source: int, target: int) -> np.ndarray:
+def nearest(source: int, target: int) -> np.ndarray:
+    """The source pixel of each target pixel, as OpenCV's INTER_NEAREST takes it."""
     return np.minimum((np.arange(target) * (source / target)).astype(np.int64), source - 1)
 
 

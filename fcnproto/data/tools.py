@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fcnproto.data.datum import array_to_datum, datum_array, parse_datum
-from fcnproto.data.image_data import Entry, read_image_list
+from fcnproto.data.image_data import read_image_list
 from fcnproto.data.images import decode, open_image, resize_bilinear
 from fcnproto.data.records import is_leveldb, is_lmdb, open_records
 from fcnproto.data.writing import Backend, new_database
@@ -94,7 +94,7 @@ def convert_imageset(
     return report
 
 
-def image_to_datum(root: str, entry: Entry, options: ImageOptions) -> caffe_pb2.Datum:
+def image_to_datum(root: str, entry: tuple[str, int], options: ImageOptions) -> caffe_pb2.Datum:
     """The record of one image. Raises `DataError`."""
     name, label = entry
     path = root + name

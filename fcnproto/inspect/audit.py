@@ -43,6 +43,7 @@ _READ_ALSO |= {("SolverParameter", "train_net"), ("SolverParameter", "test_net")
 _WRITES = {("HDF5OutputParameter", "file_name"), ("SaveOutputParameter", "output_directory")}
 _WRITES |= {("DetectionOutputParameter", "save_file"), ("SolverParameter", "snapshot_prefix")}
 _LISTS = ("HDF5DataParameter", "ImageDataParameter", "WindowDataParameter", "DenseImageDataParameter")
+_is_number = re.compile(r"[+-]?\d+").fullmatch
 _LARGEST_LIST = 4 << 20
 _MOST_LISTED = 10_000
 _LONGEST_NAME = 200
@@ -202,7 +203,9 @@ class _Auditor:
         elif message == "WindowDataParameter":
             names = [after.strip() for mark, after in pairwise(lines) if mark.startswith("#")]
         else:
-            names = [line.rsplit(" ", 1)[0].strip() for line in lines if line.strip()]
+            parts = [line.strip().rpartition(" ") for line in lines if line.strip()]
+            # A path and a number, or the paths of an image and its labels.
+            names = [name.strip() for first, _, last in parts for name in (first, *[last][: not _is_number(last)])]
         for name in names[:_MOST_LISTED]:
             self._file("reads", f"{by}, listed in {os.path.basename(path)}", name)
         if len(names) > _MOST_LISTED:
