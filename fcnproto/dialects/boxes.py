@@ -81,7 +81,7 @@ def suppress(
     """
     boxes = boxes.detach().cpu()
     worst = boxes.new_full((len(boxes),), -1.0)
-    alive = torch.ones(len(boxes), dtype=torch.bool)
+    alive = torch.ones(len(boxes), dtype=torch.bool, device="cpu")
     kept: list[int] = []
     position = 0
     while position < len(boxes) and (most is None or len(kept) < most):
@@ -97,4 +97,4 @@ def suppress(
         if eta < 1 and threshold > 0.5:
             threshold *= eta
         position += 1
-    return torch.tensor(kept, dtype=torch.long)
+    return torch.tensor(kept, dtype=torch.long, device="cpu")

@@ -224,7 +224,7 @@ class DetectionOutput(Layer):
         rows = [row for item in range(items) for row in self._detections(item, found[item], scores[item])]
         if not rows:
             empty = locations.new_full((items, 7), -1)
-            empty[:, 0] = torch.arange(items)
+            empty[:, 0] = torch.arange(items, device=empty.device)
             return empty.view(1, 1, items, 7)
         return torch.cat(rows).view(1, 1, -1, 7)
 

@@ -146,7 +146,7 @@ class DetectionEvaluate(Layer):
 
     def _judge(self, found: Tensor, objects: Tensor) -> Tensor:
         """The rows (D, 5) of one image's detections (D, 7) of one class, whose objects are rows of 8."""
-        result = torch.cat([found[:, :2].trunc(), found[:, 2:3], torch.zeros(len(found), 2)], 1).to(found.dtype)
+        result = torch.cat([found[:, :2].trunc(), found[:, 2:3], found.new_zeros(len(found), 2)], 1).to(found.dtype)
         if not len(objects):
             result[:, 4] = 1
             return result

@@ -40,7 +40,7 @@ class SegAccuracy(Layer):
         scores, labels = shapes
         if len(scores) < 2 or scores[0] * _count(scores[2:]) != _count(labels):
             self.fail(f"scores of shape {tuple(scores)} need a label for each position, got shape {tuple(labels)}")
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64, device="cpu"), persistent=False)
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return [(1, 1, 1, 3)]

@@ -89,7 +89,9 @@ def convert(
     with tempfile.TemporaryDirectory(prefix=f".{out.name[:60]}.", dir=out.parent) as folder:
         made = Path(folder) / out.name
         if kind in (".py", ".pt2", ".onnx"):
-            checked = _convert_net(net, made, kind, _Options(size, title or net.graph.name or out.stem, about, losses))
+            options = _Options(size, title or net.graph.name or out.stem, about, losses)
+            with torch.device("cpu"):  # where a net is written and checked, whatever the user's default is
+                checked = _convert_net(net, made, kind, options)
         else:
             checked = _convert_weights(net, made, kind)
         files = []

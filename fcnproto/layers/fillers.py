@@ -126,7 +126,7 @@ def _bilinear(tensor: Tensor, filler: caffe_pb2.FillerParameter, generator: Gene
     size = tensor.shape[3]
     factor = math.ceil(size / 2)
     centre = (size - 1) / (2 * factor)
-    row = torch.tensor([1 - abs(x / factor - centre) for x in range(size)], dtype=torch.float64)
+    row = torch.tensor([1 - abs(x / factor - centre) for x in range(size)], dtype=torch.float64, device="cpu")
     tensor.copy_(torch.outer(row, row).to(tensor))
 
 

@@ -181,7 +181,7 @@ class RecurrentLayer(Layer):
         In Caffe the blobs of the unrolled net are shared with another layer for the first step alone.
         """
         for index in indices:
-            values = torch.empty(self.blob_shapes[index])
+            values = torch.empty(self.blob_shapes[index], device="cpu")
             fill(values, self.blob_fillers[index])
             self.register_buffer(f"later_{self.blob_names[index]}", values, persistent=False)
 

@@ -31,7 +31,7 @@ def worker() -> tuple[int, int]:
 def fresh_seed() -> int:
     """A seed drawn from torch's global generator: `torch.manual_seed` makes whatever it seeds repeatable."""
     with torch.device("cpu"):
-        return int(torch.randint(0, 2**62, (1,)).item())
+        return int(torch.randint(0, 2**62, (1,), device="cpu").item())
 
 
 class SourceLayer(Layer):

@@ -38,7 +38,7 @@ class Room(threading.local):
     """
 
     def __init__(self) -> None:
-        self._pieces = [torch.empty(0), torch.empty(0)]
+        self._pieces = [torch.empty(0, device="cpu"), torch.empty(0, device="cpu")]
 
     def __reduce__(self) -> tuple[type[Room], tuple[()]]:
         return Room, ()  # a copy begins with none

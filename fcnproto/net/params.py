@@ -149,7 +149,7 @@ def fill_blob(layer: Layer, index: int) -> None:
         if len(values) != tensor.numel():
             layer.fail(f"blob {index} has {len(values)} values in the prototxt, expected {tensor.numel()}")
         with torch.no_grad():
-            tensor.copy_(torch.tensor(list(values)).reshape(tensor.shape))
+            tensor.copy_(torch.tensor(list(values), device="cpu").reshape(tensor.shape))
         return
     try:
         fill(tensor, layer.blob_fillers[index])

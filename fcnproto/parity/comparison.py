@@ -119,7 +119,7 @@ def backward(net: Net, outputs: Mapping[str, Tensor], seeds: Mapping[str, Tensor
     has_loss = any(blob.name in outputs for blob, _ in net.graph.weighted())
     if isinstance(outputs, Outputs):
         has_loss = has_loss or bool(outputs.weighted)
-    total = net.loss(outputs) if has_loss else torch.zeros(())
+    total = net.loss(outputs) if has_loss else torch.zeros((), device=net.device)
     for name, seed in seeds.items():
         if name in outputs and outputs[name].requires_grad:
             total = total + (outputs[name] * seed.reshape(outputs[name].shape)).sum()

@@ -103,8 +103,8 @@ class Watch:
         key = (like.dtype, like.device)
         known = self._factors.get(key)
         if known is None or known.numel() < like.numel():
-            generator = torch.Generator().manual_seed(0)
-            known = torch.randn(like.numel(), generator=generator).to(like.device, like.dtype)
+            generator = torch.Generator("cpu").manual_seed(0)
+            known = torch.randn(like.numel(), generator=generator, device="cpu").to(like.device, like.dtype)
             self._factors[key] = known
         return known[: like.numel()]
 

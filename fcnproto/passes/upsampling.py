@@ -129,6 +129,7 @@ def _lines(layer: Deconvolution, kernels: Tensor | None) -> tuple[Tensor, Tensor
 
 def _spread(line: Tensor, n: int, stride: int, first: int, count: int) -> Tensor:
     """The matrix (count, n) that lays `line` down at every `stride`-th position, times an input; from `first` on."""
-    tap = torch.arange(first, first + count).unsqueeze(1) - stride * torch.arange(n)
+    place = torch.arange(first, first + count, device=line.device)
+    tap = place.unsqueeze(1) - stride * torch.arange(n, device=line.device)
     inside = (tap >= 0) & (tap < len(line))
     return torch.where(inside, line[tap.clamp(0, len(line) - 1)], line.new_zeros(()))

@@ -119,7 +119,7 @@ def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     inputs = [[*_polynomial([q for q in _POINTS if q != p]), Fraction(0)] for p in _POINTS]
     inputs.append(_polynomial(_POINTS))
     first, second, third = (
-        torch.tensor([[float(value) for value in row] for row in matrix], dtype=torch.float64).to(dtype)
+        torch.tensor([[float(value) for value in row] for row in matrix], dtype=torch.float64, device="cpu").to(dtype)
         for matrix in (inputs, kernel, back)
     )
     return first, second, third

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -200,15 +201,27 @@ class Segmenter:
         return found
 
     def run(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
-        """Segment scenes whose values have one shape together; a `DataError` in the place of each that fails."""
+        """Segment scenes whose values have one shape together; a `DataError` in the place of each that fails.
+
+        Scenes that fail together are tried one by one.
+        """
+        found = self._run_together(scenes)
+        if len(scenes) > 1 and all(isinstance(result, Exception) for result in found):
+            del found
+            return [result for scene in scenes for result in self._run_together([scene])]
+        return found
+
+    def _run_together(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
         try:
             outputs = self._scores(scenes, self.precision or "fp32")
             exact = self._scores(scenes, "fp32") if self._compares(scenes) else None
+            return [self._segmentations(k, scene, outputs, exact) for k, scene in enumerate(scenes)]
         except DataError as error:
-            if len(scenes) == 1:
-                return [error]
-            return [found for scene in scenes for found in self.run([scene])]
-        return [self._segmentations(k, scene, outputs, exact) for k, scene in enumerate(scenes)]
+            return [_without_values(error)] * len(scenes)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return [_without_values(_too_large(scenes[0], error))] * len(scenes)
 
     def _compares(self, scenes: Sequence[Scene]) -> bool:
         return self.precision != "fp32" and any(scene.compare for scene in scenes)
@@ -223,7 +236,7 @@ class Segmenter:
                 return found
             truth = [self._segmentation(blob, scores[k : k + 1], scene.size) for blob, scores in exact.items()]
         except DataError as error:
-            return error
+            return _without_values(error)
         return [
             replace(ours, agreement=float((ours.labels == theirs.labels).mean()))
             for ours, theirs in zip(found, truth, strict=True)
@@ -241,9 +254,9 @@ class Segmenter:
             with computing(precision, self.net.device):
                 outputs = run_with(self.net, values, self.blobs)
         except (LayerError, RuntimeError, MemoryError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             if is_out_of_memory(error):
-                raise DataError(f"{width}x{height} pixels are too many for the memory ({reason})") from error
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError(f"the net can't work on {width}x{height} pixels: {reason}") from error
         maps = {blob: outputs[blob] for blob in self.blobs if self._is_map(blob, outputs[blob], len(scenes))}
         if not maps:
@@ -292,6 +305,24 @@ class Segmenter:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch says that memory did not suffice."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)
+
+
+def _too_large(scene: Scene, error: BaseException) -> DataError:
+    height, width = scene.shape[2:]
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    failure = DataError(f"{width}x{height} pixels are too many for the memory ({reason})")
+    failure.__cause__ = error
+    return failure
+
+
+def _without_values(error: Exception) -> Exception:
+    """The error with its traceback and causes, but without the values that these hold: a net's blobs, which would take
+    the memory that the next attempt needs."""
+    found: BaseException | None = error
+    while found is not None:
+        clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__
+    return error
 
 
 def segment(

@@ -50,11 +50,13 @@ def worker_group(device: str | None = None) -> Iterator[str | None]:
         yield device
         return
     local, kind = int(os.environ["LOCAL_RANK"]), (device or "").partition(":")[0]
-    on_gpu = kind == "cuda" or (kind == "" and torch.cuda.device_count() > local)
+    here, workers = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+    # The same answer on all workers of a machine: were some on GPUs and others not, they would wait for each other.
+    on_gpu = kind == "cuda" or (kind == "" and here > 0)
     if on_gpu:
-        if local >= torch.cuda.device_count():
+        if max(workers, local + 1) > here:
             raise UsageError(
-                f"worker {local} has no GPU of its own ({torch.cuda.device_count()} here); "
+                f"worker {local} of {workers} on this machine: there are not as many GPUs ({here} here); "
                 "start fewer with --nproc-per-node, or take --device cpu"
             )
         device = f"cuda:{local}"

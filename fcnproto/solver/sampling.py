@@ -81,11 +81,11 @@ class LossSampling:
     def mask(self, shape: torch.Size) -> Tensor:
         """Which labels of a map (..., height, width) stay, bool."""
         if len(shape) < 2 or self.keep == 1:
-            return torch.rand(shape) < self.keep
+            return torch.rand(shape, device="cpu") < self.keep
         height, width = shape[-2:]
         # One cell more each way, of which a random part is cut off.
         cells = [-(-extent // self.cell) + 1 for extent in (height, width)]
-        kept = (torch.rand(shape[:-2].numel(), 1, *cells) < self.keep).float()
+        kept = (torch.rand(shape[:-2].numel(), 1, *cells, device="cpu") < self.keep).float()
         pixels = functional.interpolate(kept, scale_factor=self.cell, mode="nearest").bool()
-        down, across = torch.randint(0, self.cell, (2,)).tolist()
+        down, across = torch.randint(0, self.cell, (2,), device="cpu").tolist()
         return pixels[:, :, down : down + height, across : across + width].reshape(shape)

@@ -105,7 +105,7 @@ def warn(message: str) -> None:
 
 
 # What torch's generator is seeded with before anybody seeds it.
-_UNSEEDED = torch.Generator().initial_seed()
+_UNSEEDED = torch.Generator("cpu").initial_seed()
 
 
 def seed(param: caffe_pb2.SolverParameter, rank: int) -> None:

@@ -15,9 +15,10 @@ import pytest
 import solver_toy as toy
 import torch
 
+from fcnproto.errors import UsageError
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse_file, write_message
-from fcnproto.solver import Solver
+from fcnproto.solver import Solver, distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -199,3 +200,21 @@ def test_sigint_and_sighup_of_the_command_line(tmp_path: Path) -> None:
     table = np.genfromtxt(tmp_path / "log" / "train.csv", delimiter=",", names=True)
     assert list(table["iteration"]) == list(range(len(table))) and np.isfinite(table["loss"]).all()
     assert (tmp_path / "log" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("local", [0, 1])
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_more_workers_than_gpus_are_refused_by_all(
+    local: int, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not by the last ones alone, while the first wait for them."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("waits for the others"))
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with (
+        pytest.raises(UsageError, match=rf"worker {local} of 2 on this machine: there are not as many GPUs \(1 here\)"),
+        distributed.worker_group(device),
+    ):
+        pass
