@@ -25,8 +25,7 @@ VANISHING = {"net_deconvnet": 1e-4, "net_segnet_train": 1e-7}
 FOUR_AXES = ("net_deeplab_largefov",)
 
 # Families whose layers are still to be written.
-PENDING = (
-)
+PENDING = ()
 NAMES = [name for name in golden_cases.names("dialects") if not name.startswith(PENDING)]
 
 
