@@ -109,11 +109,24 @@ def uses_old_names(tree: ast.Module) -> bool:
             return True
         if isinstance(node, ast.Attribute) and (node.attr in _METHODS or _gone_from_numpy(node) is not None):
             return True
+        if isinstance(node, ast.Expr) and _prints(node.value):
+            return True
         if isinstance(node, ast.ImportFrom) and any(alias.name in _ITERTOOLS for alias in node.names):
             return True
         if id(node) not in tried and any(name in GONE_MODULES for name in _imported(node)):
             return True
     return False
+
+
+def _prints(value: ast.expr) -> bool:
+    """Whether a statement that Python 3 reads as another is Python 2's print: `print`, `print >>f, x`, `print (x), y`."""
+    first = value.elts[0] if isinstance(value, ast.Tuple) and value.elts else value
+    alone = value is first
+    if isinstance(first, ast.BinOp) and isinstance(first.op, ast.RShift):
+        first, alone = first.left, True
+    elif isinstance(first, ast.Call) and not alone:
+        first, alone = first.func, True
+    return alone and isinstance(first, ast.Name) and first.id == "print"
 
 
 def _imported(node: ast.AST) -> list[str]:

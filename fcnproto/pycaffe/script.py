@@ -48,9 +48,12 @@ def run_script(path: str, arguments: Sequence[str]) -> int:
 def run_module(name: str, arguments: Sequence[str]) -> int:
     """Run a module that can be imported, as `python -m` would."""
     sys.path.insert(0, os.getcwd())
-    spec = importlib.util.find_spec(name)
-    if spec is not None and spec.submodule_search_locations is not None:
-        spec = importlib.util.find_spec(f"{name}.__main__")
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"no module {name!r} that could be run: {error}") from error
     if spec is None or not spec.origin or not os.path.isfile(spec.origin):
         raise UsageError(f"no module {name!r} that could be run")
     data = Path(spec.origin).read_bytes()
