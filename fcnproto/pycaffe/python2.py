@@ -119,7 +119,7 @@ def uses_old_names(tree: ast.Module) -> bool:
 
 
 def _prints(value: ast.expr) -> bool:
-    """Whether a statement that Python 3 reads as another is Python 2's print: `print`, `print >>f, x`, `print (x), y`."""
+    """Whether what Python 3 takes for an expression is Python 2's print: `print`, `print >>f, x`, `print (x), y`."""
     first = value.elts[0] if isinstance(value, ast.Tuple) and value.elts else value
     alone = value is first
     if isinstance(first, ast.BinOp) and isinstance(first.op, ast.RShift):
