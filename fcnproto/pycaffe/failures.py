@@ -28,7 +28,11 @@ def as_pycaffe_raised() -> Iterator[None]:
         if not isinstance(cause, Exception):
             raise
         try:
-            kind = type(f"{type(cause).__name__}InLayer", (type(error), type(cause)), {"__module__": __name__})
+            kind = type(
+                f"{type(cause).__name__}InLayer",
+                (type(error), type(cause)),
+                {"__module__": __name__, "__str__": Exception.__str__},
+            )
             both = kind(*error.args)
         except TypeError:  # types that can't be joined, or made from a text
             raise error from cause
