@@ -461,7 +461,8 @@ def _fitting(
     given = shapes.get(node.bottoms[0])
     for channels in stored.channels(old):
         firsts = [] if given is None or len(given) < 2 else [(given[0], channels, *given[2:])]
-        firsts += [(guess[0], channels, *guess[2:]), (guess[0], channels)]
+        images = guess[0] if not given else given[0]
+        firsts += [(images, channels, *guess[2:]), (images, channels)]
         for first in dict.fromkeys(firsts):
             bottoms = [first, *(shape for shape in rest if shape is not None)]
             try:

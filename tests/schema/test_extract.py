@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from golden_cases import group_folder
 
 import fcnproto
@@ -15,7 +16,7 @@ from fcnproto.net.weights import definition
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.definition import net_definition
 from fcnproto.schema.extract import loadable
-from fcnproto.schema.text import parse
+from fcnproto.schema.text import parse, write_message
 from fcnproto.schema.weights import open_weights
 from fcnproto.schema.wire import LENGTH, VARINT, encode_tag, encode_varint
 
@@ -120,3 +121,40 @@ def test_old_types_that_caffe_never_had(tmp_path: Path) -> None:
     out = tmp_path / "out.prototxt"
     assert main(["extract", str(path), "-o", str(out)]) == 1
     assert not out.exists()
+
+
+EXTRACTED = """
+layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 4 kernel_size: 3 } }
+layer { name: "b" type: "BatchNorm" bottom: "c" top: "c" }
+layer { name: "s" type: "Scale" bottom: "c" top: "c" scale_param { bias_term: true } }
+layer { name: "p" type: "Pooling" bottom: "c" top: "p" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "ip" type: "InnerProduct" bottom: "p" top: "ip" inner_product_param { num_output: 5 } }
+layer { name: "r" type: "PReLU" bottom: "ip" top: "ip" }
+layer { name: "ip2" type: "InnerProduct" bottom: "ip" top: "ip2" inner_product_param { num_output: 2 } }
+"""
+INPUT = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 5 dim: 12 dim: 10 } } }'
+LMDB = (
+    'layer { name: "d" type: "Data" top: "data" top: "label" '
+    'data_param { source: "none" batch_size: 2 backend: LMDB } }'
+)
+LOSS = 'layer { name: "l" type: "SoftmaxWithLoss" bottom: "ip2" bottom: "label" top: "l" }'
+
+
+@pytest.mark.parametrize("head", [INPUT, LMDB], ids=["input", "database"])
+def test_what_is_extracted_loads_with_its_own_weights(tmp_path: Path, head: str) -> None:
+    (tmp_path / "net.prototxt").write_text(head + EXTRACTED + (LOSS if head is LMDB else ""))
+    net = fcnproto.load(tmp_path / "net.prototxt", shapes={"data": (2, 5, 12, 10)})
+    for tensor in (blob for blobs in net.params.values() for blob in blobs):
+        with torch.no_grad():
+            tensor.copy_(torch.linspace(0.1, 1, tensor.numel()).reshape(tensor.shape))
+    net.save(tmp_path / "w.caffemodel")
+    if head is INPUT:  # old files don't keep their inputs
+        stored = caffe_pb2.NetParameter.FromString((tmp_path / "w.caffemodel").read_bytes())
+        kept = caffe_pb2.NetParameter(layer=stored.layer[1:])
+        (tmp_path / "w.caffemodel").write_bytes(kept.SerializeToString())
+    definition, _ = loadable(net_definition(tmp_path / "w.caffemodel"))
+    write_message(tmp_path / "again.prototxt", definition)
+    again = fcnproto.load(tmp_path / "again.prototxt", tmp_path / "w.caffemodel")
+    assert not again.unknown
+    image = torch.rand(2, 5, 12, 10)
+    assert torch.equal(again(data=image, blobs=["ip2"])["ip2"], net(data=image, blobs=["ip2"])["ip2"])
