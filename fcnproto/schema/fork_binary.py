@@ -8,7 +8,7 @@ Not for texts, where names decide.
 
 from __future__ import annotations
 
-from fcnproto.schema import caffe_pb2, forks
+from fcnproto.schema import caffe_pb2, forks, unknown
 from fcnproto.schema.fields import Field, fields_of
 from fcnproto.schema.wire import FIXED32, FIXED64, LENGTH, VARINT, MessageReader, Window, encode_tag, encode_varint
 
@@ -93,7 +93,7 @@ def with_additions(window: Window, start: int, end: int, message: str) -> tuple[
     while found := reader.next():
         raw = window.read(found.begin, found.end)
         target = table.by_name.get(added.get((found.number, found.wire), ""))
-        if found.number in table.by_number and target is None:
+        if found.number == unknown.NUMBER or (found.number in table.by_number and target is None):
             content += raw
         elif (
             target is not None
