@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 @click.option("--images", metavar="DIR", type=click.Path(path_type=Path), help="Images, instead of the net's own data.")
 @click.option("--masks", metavar="DIR", type=click.Path(path_type=Path), help="Their masks, of the same names.")
 @click.option("--classes", metavar="FILE", type=click.Path(path_type=Path), help="The classes' names, one a line.")
+@click.option("--steps", type=click.IntRange(0), default=0, metavar="N", help="Train a copy for N steps and watch it.")
+@click.option("--overfit", is_flag=True, help="Try to learn one batch by heart (in --steps steps, 100 by default).")
 @_options.binary_masks_option
 @_options.empty_classes_option
 @click.option("--caffe", "for_caffe", is_flag=True, help="Also what the original Caffe refuses or computes otherwise.")
@@ -36,6 +38,8 @@ def command(
     images: Path | None,
     masks: Path | None,
     classes: Path | None,
+    steps: int,
+    overfit: bool,
     binary_masks: bool,
     allow_empty_classes: bool,
     for_caffe: bool,
@@ -57,6 +61,8 @@ def command(
         images=images,
         masks=masks,
         classes=classes,
+        steps=steps,
+        overfit=overfit,
         binary_masks=binary_masks,
         allow_empty_classes=allow_empty_classes,
         for_caffe=for_caffe,
@@ -68,6 +74,11 @@ def command(
         _output.print_json(report.as_dict())
     else:
         _print(report.findings)
+        if report.course is not None and report.course.overfit is not None:
+            done, before, after = report.course.overfit
+            _output.print_text(
+                f"one batch by heart: {done} steps, the loss of a label went from {before:.4g} to {after:.4g}"
+            )
     return 1 if report.failed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,14 +11,17 @@ from typing import Any
 
 from fcnproto.checking import caffe, geometry, losses, rules
 from fcnproto.checking.findings import LEVELS, Finding
+from fcnproto.checking.kinds import found as of_kind
+from fcnproto.diagnosis.batches import make_batches
 from fcnproto.diagnosis.pictures import labelling_rules, shared_images
 from fcnproto.diagnosis.places import located
 from fcnproto.diagnosis.samples import Labelling, of_folders, own_labellings, value_counts
 from fcnproto.diagnosis.solvers import solver_rules
 from fcnproto.diagnosis.sources import source_rules
+from fcnproto.diagnosis.steps import OVERFIT_STEPS, Course, memorise, run_steps
 from fcnproto.diagnosis.subject import Subject, read_subject
 from fcnproto.diagnosis.weights import class_count, weights_rules
-from fcnproto.errors import FcnprotoWarning, UsageError
+from fcnproto.errors import DataError, FcnprotoWarning, GraphError, UsageError
 from fcnproto.net import Net
 from fcnproto.preprocessing import read_class_names
 from fcnproto.solver import Solver
@@ -32,6 +36,7 @@ class Report:
     title: str
     findings: list[Finding] = field(default_factory=list)
     labellings: list[Labelling] = field(default_factory=list)
+    course: Course | None = None
 
     @property
     def failed(self) -> bool:
@@ -45,6 +50,8 @@ class Report:
             "file": self.title,
             "counts": counts,
             "findings": [asdict(finding) for finding in self.findings],
+            "losses": self.course.losses if self.course else [],
+            "overfit": self.course.overfit if self.course else None,
             "pixels": {one.blob: value_counts(one.samples) for one in self.labellings},
         }
 
@@ -61,6 +68,8 @@ def examine(
     images: PathLike | None = None,
     masks: PathLike | None = None,
     classes: PathLike | Sequence[str] | None = None,
+    steps: int = 0,
+    overfit: bool = False,
     binary_masks: bool = False,
     allow_empty_classes: bool = False,
     for_caffe: bool = False,
@@ -74,6 +83,9 @@ def examine(
         weights: files, copied in this order; without, the solver's own.
         images, masks: folders of images and of masks of the same names, looked at in place of the net's own data.
         classes: the names of the classes, or a file with one a line.
+        steps: so many steps are done with the solver (without one with Adam) on a copy of the net, on these images,
+            else on the net's own data, else on random numbers.
+        overfit: try to learn one batch by heart, in `steps` steps (100 by default).
         binary_masks: masks' values 0 and 255 are the labels 0 and 1.
         allow_empty_classes: classes that no mask holds are meant.
         for_caffe: also what the original Caffe refuses, and where its gradients are others.
@@ -101,7 +113,35 @@ def examine(
             found += labelling_rules(subject, labelling, allow_empty_classes)
         if for_caffe:
             found += [*caffe.loads_in_caffe(subject.net), *caffe.other_gradients(subject.net)]
-    return Report(subject.title, ordered(located(found, subject.places)), labellings)
+        course = None
+        if (steps or overfit) and subject.whole:
+            course, more = _few_steps(subject, labellings, images is not None, steps, overfit)
+            found += more
+    return Report(subject.title, ordered(located(found, subject.places)), labellings, course)
+
+
+def _few_steps(
+    subject: Subject, labellings: Sequence[Labelling], given: bool, steps: int, overfit: bool
+) -> tuple[Course, list[Finding]]:
+    """What a few steps on a copy of the net show."""
+    try:
+        net, fresh = _copied(subject.net), _copied(subject.net)
+        batches = make_batches(subject, net, labellings, given)
+        course, found = run_steps(subject, net, batches, steps)
+        if overfit:
+            course.overfit, more = memorise(fresh, batches, steps or OVERFIT_STEPS)
+            found = [*found, *more]
+    except (GraphError, DataError) as error:
+        return Course(), [of_kind("unreadable", subject.title, str(error))]
+    return course, found
+
+
+def _copied(net: Net) -> Net:
+    """A copy whose layers write no files."""
+    twin = copy.deepcopy(net)
+    for layer in twin.layers:
+        layer.allow_writes = False
+    return twin
 
 
 def ordered(findings: Sequence[Finding]) -> list[Finding]:

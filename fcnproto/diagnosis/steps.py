@@ -1,0 +1,305 @@
+"""Rules that need a few steps: the course of the loss, gradients, activations and updates. Nothing is written.
+
+The steps are those of the solver, on a copy of the net; a net without a solver is trained with Adam.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fcnproto.checking.findings import Finding
+from fcnproto.checking.kinds import found
+from fcnproto.diagnosis.batches import Batch, Batches
+from fcnproto.diagnosis.subject import Subject
+from fcnproto.diagnosis.watching import Row, Watch, tiny_weights, updates, weights_now
+from fcnproto.errors import GraphError, LayerError
+from fcnproto.net import Net
+from fcnproto.net.roles import judged_blobs, score_blobs
+from fcnproto.schema import caffe_pb2
+from fcnproto.solver.policies import LearningRatePolicy
+from fcnproto.solver.settings import make_optimizer
+
+_LIKE_CHANCE, _STAYS = 0.02, 1e-4
+"""Shares of ln K: how near to it a loss is that knows nothing, and how much it moves where anything is learned."""
+_FEW = 5
+_FADED = 1e-4
+_DEAD = 0.95
+_GAP = 20.0
+_ALIKE = 1e-5
+_SLOW, _FAST, _REACH = 1e-5, 1e-1, 1e-2
+"""Updates over weights: too small (unless max_iter of them reach so far), too large."""
+_MEMORISED = 0.5
+"""Of the loss of the best constant answer: a batch whose loss is below it is being learned by heart."""
+_RATES = (1e-3, 1e-2, 1e-4)
+OVERFIT_STEPS = 100
+
+
+@dataclass
+class Course:
+    """What some steps showed.
+
+    Attributes:
+        losses: the mean loss of a label in each step (natural logarithm), as far as there are labels.
+        chance: ln K.
+        rows: gradients, updates and activations by layer, of the last step.
+        images: names of images with their loss after the steps, the worst first.
+        overfit: steps done on one batch, and its loss before and after; None where that was not asked.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    chance: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    images: list[tuple[Batch, float]] = field(default_factory=list)
+    overfit: tuple[int, float, float] | None = None
+
+
+def mean_loss(scores: Tensor, labels: Tensor, ignored: int | None) -> float | None:
+    """The mean of -log p of the labels under scores (N, C, ...); None where no label counts."""
+    rows = scores.detach().movedim(1, -1).reshape(-1, scores.shape[1])
+    index = labels.detach().reshape(-1).to(rows.device, torch.int64)
+    if len(index) != len(rows):
+        return None
+    keep = (index >= 0) & (index < rows.shape[1])
+    if ignored is not None:
+        keep &= index != ignored
+    if not bool(keep.any()):
+        return None
+    return float(-rows.double().log_softmax(1)[keep].gather(1, index[keep, None]).mean())
+
+
+def _judged(net: Net) -> tuple[str, str | None, int | None]:
+    """The first score blob, its label blob and the label that the loss leaves out."""
+    for score, label in judged_blobs(net).items():
+        ignored = next(
+            (
+                getattr(layer, "ignore_label", None)
+                for node, layer in zip(net.graph.nodes, net.layers, strict=True)
+                if node.facts.is_loss
+            ),
+            None,
+        )
+        return score, label, ignored
+    return score_blobs(net)[0], None, None
+
+
+def run_steps(subject: Subject, net: Net, batches: Batches, steps: int) -> tuple[Course, list[Finding]]:
+    """Train `net` (a copy that may be changed) for some steps; what was seen, and what is wrong with it."""
+    param = _solver_of(subject)
+    course, watch = Course(), Watch(net)
+    try:
+        score, label, ignored = _judged(net)
+    except GraphError:
+        return course, []
+    optimizer, policy = make_optimizer(param, net), LearningRatePolicy(param)
+    last: Tensor | None = None
+    for index in range(steps):
+        batch = batches.turn(index)
+        optimizer.zero_grad(set_to_none=True)
+        before = weights_now(net)
+        with watch:
+            outputs = net(batch.values, blobs=[score])
+            loss = net.loss(outputs) if net.graph.weighted() else None
+            if loss is not None and loss.requires_grad:
+                loss.backward()
+        last = outputs[score].detach()
+        if watch.broken is not None:
+            name, blob = watch.broken
+            seen = f"step {index}: blob {blob!r} is the first that holds values that are no numbers ({batch.name})"
+            return course, [found("not-a-number", [name], seen)]
+        if label is not None and label in batch.values:
+            value = mean_loss(last, batch.values[label], ignored)
+            course.losses += [] if value is None else [value]
+        for group in optimizer.param_groups:
+            group["lr"], group["iteration"] = policy(index), index
+        optimizer.step()
+        course.rows = watch.rows(updates(net, before))
+    if last is None:
+        return course, []
+    course.chance = math.log(last.shape[1]) if last.dim() > 1 and last.shape[1] > 1 else None
+    course.images = _by_image(net, batches, score, label, ignored)
+    return course, list(_rules(subject, net, course, watch, score, last))
+
+
+def _solver_of(subject: Subject) -> caffe_pb2.SolverParameter:
+    param = caffe_pb2.SolverParameter()
+    if subject.solver is None:
+        param.CopyFrom(_adam(_RATES[0]))
+        return param
+    param.CopyFrom(subject.solver)
+    param.iter_size = 1
+    return param
+
+
+def _adam(rate: float) -> caffe_pb2.SolverParameter:
+    return caffe_pb2.SolverParameter(
+        type="Adam", base_lr=rate, momentum=0.9, momentum2=0.999, delta=1e-8, lr_policy="fixed"
+    )
+
+
+def _by_image(
+    net: Net, batches: Batches, score: str, label: str | None, ignored: int | None
+) -> list[tuple[Batch, float]]:
+    """The batches with their mean losses, the worst first."""
+    result = []
+    with torch.no_grad():
+        for batch in batches.items:
+            if label is not None and label in batch.values and not batch.drawn:
+                value = mean_loss(net(batch.values, blobs=[score])[score], batch.values[label], ignored)
+                result += [] if value is None else [(batch, value)]
+    return sorted(result, key=lambda pair: -pair[1])
+
+
+def _rules(subject: Subject, net: Net, course: Course, watch: Watch, score: str, scores: Tensor) -> Iterator[Finding]:
+    yield from _loss(course, score)
+    yield from _gradients(net, course.rows)
+    for name, share, channels in watch.dead():
+        if share >= _DEAD:
+            seen = f"{round(share * channels)} of {channels} channels are 0 everywhere in every step"
+            yield found("dead-relu", [name], seen)
+    yield from _scores(course, score, scores)
+    if subject.solver is not None:
+        yield from _updates(watch.untrained, course.rows, subject.solver)
+
+
+def _loss(course: Course, score: str) -> Iterator[Finding]:
+    if course.chance is None or len(course.losses) < _FEW:
+        return
+    first, end = course.losses[0], course.losses[-1]
+    near = abs(first - course.chance) < _LIKE_CHANCE * course.chance
+    if near and max(course.losses) - min(course.losses) < _STAYS * course.chance:
+        seen = f"the loss of a label is {first:.5g}, after {len(course.losses)} steps {end:.5g}; ln K is"
+        yield found("constant-loss", f"blob {score!r}", f"{seen} {course.chance:.5g}")
+
+
+def _gradients(net: Net, rows: Sequence[Row]) -> Iterator[Finding]:
+    """Gradients of the layers' tops, compared from the first to the last layer that is no untrained score layer."""
+    tiny = tiny_weights(net)
+    chain = [row for row in rows if row.gradient is not None and row.name not in tiny]
+    if len(chain) < 2:
+        return
+    first, end = chain[0], chain[-1]
+    assert first.gradient is not None and end.gradient is not None
+    if end.gradient == 0 or not math.isfinite(first.gradient):
+        return
+    ratio = first.gradient / end.gradient
+    seen = f"the gradient's norm is {first.gradient:.2g} behind {first.name!r}, {end.gradient:.2g} behind {end.name!r}"
+    if ratio < _FADED:
+        yield found("vanishing-gradient", [first.name], seen)
+    elif ratio > 1 / _FADED:
+        yield found("exploding-gradient", [first.name], seen)
+
+
+def _scores(course: Course, score: str, scores: Tensor) -> Iterator[Finding]:
+    if scores.dim() < 2 or scores.shape[1] < 2:
+        return
+    where, largest = f"blob {score!r}", float(scores.abs().max())
+    best = scores.topk(2, dim=1).values
+    gap = float((best[:, 0] - best[:, 1]).median())
+    if gap > _GAP and course.chance is not None and course.losses and course.losses[-1] > course.chance:
+        seen = f"the best score leads by {gap:.3g} in half of the places, and a label costs {course.losses[-1]:.3g}"
+        yield found("saturated-scores", where, seen)
+    if not largest > 0:
+        return
+    by_class = float((scores.amax(1) - scores.amin(1)).max())
+    flat = scores.movedim(1, 0).flatten(1)
+    by_place = float((flat.amax(1) - flat.amin(1)).max()) if flat.shape[1] > 1 else math.inf
+    if by_class < _ALIKE * largest:
+        yield found("constant-scores", where, f"all {scores.shape[1]} classes have one score at every place")
+    elif by_place < _ALIKE * largest:
+        yield found("constant-scores", where, f"each class has one score at all {flat.shape[1]} places")
+
+
+def _updates(untrained: set[str], rows: Sequence[Row], solver: caffe_pb2.SolverParameter) -> Iterator[Finding]:
+    gain = 1 / max(1 - solver.momentum, 1e-3)
+    slow, fast = [], []
+    for row in rows:
+        if row.update is None or row.name in untrained:
+            continue
+        if row.update > _FAST:
+            fast.append(row)
+        elif row.update * gain < _SLOW and row.update * gain * solver.max_iter < _REACH:
+            slow.append(row)
+    for which, what in ((slow, "smallest"), (fast, "largest")):
+        if which:
+            values = [row.update or 0.0 for row in which]
+            value = min(values) if what == "smallest" else max(values)
+            names = [row.name for row in which]
+            yield found(
+                "update-ratio", names, f"an update is {value:.2g} of the weights ({what} of {len(rows)} layers)"
+            )
+
+
+# One batch by heart.
+
+
+def memorise(net: Net, batches: Batches, steps: int) -> tuple[tuple[int, float, float] | None, list[Finding]]:
+    """Try to learn one batch by heart with Adam: (steps, loss before, loss after), and a finding where it failed.
+
+    The batch is the one whose labels differ most. Learned by heart is what has half of the loss of the best constant
+    answer. `net` is not changed.
+    """
+    try:
+        score, label, ignored = _judged(net)
+    except GraphError:
+        return None, []
+    if label is None or not net.graph.weighted():
+        return None, []
+    known = [(entropy(one.values[label], ignored), one) for one in batches.items if label in one.values]
+    if not known:
+        return None, []
+    constant, batch = max(known, key=lambda pair: pair[0])
+    results = []
+    for rate in _RATES:
+        done, before, after = _learn(copy.deepcopy(net), batch, steps, rate, (score, label, ignored), constant)
+        results.append((done, before, after))
+        if after < _MEMORISED * max(constant, 1e-3):
+            return results[-1], []
+    best = min(results, key=lambda result: result[2])
+    seen = (
+        f"{batch.name}: after {best[0]} steps of Adam (rates {', '.join(map(str, _RATES))}) a label costs "
+        f"{best[2]:.3g}, before {best[1]:.3g}; the best constant answer costs {constant:.3g}"
+    )
+    return best, [found("not-memorised", f"blob {score!r}", seen)]
+
+
+def entropy(labels: Tensor, ignored: int | None) -> float:
+    """The mean loss of the best answer that is the same everywhere."""
+    values = labels.reshape(-1).to(torch.int64)
+    if ignored is not None:
+        values = values[values != ignored]
+    if not len(values):
+        return 0.0
+    shares = values.unique(return_counts=True)[1].double() / len(values)
+    return float(-(shares * shares.log()).sum())
+
+
+def _learn(
+    net: Net, batch: Batch, steps: int, rate: float, judged: tuple[str, str, int | None], constant: float
+) -> tuple[int, float, float]:
+    score, label, ignored = judged
+    param = _adam(rate)
+    optimizer, policy = make_optimizer(param, net), LearningRatePolicy(param)
+    first = last = math.inf
+    for index in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            outputs = net(batch.values, blobs=[score])
+        except LayerError:
+            break
+        value = mean_loss(outputs[score], batch.values[label], ignored)
+        last = math.inf if value is None or not math.isfinite(value) else value
+        first = last if index == 0 else first
+        loss = net.loss(outputs)
+        if last < _MEMORISED * max(constant, 1e-3) or not loss.requires_grad or not math.isfinite(last):
+            return index, first, last
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"], group["iteration"] = policy(index), index
+        optimizer.step()
+    return steps, first, last
