@@ -65,8 +65,9 @@ models: $(USER_STAMP)  ## write the prototxt files of the published nets from th
 train-mini: $(USER_STAMP)  ## train fcn-mini anew (half an hour on two cores; started again, it goes on)
 	OMP_WAIT_POLICY=PASSIVE $(RUN) models/fcn-mini/train.py
 
-docs: $(DEV_STAMP)  ## write docs/layers.md from the registry of layer types, and docs/samples
+docs: $(DEV_STAMP)  ## write docs/layers.md from the registry of layer types, docs/check.md, and docs/samples
 	$(RUN) docs/make_layers.py
+	$(RUN) docs/make_check.py
 	$(RUN) docs/make_samples.py
 
 bench: $(USER_STAMP)  ## measure loading, inference, growth and training against others, in one table (a quarter of an hour)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _nets, _options, _output
+from fcnproto.cli import _files, _nets, _options, _output
 from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @_options.empty_classes_option
 @click.option("--caffe", "for_caffe", is_flag=True, help="Also what the original Caffe refuses or computes otherwise.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--html", metavar="FILE", type=_files.OutputFile(), help="Write a page to look at.")
 @click.option("--allow-python", is_flag=True, help="Import the modules that Python layers name; they run as you.")
 @_options.crop_option
 @_options.dialect_option
@@ -44,6 +45,7 @@ def command(
     allow_empty_classes: bool,
     for_caffe: bool,
     as_json: bool,
+    html: Path | None,
     allow_python: bool,
     crop: str,
     dialect: str | None,
@@ -70,6 +72,12 @@ def command(
         crop=crop,
         dialect=dialect,
     )
+    if html is not None:
+        from fcnproto.atomic import atomic_write
+        from fcnproto.diagnosis.page import to_html
+
+        with atomic_write(html, "w") as file:
+            file.write(to_html(report))
     if as_json:
         _output.print_json(report.as_dict())
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import browser
 import pytest
 import torch
 from sick_nets import DUMMY, LOSS, SCORE, SOLVER, examined, grave, one, write
@@ -109,6 +110,30 @@ def test_nets_for_use_run_on_drawn_images(tmp_path: Path) -> None:
     assert not grave(examined(write(tmp_path, net + SCORE, None), steps=2))
     flat = SCORE.replace('type: "xavier"', "value: 0").replace("kernel_size", "bias_filler { value: 1 } kernel_size")
     assert one(examined(write(tmp_path, net + flat, None), steps=2), "constant-scores").level == "suspect"
+
+
+def test_the_page(tmp_path: Path) -> None:
+    """One file with findings, histogram, worst images and bars; names stand in it as text."""
+    images, masks = draw(tmp_path, classes=2)
+    (tmp_path / "classes.txt").write_text("ground\n<b>cat</b>\ndog\n")
+    arguments = ["check", str(write(tmp_path)), "--images", str(images), "--masks", str(masks), "--steps", "5"]
+    arguments += ["--classes", str(tmp_path / "classes.txt"), "--html", str(tmp_path / "check.html")]
+    assert main(arguments) == 1
+    text = (tmp_path / "check.html").read_text()
+    assert "class-never-occurs" in text and "&lt;b&gt;cat" in text and "<b>cat" not in text
+    assert "http" not in text and "@@" not in text
+    if browser.find() is None:
+        pytest.skip("no Chromium is installed: the page is not looked at")
+    with browser.Browser(tmp_path) as page:
+        page.open(tmp_path / "check.html")
+        assert page.run("document.querySelectorAll('.finding.fault').length") >= 1
+        assert page.run("document.querySelectorAll('table.classes tr').length") == 3
+        assert page.run("document.querySelectorAll('table.layers tr').length") == 2
+        assert page.run("[...document.images].every(image => image.naturalWidth > 0)")
+        assert page.run("document.images.length") == 8
+        width = "document.querySelector('table.classes .bar i').getBoundingClientRect().width"
+        assert page.run(width) > 100
+        page.picture(tmp_path / "page.png")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
