@@ -259,6 +259,8 @@ class Pooling(_Pool):
             sides, same = pads_by_side(config), is_same(config)
         except WindowError as error:
             self.fail(str(error))
+        if self.method == caffe_pb2.PoolingParameter.AVE_TF:
+            self.warn("AVE_TF is taken for TensorFlow's average, over the positions inside the image")
         before, after = (pad, None) if sides is None else sides
         floor = config.round_mode == caffe_pb2.PoolingParameter.FLOOR or not config.ceil_mode or config.torch_pooling
         inside = self.method in _AVERAGES_INSIDE or (self.method == _AVE and not config.avg_include_pad)
