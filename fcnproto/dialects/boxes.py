@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from fcnproto.schema import caffe_pb2
 CORNER = caffe_pb2.PriorBoxParameter.CORNER
 CENTER_SIZE = caffe_pb2.PriorBoxParameter.CENTER_SIZE
 CORNER_SIZE = caffe_pb2.PriorBoxParameter.CORNER_SIZE
+
+# So many boxes are compared with all that follow at a time.
+_BLOCK = 256
 
 
 def area(boxes: Tensor, one: float = 0) -> Tensor:
@@ -74,27 +78,27 @@ def suppress(
     measure: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Greedy suppression: the indices of the boxes (best first) that overlap no kept one by more than `threshold`
-    (`strict`: nor by as much), at most `most`. `measure` gives the overlaps of a kept box (1, 4) with all others
-    (N, 4) where they are not those of `overlaps`.
+    (`strict`: nor by as much), at most `most`. `measure` gives the overlaps of boxes (M, 4) with others (N, 4), as
+    (M, N), where they are not those of `overlaps`.
 
     With `eta` below 1 the threshold shrinks by it after each kept box while it is above 0.5 (SSD's adaptive rule).
     """
     boxes = boxes.detach().cpu()
-    worst = boxes.new_full((len(boxes),), -1.0)
-    alive = torch.ones(len(boxes), dtype=torch.bool, device="cpu")
+    worst = boxes.new_full((len(boxes),), -1.0).numpy()
     kept: list[int] = []
-    position = 0
-    while position < len(boxes) and (most is None or len(kept) < most):
-        alive[position:] = worst[position:] < threshold if strict else worst[position:] <= threshold
-        following = alive[position:].nonzero()
-        if not len(following):
-            break
-        position += int(following[0])
-        kept.append(position)
-        chosen = boxes[position : position + 1]
-        found = overlaps(chosen, boxes, one) if measure is None else measure(chosen, boxes)
-        worst = torch.maximum(worst, found[0])
-        if eta < 1 and threshold > 0.5:
-            threshold *= eta
-        position += 1
+    for start in range(0, len(boxes), _BLOCK):
+        # Of each block the boxes that are still free are compared with all that follow, in one go.
+        rest = worst[start:]
+        ahead = rest[:_BLOCK]
+        rows = (ahead < threshold if strict else ahead <= threshold).nonzero()[0]
+        free, others = boxes[start + rows], boxes[start:]
+        shared = (overlaps(free, others, one) if measure is None else measure(free, others)).numpy()
+        for row, own in zip(rows.tolist(), shared, strict=True):
+            if most is not None and len(kept) >= most:
+                return torch.tensor(kept, dtype=torch.long, device="cpu")
+            if rest[row] < threshold or (rest[row] == threshold and not strict):
+                kept.append(start + row)
+                np.maximum(rest, own, out=rest)
+                if eta < 1 and threshold > 0.5:
+                    threshold *= eta
     return torch.tensor(kept, dtype=torch.long, device="cpu")
