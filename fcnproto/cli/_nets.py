@@ -36,6 +36,7 @@ class NetOptions:
     crop: str
     dialect: str | None
     strict: bool
+    caffe_proto: Path | None
     allow_python: bool
     allow_writes: bool
     device_name: str | None
@@ -56,6 +57,7 @@ class NetOptions:
             "crop": self.crop,
             "dialect": self.dialect,
             "strict": self.strict,
+            "caffe_proto": self.caffe_proto,
             "allow_writes": self.allow_writes,
         }
 
@@ -124,6 +126,7 @@ def net_options(
                 crop=crop,
                 dialect=values.pop("dialect"),
                 strict=values.pop("strict"),
+                caffe_proto=values.pop("caffe_proto"),
                 allow_python=values.pop("allow_python"),
                 allow_writes=values.pop("allow_writes", True),
                 device_name=one_gpu(values.pop("gpu"), name) if gpu else name,
@@ -152,6 +155,7 @@ def _options_of(
         _options.crops_option if cuts_images else _options.crop_option,
         _options.dialect_option,
         _options.strict_option,
+        _options.caffe_proto_option,
         _options.writes_anyway_option if writes else _options.writes_option,
         layers_option,
         *([click.option("--gpu", metavar="N", help="The number of a GPU (as in Caffe).")] if gpu else []),

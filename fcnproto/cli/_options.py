@@ -102,6 +102,16 @@ def strict_option(function: Function) -> Function:
     )(function)
 
 
+def caffe_proto_option(function: Function) -> Function:
+    """`--caffe-proto`: a fork's own schema, for `load` and `net_definition`."""
+    return click.option(
+        "--caffe-proto",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="The caffe.proto of the fork that the net is from, for fields that are unknown here.",
+    )(function)
+
+
 def crops_option(function: Function) -> Function:
     """`--crop` of a command that cuts images, too: the value is (how Crop layers are read, size of the cut or None)."""
     return click.option(

@@ -61,7 +61,7 @@ def command(
     from fcnproto.inspect.summary import summarise
     from fcnproto.schema.text import read_net
 
-    param = read_net(model, strict=nets.strict, quiet=True)
+    param = read_net(model, strict=nets.strict and nets.caffe_proto is None, quiet=True)
     summary = summarise(
         param, input_size, shapes=nets.shapes, base_dir=model.resolve().parent, file=model, **nets.state
     )

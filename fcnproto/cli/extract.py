@@ -20,9 +20,10 @@ from fcnproto.cli import _files, _nets, _options, _output
     multiple=True,
     help="Make BLOB an input of this shape instead of reading it from a data layer (or nowhere).",
 )
+@_options.caffe_proto_option
 @_nets.layers_option
 @click.option("--raw", is_flag=True, help="Leave Split layers, phases and rules in it, as they are stored.")
-def command(weights: Path, output: Path | None, shapes: Sequence[str], raw: bool) -> None:
+def command(weights: Path, output: Path | None, shapes: Sequence[str], caffe_proto: Path | None, raw: bool) -> None:
     """Write the definition of the net that the caffemodel WEIGHTS was saved from, in the current format.
 
     Left out is what only the built net has: Split layers, the phase that layers inherit from the net, include and
@@ -32,7 +33,7 @@ def command(weights: Path, output: Path | None, shapes: Sequence[str], raw: bool
     from fcnproto.schema.extract import loadable
     from fcnproto.schema.text import format_message, write_message
 
-    net = net_definition(weights)
+    net = net_definition(weights, caffe_proto)
     if not raw:
         net, unknown = loadable(net, _options.shapes(shapes))
         if unknown:

@@ -39,7 +39,7 @@ def command(
     from fcnproto.schema.text import read_net
 
     result = summarise(
-        read_net(model, strict=nets.strict, quiet=True),
+        read_net(model, strict=nets.strict and nets.caffe_proto is None, quiet=True),
         input_size,
         shapes=nets.shapes,
         base_dir=model.resolve().parent,

@@ -90,7 +90,7 @@ def command(
     from fcnproto.solver import Options, Request, Solver, distributed
     from fcnproto.solver.signals import SignalRequests
 
-    param = read_solver(solver_file, strict=nets.strict)
+    param = read_solver(solver_file, strict=nets.strict and nets.caffe_proto is None)
     if wanted is None and param.solver_mode == param.CPU:
         wanted = "cpu"
     _adjust(param, nets.level, nets.stages, weights, state)
@@ -109,6 +109,7 @@ def command(
             crop=nets.crop,
             dialect=nets.dialect,
             strict=nets.strict,
+            caffe_proto=nets.caffe_proto,
             caffe_exact=caffe_exact,
             path=solver_file,
         )

@@ -42,6 +42,7 @@ from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.net.unknown import Unknown, refuse_unknown, warn_unknown
 from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_weights, warn_missing
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fork_schema import ForkSchema
 from fcnproto.schema.text import read_net
 from fcnproto.schema.upgrade import needs_upgrade, upgrade_net
 
@@ -74,6 +75,7 @@ class Net(nn.Module):
             copied from them.
         strict: refuse fields and layer types that nobody here knows, and Python layers that may not be imported. Else
             they are kept, one warning tells of them all, and such layers hold their places: see `unknown`.
+        caffe_proto: a fork's own schema, as for `load`.
 
     Raises:
         GraphError, LayerError, UnsupportedLayerError: the net can't be built.
@@ -97,6 +99,7 @@ class Net(nn.Module):
         caffe_exact: bool = False,
         sized_by: Sequence[PathLike] = (),
         strict: bool = False,
+        caffe_proto: PathLike | None = None,
     ) -> None:
         super().__init__()
         if needs_upgrade(param):
@@ -104,15 +107,16 @@ class Net(nn.Module):
             param.CopyFrom(original)
             upgrade_net(param)
         file = None if file is None else os.fspath(file)
+        schema = None if caffe_proto is None else ForkSchema(caffe_proto)
         if strict:
-            refuse_unknown(param, file)
+            refuse_unknown(param, file, schema)
         self.graph: Graph = build_graph(param, lookup_facts if strict else type_facts, phase, level, stages)
         self.dialect = dialect = checked(dialect) or dialect_of(param)
         warn_undecided(param, dialect)
         read_offsets(self.graph, "aligned" if dialect in ALIGNED_CROPS else crop)
         folder = None if base_dir is None else Path(base_dir)
         layers = make_layers(self.graph, folder, allow_python, file, allow_writes, dialect, strict)
-        warn_unknown(param, self.graph, file)
+        warn_unknown(param, self.graph, file, schema)
         sources, self._assumed = sizing.set_up(self.graph, layers, shapes or {}, StoredShapes(sized_by))
         self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
         self._looked = False
@@ -521,6 +525,7 @@ def load(
     dialect: str | None = None,
     caffe_exact: bool = False,
     strict: bool = False,
+    caffe_proto: PathLike | None = None,
 ) -> Net:
     """Read a net from a prototxt, with its weights.
 
@@ -543,6 +548,8 @@ def load(
             the original Caffe would refuse, though it runs here, draws a warning that says why.
         strict: refuse fields and layer types that nobody here knows, and Python layers that may not be imported. Else
             one warning names them all, and the net computes what doesn't need them (`Net.unknown`).
+        caffe_proto: the `caffe.proto` of the fork that the net was written for; fields that it has are none of those
+            that `strict` refuses.
 
     No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
     the shape of a parameter depends on it and the prototxt does not say it.
@@ -560,7 +567,7 @@ def load(
     else:
         file, base_dir = net, Path(net).resolve().parent
         name = f"{os.fspath(net)}: "
-        definition = read_net(net, strict=strict, quiet=True)
+        definition = read_net(net, strict=strict and caffe_proto is None, quiet=True)
     try:
         result = Net(
             definition,
@@ -578,6 +585,7 @@ def load(
             caffe_exact=caffe_exact,
             sized_by=sources,
             strict=strict,
+            caffe_proto=caffe_proto,
         )
         if caffe_exact and (refused := caffe_refusals(result)):
             said = "; ".join(f"{where!r}: {reason}" if where != "net" else reason for where, reason in refused)

@@ -14,6 +14,7 @@ from fcnproto.errors import FcnprotoWarning, PrototxtError
 from fcnproto.graph import Graph, Node
 from fcnproto.layers.registry import find
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fork_schema import ForkSchema
 from fcnproto.schema.unknown import told, unknown_fields
 
 
@@ -24,11 +25,20 @@ class Unknown(NamedTuple):
     type: str
 
 
-def warn_unknown(param: caffe_pb2.NetParameter, graph: Graph, file: str | None) -> None:
+def warn_unknown(
+    param: caffe_pb2.NetParameter, graph: Graph, file: str | None, schema: ForkSchema | None = None
+) -> None:
     """One FcnprotoWarning of all unknown fields in a definition and all layers of the graph that only hold a place."""
     types = Counter(node.type for node in graph.nodes if node.held and find(node.type) is None)
     forbidden = [node for node in graph.nodes if node.held and node.type == "Python" and not unknown_fields(node.param)]
-    said = [part for part in (told(unknown_fields(param), types, param), _forbidden(forbidden)) if part]
+    said = [
+        part
+        for part in (
+            told(unknown_fields(param), types, param, None if schema is None else schema.has),
+            _forbidden(forbidden),
+        )
+        if part
+    ]
     if said:
         where = f"net {graph.name!r}" if file is None else file
         warnings.warn(f"{where}: {'; '.join(said)}", FcnprotoWarning, stacklevel=4)
@@ -45,8 +55,10 @@ def _forbidden(nodes: Sequence[Node]) -> str:
     )
 
 
-def refuse_unknown(param: caffe_pb2.NetParameter, file: str | None) -> None:
-    """`PrototxtError` for a definition with unknown fields."""
-    fields = unknown_fields(param)
+def refuse_unknown(param: caffe_pb2.NetParameter, file: str | None, schema: ForkSchema | None = None) -> None:
+    """`PrototxtError` for a definition with unknown fields, those aside that a fork's own schema has."""
+    fields = [
+        name for name in unknown_fields(param) if schema is None or not schema.has(*name.partition(":")[0].split("."))
+    ]
     if fields:
         raise PrototxtError(f"unknown fields: {', '.join(fields)}", file)

@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError, Message
 from fcnproto.atomic import PathLike
 from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.schema import caffe_pb2, fork_binary, unknown
-from fcnproto.schema.fields import FIRST_ADDED, fields_of
+from fcnproto.schema.fields import FIRST_ADDED, MessageFields, fields_of
+from fcnproto.schema.fork_schema import ForkSchema
 from fcnproto.schema.kinds import HEAD_BYTES, WEIGHTS, is_hdf5, open_binary
 from fcnproto.schema.tokens import text_of
 from fcnproto.schema.upgrade import V1_NUMBERS, upgrade_net
@@ -30,22 +31,26 @@ _V1_TYPE, _V1_TYPES = 5, caffe_pb2.V1LayerParameter.LayerType.DESCRIPTOR
 _INNER = {("NetParameter", 2), ("NetParameter", 100), ("V1LayerParameter", 1)}
 
 
-def net_definition(path: PathLike) -> caffe_pb2.NetParameter:
+def net_definition(path: PathLike, caffe_proto: PathLike | None = None) -> caffe_pb2.NetParameter:
     """The net in a binary weight file without its blobs, brought up to date by Caffe's upgrades.
 
     What forks wrote under their own numbers is told by the layers' types (`fork_binary.py`); fields that nobody knows
-    are told by an FcnprotoWarning and left out. WeightsError
+    are told by an FcnprotoWarning and left out. With a fork's own `caffe_proto` all is read by its numbers, and what
+    the package's schema lacks is kept as text. WeightsError
     if the file is no caffemodel; HDF5 weights carry no definition. PrototxtError where the upgrade refuses the net."""
     name = os.fspath(path)
     with open_binary(name, WEIGHTS) as file:
         if is_hdf5(file.read(HEAD_BYTES)):
             raise WeightsError(f"{name}: HDF5 weight files carry no net definition; only binary caffemodels do")
         window = Window(file, name)
-        stripper = _Stripper(window)
+        stripper = _Stripper(window, as_written=caffe_proto is not None)
         content = stripper.message(0, window.size, _NET)
     net = caffe_pb2.NetParameter()
     try:
-        net.ParseFromString(content)
+        if caffe_proto is None:
+            net.ParseFromString(content)
+        else:
+            net = ForkSchema(caffe_proto).read_net(content, name)
         _check_texts(net)
     except (DecodeError, UnicodeDecodeError):
         raise WeightsError(f"{name}: the net definition in it is damaged") from None
@@ -82,11 +87,16 @@ def _check_texts(message: Message) -> None:
                 value.decode("utf-8")
 
 
+def _is_inner(table: MessageFields, found: Field) -> bool:
+    """Whether a field is a message in which there may be blobs."""
+    return (table.name, found.number) in _INNER and found.wire == LENGTH
+
+
 class _Stripper:
     """Copies a message without the blobs inside it, and notes the fields that its type doesn't have."""
 
-    def __init__(self, window: Window) -> None:
-        self.window = window
+    def __init__(self, window: Window, as_written: bool = False) -> None:
+        self.window, self.as_written = window, as_written
         self.unknown: set[int] = set()
         self.others: list[str] = []
         """What the numbers left out of layers are to forks."""
@@ -101,7 +111,7 @@ class _Stripper:
         reader = MessageReader(self.window, start, end)
         while found := reader.next():
             known = table.by_number.get(found.number)
-            if found.number == unknown.NUMBER:
+            if found.number == unknown.NUMBER or self._stays(table, found):
                 content += self._copy(found)
             elif type_name is not None and found.wire == LENGTH and found.number >= _SETTINGS_FROM:
                 content += self._settings(found, type_name)
@@ -109,8 +119,8 @@ class _Stripper:
                 self.unknown.add(found.number)
             elif found.number == _BLOBS.get(table.name):
                 continue
-            elif (table.name, found.number) in _INNER and found.wire == LENGTH:
-                assert known.message is not None
+            elif _is_inner(table, found):
+                assert known is not None and known.message is not None
                 inner = self.message(found.start, found.end, known.message)
                 content += encode_tag(found.number, LENGTH) + encode_varint(len(inner)) + inner
             elif (table.name, found.number, found.wire) == ("V1LayerParameter", _V1_TYPE, VARINT):
@@ -118,6 +128,10 @@ class _Stripper:
             else:
                 content += self._copy(found)
         return bytes(content)
+
+    def _stays(self, table: MessageFields, found: Field) -> bool:
+        """Whether a field is copied as it is, being neither blobs nor a message that may hold some."""
+        return self.as_written and found.number != _BLOBS.get(table.name) and not _is_inner(table, found)
 
     def _type_name(self, start: int, end: int) -> str:
         reader = MessageReader(self.window, start, end)

@@ -8,7 +8,7 @@ else sees it. The text is `name: value`, or `name {` with its lines and `}`, two
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from google.protobuf.message import Message
 
@@ -81,15 +81,21 @@ def unknown_values(message: Message) -> list[str]:
     return [text for owner, text in kept_within(message) if name_of(text) in fields_of(owner.DESCRIPTOR).by_name]
 
 
-def told(fields: Mapping[str, int], types: Mapping[str, int], message: Message) -> str:
+def told(
+    fields: Mapping[str, int],
+    types: Mapping[str, int],
+    message: Message,
+    theirs: Callable[[str, str], bool] | None = None,
+) -> str:
     """One sentence on everything unknown, with counts, the forks known to have it, and likely misspellings.
 
-    `message` is the one that holds the fields; `types` are names of layer types with how many layers have them. Empty
-    where there is nothing to tell."""
+    `message` is the one that holds the fields; `types` are names of layer types with how many layers have them;
+    `theirs` says of a message's name and a field's whether a schema at hand has it. Empty where there is nothing to
+    tell."""
     parts = []
     if fields:
         tables = {fields_of(owner.DESCRIPTOR).name: owner for owner, _ in kept_within(message)}
-        names = [f"{_counted(name, count)}{_about_field(name, tables)}" for name, count in fields.items()]
+        names = [f"{_counted(name, count)}{_about_field(name, tables, theirs)}" for name, count in fields.items()]
         parts.append(f"unknown fields are kept without effect: {_some(names)}")
     if types:
         names = [
@@ -107,8 +113,10 @@ def _brackets(text: str) -> str:
     return f" ({text})" if text else ""
 
 
-def _about_field(name: str, tables: Mapping[str, Message]) -> str:
+def _about_field(name: str, tables: Mapping[str, Message], theirs: Callable[[str, str], bool] | None) -> str:
     message, _, field = name.partition(".")
+    if theirs is not None and theirs(message, field.partition(":")[0]):
+        return " (in the fork's schema)"
     if ":" in field or message not in tables:
         return ""
     known = forks.named(forks.having_field(field)) if message == "LayerParameter" else ""

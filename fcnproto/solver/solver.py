@@ -46,6 +46,7 @@ class Solver:
         crop: how the nets' Crop layers without an offset are read, as for `load`.
         dialect: the fork of Caffe that the nets were written for, as for `load`.
         strict: refuse what nobody here knows in the solver and its nets, as for `load`.
+        caffe_proto: the schema of the fork that the nets were written for, as for `load`.
         caffe_exact: train with Caffe's gradients also where they are not the true ones, as for `load`.
 
     Attributes:
@@ -76,13 +77,14 @@ class Solver:
         dialect: str | None = None,
         caffe_exact: bool = False,
         strict: bool = False,
+        caffe_proto: PathLike | None = None,
     ) -> None:
         if isinstance(solver, caffe_pb2.SolverParameter):
             self.param, self._file = caffe_pb2.SolverParameter(), None if path is None else Path(path)
             self.param.CopyFrom(solver)
             upgrade_solver(self.param)
         else:
-            self.param, self._file = read_solver(solver, strict=strict), Path(solver)
+            self.param, self._file = read_solver(solver, strict=strict and caffe_proto is None), Path(solver)
         settings.check(self.param)
         if self.param.debug_info and options is not None and (options.compile or options.optimize):
             settings.warn("debug_info shows test nets only where the train net is compiled or rewritten")
@@ -98,6 +100,7 @@ class Solver:
         settings.seed(self.param, distributed.rank())
         target = settings.choose_device(self.param) if device is None else torch.device(device)
         reading: dict[str, Any] = {"crop": crop, "dialect": dialect, "caffe_exact": caffe_exact, "strict": strict}
+        reading["caffe_proto"] = caffe_proto
         reading["net_type"] = self.net_type
         self.net: Net = train.build(weights, allow_python=allow_python, **reading).to(target)
         if sampling is not None:
