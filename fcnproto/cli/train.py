@@ -54,6 +54,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
     metavar="P[:CELL]",
     help="Keep each cell of the loss (CELL pixels a side, 32 by default) with probability P; batches grow by 1/P.",
 )
+@click.option("--score", is_flag=True, help="Tests say mean IU too, and IU by class in the log.")
 @click.option("--log-dir", type=_files.OutputFolder(), help="Folder for CSV and TensorBoard.")
 @click.option("--plot", type=_files.OutputFile(), help="The loss plot (PNG).")
 @click.option("--no-plot", is_flag=True, help="Draw no loss plot.")
@@ -72,6 +73,7 @@ def command(
     optimizes: bool,
     compiles: bool,
     sample_loss: str | None,
+    score: bool,
     log_dir: Path | None,
     plot: Path | None,
     no_plot: bool,
@@ -86,6 +88,7 @@ def command(
     if os.environ.get("RANK", "0") != "0":  # workers would warn of the same
         warnings.simplefilter("ignore", FcnprotoWarning)
     wanted = nets.device_name
+    from fcnproto.net.roles import judged_blobs
     from fcnproto.schema.text import read_solver
     from fcnproto.solver import Options, Request, Solver, distributed
     from fcnproto.solver.signals import SignalRequests
@@ -113,7 +116,10 @@ def command(
             caffe_exact=caffe_exact,
             path=solver_file,
         )
-        solver.request = signals
+        solver.request, solver.score_tests = signals, score
+        if score and not any(judged_blobs(net) for net in solver.test_nets):
+            message = "--score: no test net has scores and labels, so there is nothing to score"
+            warnings.warn(message, FcnprotoWarning, stacklevel=2)
         with _Shown(live, log_dir, plot, no_plot).around(solver):
             solver.solve(state, iterations)
 

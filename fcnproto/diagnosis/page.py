@@ -25,7 +25,8 @@ _LONGEST, _MOST_IMAGES, _MOST_CLASSES, _SIDE = 400, 8, 64, 320
 
 def to_html(report: Report) -> str:
     """The page's text. Whatever names and files are called, it stands there as plain text."""
-    counts = [f"{sum(one.level == level for one in report.findings)} {level}s" for level in LEVELS]
+    numbers = [(sum(one.level == level for one in report.findings), level) for level in LEVELS]
+    counts = [f"{count} {level}{'' if count == 1 else 's'}" for count, level in numbers]
     return fill_template(
         _TEMPLATE,
         TITLE=markup(report.title, _LONGEST),

@@ -57,6 +57,7 @@ class Solver:
         listeners: objects told of what happens (`Listener`).
         request: asked after each iteration and between the batches of a test what to do: stop, snapshot or go on.
         last_snapshot: the solver state written or restored last.
+        score_tests: whether tests say mean IU and IU by class, too, where a test net has maps of scores and labels.
 
     Raises:
         SolverError, PrototxtError, GraphError, WeightsError, DataError: whatever is wrong with the files named.
@@ -118,6 +119,7 @@ class Solver:
         if self.param.snapshot:
             self._place.check(self.net, self.iter)
         self.losses: list[float] = []
+        self.score_tests = False
         self.listeners: list[Listener] = []
         self.request: Callable[[], Request] = lambda: Request.NONE
         self.last_snapshot: str | None = None

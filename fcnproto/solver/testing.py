@@ -14,6 +14,7 @@ from fcnproto.net import Net
 from fcnproto.solver import debug
 from fcnproto.solver.detection import Detections
 from fcnproto.solver.log import figure, output_lines
+from fcnproto.solver.scores import TestScores
 
 if TYPE_CHECKING:
     from fcnproto.solver.solver import Solver
@@ -52,14 +53,15 @@ def run_test(solver: Solver, index: int, inputs: Mapping[str, Any]) -> dict[str,
     """Test net `index` on `test_iter` batches, with the train net's weights. None where a request stopped it.
 
     The results are the means of the outputs; with `eval_type: "detection"` their mean average precision. The net keeps
-    its place in the data between tests. `inputs` feed the Input layers of test nets that have any.
+    its place in the data between tests; with `score_tests` mean IU is added. `inputs` feed the Input layers of test
+    nets that have any.
     """
     net, param = solver.test_nets[index], solver.param
     solver.say(f"Iteration {solver.iter}, Testing net (#{index})")
     solver.share_weights(net)
     given = {name: value for name, value in inputs.items() if name in net.inputs}
     gathered: Means | Detections = Detections() if param.eval_type == "detection" else Means()
-    total = 0.0
+    judged, total = TestScores(net) if solver.score_tests else None, 0.0
     with torch.no_grad():
         for _ in range(param.test_iter[index]):
             solver.obey(testing=True)
@@ -67,9 +69,12 @@ def run_test(solver: Solver, index: int, inputs: Mapping[str, Any]) -> dict[str,
                 solver.say("Test interrupted.")
                 return None
             with debug.traced(net, solver.say, param.debug_info):
-                outputs = net(given)
+                outputs = net(given, blobs=judged.blobs if judged else ())
             if param.test_compute_loss:
                 total += float(net.loss(outputs))
+            if judged:
+                judged.add(outputs)
+                outputs = {name: outputs[name] for name in net.outputs if name in outputs}
             gathered.add(outputs)
     batches = param.test_iter[index]
     if param.test_compute_loss and batches:
@@ -79,6 +84,10 @@ def run_test(solver: Solver, index: int, inputs: Mapping[str, Any]) -> dict[str,
         solver.say(line)
     if param.test_compute_loss and batches:
         scores.setdefault("loss", [total / batches])
+    if judged and batches:
+        for line in judged.lines():
+            solver.say(line)
+        scores |= {name: [value] for name, value in judged.means().items()}
     return scores
 
 
