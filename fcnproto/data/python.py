@@ -37,8 +37,8 @@ class Python(Layer):
 
     differences = (
         "modules are imported only with `allow_python`. Bottoms and tops are float32 CPU copies, so that a layer can't "
-        "change its inputs. The published FCN data layers and the proposals of py-faster-rcnn are built in. In several "
-        "processes each has its own layer (Caffe's command line refuses them)."
+        "change its inputs. The published FCN data layers and py-faster-rcnn's proposals and targets are built in. In "
+        "several processes each has its own layer (Caffe's command line refuses them)."
     )
     config_field = "python_param"
     bottoms = (0, None)
