@@ -204,7 +204,7 @@ def test_a_detector_trains_end_to_end(tmp_path: Path) -> None:
             anchors,
             "score gt_boxes im_info data",
             "anchor_labels a0 a1 a2",
-        )  # fmt: skip
+        )
         + losses("first", "halves", "anchor_labels", "values", "a")
         + 'layer { name: "prob" type: "Softmax" bottom: "halves" top: "prob" }\n'
         + reshape.format("whole", "prob", "dim: 0 dim: 18 dim: -1 dim: 0")
@@ -216,7 +216,7 @@ def test_a_detector_trains_end_to_end(tmp_path: Path) -> None:
             "'num_classes': 4",
             "proposed gt_boxes",
             "rois labels t0 t1 t2",
-        )  # fmt: skip
+        )
         + 'layer { name: "pool" type: "ROIPooling" bottom: "conv" bottom: "rois" top: "pool" '
         "roi_pooling_param { pooled_w: 2 pooled_h: 2 spatial_scale: 0.0625 } }\n"
         + learned("classes", "InnerProduct", "pool", "num_output: 4")
