@@ -352,7 +352,10 @@ class Net(nn.Module):
         """Set up the layers that waited for the sizes of data tops, now that these are given."""
         with self._planning:
             layers = self.layers
-            settled = sizing.settle(self.graph, layers, shapes)
+            try:
+                settled = sizing.settle(self.graph, layers, shapes)
+            except LayerError as error:
+                raise LayerError(f"{error}; {self._assumed}" if self._assumed else str(error)) from error
             self._replace(layers, settled)
         if settled:
             for path in self._copied:

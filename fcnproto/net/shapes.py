@@ -198,10 +198,14 @@ class _Shapes:
             return
         before = self.guessed, self.other_batch
         if error is not None and self._assume_colour(index):
+            self._pass(index, self.guessed[0])
             error = self._second_guess(index)
             if error is not None:
                 self.assumed, (self.guessed, self.other_batch) = "", before
-        if error is not None and self.layers[index].blob_names:
+        layer = self.layers[index]
+        is_open = any(blob in self.open for blob in self.graph.nodes[index].bottoms)
+        empty = is_open and any(0 in shape for shape in layer.blob_shapes)
+        if (error is not None and layer.blob_names) or empty:
             self._hold(index)
 
     def _lacks(self, index: int, shapes: Mapping[Blob, Shape]) -> bool:
@@ -495,9 +499,10 @@ def size_by_weights(graph: Graph, layers: list[Layer], stored: StoredShapes) -> 
 
 def settle(graph: Graph, layers: list[Layer], given: Mapping[str, Shape]) -> list[int]:
     """Set up the waiting layers behind data tops of these shapes, in `layers` and the graph's nodes; returns their
-    indices. `LayerError` where one can't work on what it gets."""
+    indices. `LayerError` where one can't work on what it gets, or another keeps it from being reached."""
     shapes: dict[Blob, Shape] = {}
     settled = []
+    failure: LayerError | None = None
     for index, node in enumerate(graph.nodes):
         if node.is_data:
             shapes.update((blob, given[blob.name]) for blob in node.tops if blob.name in given)
@@ -508,7 +513,14 @@ def settle(graph: Graph, layers: list[Layer], given: Mapping[str, Shape]) -> lis
         if node.held:
             layers[index], node.held = _twin(graph, node, layers[index], bottoms), ""
             settled.append(index)
-        shapes.update(zip(node.tops, layer_shapes(layers[index], bottoms), strict=True))
+        try:
+            shapes.update(zip(node.tops, layer_shapes(layers[index], bottoms), strict=True))
+        except LayerError as error:
+            failure = failure or error
+    if failure is not None and any(
+        node.held and not layer.holds_place for node, layer in zip(graph.nodes, layers, strict=True)
+    ):
+        raise failure
     return settled
 
 

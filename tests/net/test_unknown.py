@@ -262,3 +262,77 @@ def test_settings_that_are_wrong_whatever_the_size_are_an_error_at_once(tmp_path
     text = AUTOENCODER.replace('type: "Flatten"', 'type: "Convolution" convolution_param { num_output: 2 }')
     with pytest.raises(GraphError, match=r"layer 'flat' .*kernel_size"):
         fcnproto.load(write(tmp_path, text))
+
+
+DATABASE = 'layer { name: "d" type: "Data" top: "data" top: "label" data_param { source: "none" batch_size: 2 backend: LMDB } }\n'
+FILES = (
+    'layer { name: "h" type: "HDF5Data" top: "data" top: "density" hdf5_data_param { source: "none" batch_size: 2 } }\n'
+)
+
+
+def convolution(name: str, bottom: str, stride: int = 1) -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{name}" convolution_param '
+        f'{{ num_output: 4 kernel_size: 3 pad: 1 stride: {stride} weight_filler {{ type: "xavier" }} }} }}\n'
+    )
+
+
+def average(name: str, bottom: str, size: int) -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Pooling" bottom: "{bottom}" top: "{name}" '
+        f"pooling_param {{ pool: AVE kernel_size: {size} }} }}\n"
+    )
+
+
+PRODUCT = (
+    'layer { name: "ip" type: "InnerProduct" bottom: "a" top: "ip" inner_product_param { num_output: 5 } }\n'
+    'layer { name: "l" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "l" }\n'
+)
+UNSIZED = {
+    # A map of densities smaller than the image; a classifier for one size; a pooling larger than what is assumed; a
+    # Reshape and a Slice that what is assumed doesn't fit.
+    "density": (
+        FILES + convolution("c", "data", 2) + convolution("e", "c", 2) + 'layer { name: "l" type: "EuclideanLoss" bottom: "e" bottom: "density" top: "l" }',
+        {"data": (2, 3, 16, 16), "density": (2, 4, 4, 4)},
+    ),
+    "classifier": (
+        DATABASE + convolution("c", "data", 2) + convolution("e", "c") + average("a", "e", 8) + PRODUCT,
+        {"data": (2, 3, 20, 20), "label": (2,)},
+    ),
+    "pooling": (
+        DATABASE + convolution("c", "data") + average("a", "c", 300) + PRODUCT,
+        {"data": (2, 3, 300, 300), "label": (2,)},
+    ),
+    "reshape": (
+        DATABASE + 'layer { name: "a" type: "Reshape" bottom: "data" top: "a" reshape_param { shape { dim: 0 dim: 784 } } }' + PRODUCT,
+        {"data": (2, 1, 28, 28), "label": (2,)},
+    ),
+    "slice": (
+        FILES + 'layer { name: "s" type: "Slice" bottom: "data" top: "a" top: "b" slice_param { slice_point: 3 } }'
+        + convolution("c", "a") + convolution("e", "b"),
+        {"data": (2, 7, 8, 8)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSIZED)
+def test_nets_that_only_data_size_load_and_compute(tmp_path: Path, name: str) -> None:
+    text, sizes = UNSIZED[name]
+    path = write(tmp_path, text)
+    net = fcnproto.load(path, phase="train")
+    assert net.unknown
+    values = {blob: torch.zeros(shape) for blob, shape in sizes.items()}
+    outputs = net(values)
+    assert not net.unknown and outputs
+    sized = fcnproto.load(path, phase="train", shapes=sizes)
+    shapes = [[tuple(blob.shape) for one in (net, sized) for blob in one.params[layer]] for layer in sized.params]
+    assert all(one[: len(one) // 2] == one[len(one) // 2 :] for one in shapes)
+    net.save(tmp_path / "w.caffemodel")
+    again = fcnproto.load(path, tmp_path / "w.caffemodel", phase="train")
+    assert all(torch.equal(outputs[blob], value) for blob, value in again(values).items())
+
+
+def test_an_assumed_number_of_channels_is_told_where_it_keeps_layers_waiting(tmp_path: Path) -> None:
+    net = fcnproto.load(write(tmp_path, UNSIZED["pooling"][0]), phase="train")
+    with pytest.raises(LayerError, match=r"set up for 3 channels.*'data' has; taken to be 3.*shapes="):
+        net(data=torch.zeros(2, 1, 300, 300), label=torch.zeros(2))
