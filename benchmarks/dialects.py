@@ -5,7 +5,7 @@
 FOLDER holds a folder for each repository, or prototxt files (one repository then). Each distinct text with layers in it
 is tried once, in a process of its own with limits of time and memory:
 
-* it *loads* if it becomes a net (TEST, or TRAIN where TEST has no layers);
+* it *loads* if it becomes a net (in TEST, or in TRAIN where it is made for that alone);
 * it is *known* if besides no layer in it only holds a place;
 * a deploy net (one with inputs declared) *computes* if all its outputs come out of small random inputs and weights.
 
@@ -35,6 +35,7 @@ from typing import Any
 SUFFIXES = (".prototxt", ".pt", ".prototext", ".pbtxt")
 _NET = re.compile(r"^\s*layers?\s*:?\s*[{<\[]", re.MULTILINE)
 _DEPLOY = re.compile(r"""^\s*input\s*:|\btype\s*:\s*["']Input["']""", re.MULTILINE)
+_SOLVER = re.compile(r"^(base_lr|test_iter|max_iter)\s*:", re.MULTILINE)
 _COMMENT = re.compile(r"#.*")
 _WALL_SHARE = 6
 """Seconds on the clock for each second of processor time: machines are shared."""
@@ -76,7 +77,7 @@ def find_nets(folder: Path, most: int | None = None) -> list[Outcome]:
                 continue
             text = _COMMENT.sub("", path.read_bytes().decode("utf-8", "replace"))
             digest = hashlib.sha256("".join(text.split()).encode()).digest()
-            if digest not in seen and _NET.search(text):
+            if digest not in seen and _NET.search(text) and not _SOLVER.search(text):
                 seen.add(digest)
                 found.append(Outcome(repository.name, str(path), bool(_DEPLOY.search(text))))
         kept = len(found) if most is None else min(most, len(found))
@@ -152,18 +153,27 @@ def _compute(net: Any) -> tuple[dict[str, Any], list[str]]:
     return {}, [_pattern(first)]
 
 
+def _made(definition: Any) -> Any:
+    """The net of a definition in TEST, or in TRAIN where it is made for that alone."""
+    import fcnproto
+
+    try:
+        net = fcnproto.Net(definition, "test", fill=False)
+        if len(net.layers):
+            return net
+    except fcnproto.GraphError:  # only TRAIN has the layers that give data
+        pass
+    return fcnproto.Net(definition, "train", fill=False)
+
+
 def _try(outcome: Outcome, opencv: bool) -> Outcome:
     """Load the net and, of a deploy net, compute its outputs."""
-    import fcnproto
-    from fcnproto.schema import caffe_pb2
     from fcnproto.schema.text import read_net
 
     path = Path(outcome.file)
     try:
         definition = read_net(path, quiet=True)
-        net = fcnproto.Net(definition, "test", fill=False)
-        if not len(net.layers):
-            net = fcnproto.Net(definition, caffe_pb2.TRAIN, fill=False)
+        net = _made(definition)
     except Exception as error:  # a fault of ours counts as a refusal, by its name
         outcome.stops = [_pattern(error)]
         return outcome

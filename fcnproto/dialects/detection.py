@@ -171,6 +171,14 @@ class DetectionOutput(Layer):
     def keeps_images_apart(self) -> bool:
         return False
 
+    def withheld(self) -> str:
+        if not (self.config.HasField("use_polygon") and self.config.use_polygon):
+            return ""
+        return (
+            f"layer {self.name!r} ({self.type}): use_polygon: true (TextBoxes++) asks for quadrilaterals beside boxes, "
+            "which nothing here computes; register a layer of your own with fcnproto.register_layer"
+        )
+
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
         return positive if bottom in (1, 3) else None
 

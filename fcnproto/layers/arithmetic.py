@@ -402,6 +402,8 @@ class Scale(_Broadcast):
     """
 
     config_field = "scale_param"
+    is_whole = False
+    """The scale has as many values as the bottom; known after `setup`, which waits where the bottom's size isn't."""
 
     def of_zeros(self) -> str:
         return "linear" if len(self.param.bottom) == 1 else "" if self.config.bias_term else "product"

@@ -9,9 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fcnproto.errors import LayerError
+from fcnproto.graph import Blob
+from fcnproto.layers.base import Shape
 from fcnproto.layers.examples import SMALLEST, Array, Draw
 from fcnproto.net.net import Net
 from fcnproto.net.params import moved_from
+from fcnproto.net.shapes import blob_shapes
 
 _REACH = 100.0
 """Values lie within -100..100, as images less their mean do."""
@@ -40,12 +44,31 @@ def draw_inputs(
 def _roles(net: Net, shapes: Mapping[str, Sequence[int]]) -> dict[str, Draw]:
     """How the inputs are drawn that are no plain numbers."""
     roles: dict[str, Draw] = {}
+    known: dict[Blob, Shape] | None = None
     for node, layer in zip(net.graph.nodes, net.layers, strict=True):
         for index, bottom in enumerate(node.bottoms):
             source = moved_from(bottom)
             if source.producer.is_data and source.name in shapes:
-                first = shapes.get(moved_from(node.bottoms[0]).name, (1,))
-                role = layer.suitable_values(index, tuple(first))
+                if layer.suitable_values(index, (1, 1, 1, 1)) is None:
+                    continue
+                if known is None:
+                    known = _known_shapes(net, shapes)
+                role = layer.suitable_values(index, known.get(node.bottoms[0], (1,)))
                 if role is not None:
                     roles[source.name] = role
     return roles
+
+
+def _known_shapes(net: Net, shapes: Mapping[str, Sequence[int]]) -> dict[Blob, Shape]:
+    """The shapes of the blobs that have the same ones whatever the values; of the inputs alone where a layer fails."""
+    sources = {
+        blob: tuple(shapes[blob.name])
+        for node in net.graph.nodes
+        if node.is_data
+        for blob in node.tops
+        if blob.name in shapes
+    }
+    try:
+        return blob_shapes(net.graph, net.layers, sources, partial=True)
+    except LayerError:
+        return sources
