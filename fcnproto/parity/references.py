@@ -133,7 +133,7 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
         DataError: OpenCV can't read or run the net; the message is its own.
     """
     cv2 = opencv()
-    with _files(net, inputs) as (model, weights):
+    with _files(net, inputs, explicit=True) as (model, weights):
         try:
             reader = cv2.dnn.readNetFromCaffe(str(model), str(weights))
             reader.enableFusion(False)
@@ -151,7 +151,16 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
             raise DataError(f"OpenCV {cv2.__version__} can't run net {net.graph.name!r}: {reason}") from error
     result = Recording(source=f"OpenCV {cv2.__version__} dnn", inputs=dict(inputs))
     result.blobs = dict(zip(wanted, (np.asarray(value) for value in outputs), strict=True))
+    for name in result.blobs:
+        if net.graph.blobs[name].producer.type == "DetectionOutput":
+            result.blobs[name] = _detections_in_order(result.blobs[name])
     return result
+
+
+def _detections_in_order(rows: Array) -> Array:
+    """OpenCV's detections (1, 1, K, 7) by image and label, the best first, as Caffe's forks have them."""
+    found = rows.reshape(-1, 7)
+    return found[np.lexsort((-found[:, 2], found[:, 1], found[:, 0]))].reshape(rows.shape)
 
 
 def caffe_reference(
@@ -194,11 +203,19 @@ def _complaint(written: str) -> str:
 
 
 @contextmanager
-def _files(net: Net, inputs: Mapping[str, Array]) -> Iterator[tuple[Path, Path]]:
-    """The net as a prototxt whose inputs have these shapes, and its weights as a caffemodel, for other programs."""
+def _files(net: Net, inputs: Mapping[str, Array], explicit: bool = False) -> Iterator[tuple[Path, Path]]:
+    """The net as a prototxt whose inputs have these shapes, and its weights as a caffemodel, for other programs.
+
+    `explicit`: with what OpenCV wants to read also where it is the default.
+    """
     shapes = {name: list(np.shape(value)) for name, value in inputs.items()}
     param, _ = loadable(definition(net), shapes)
     _keep_computable(param, net, inputs)
+    for layer in param.layer if explicit else ():
+        if layer.type == "DetectionOutput":
+            settings = layer.detection_output_param
+            settings.share_location = settings.share_location
+            settings.background_label_id = settings.background_label_id
     with tempfile.TemporaryDirectory(prefix="fcnproto-") as folder:
         model, weights = Path(folder) / "net.prototxt", Path(folder) / "net.caffemodel"
         write_message(model, param)
