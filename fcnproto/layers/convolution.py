@@ -340,7 +340,7 @@ class Deconvolution(_Weighted):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)
-        if self.window.same:
+        if self.config.pad_type:
             self.fail("pad_type 1 (SAME) is for Convolution and Pooling; give pad, or pad_l, pad_r, pad_t and pad_b")
 
     def weight_shape(self) -> Shape:

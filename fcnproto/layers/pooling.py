@@ -264,12 +264,12 @@ class Pooling(_Pool):
         before, after = (pad, None) if sides is None else sides
         floor = config.round_mode == caffe_pb2.PoolingParameter.FLOOR or not config.ceil_mode or config.torch_pooling
         inside = self.method in _AVERAGES_INSIDE or (self.method == _AVE and not config.avg_include_pad)
-        self.windows = Windows(self.kernel or (1, 1), stride, before, floor, after, same, inside)
+        self.windows = Windows(self.kernel or (1, 1), stride, before, floor, after, same, inside).simplified()
         if 0 in stride:
             self.fail(f"stride {stride} must be positive")
-        if config.global_pooling and (stride != (1, 1) or pad != (0, 0) or not self.windows.is_even):
+        if config.global_pooling and (stride != (1, 1) or pad != (0, 0) or sides is not None or same):
             self.fail("global_pooling goes with stride 1 and pad 0 only; remove stride and pad")
-        if (any(pad) or not self.windows.is_even) and self.method == _STOCHASTIC:
+        if (any(self.windows.pad) or not self.windows.is_even) and self.method == _STOCHASTIC:
             self.fail("pad works with MAX and AVE pooling only; remove pad")
         if self.kernel is not None and (pad[0] >= self.kernel[0] or pad[1] >= self.kernel[1]):
             self.fail(f"pad {pad} must be smaller than the kernel {self.kernel}")

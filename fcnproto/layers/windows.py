@@ -39,6 +39,14 @@ class Window(NamedTuple):
         """Whether both ends of each axis have the same padding at any size."""
         return self.pad_after is None and not self.same
 
+    def simplified(self) -> Window:
+        """The same window without `pad_after` and `same` where `pad` alone says it."""
+        if self.pad_after == self.pad:
+            return self._replace(pad_after=None)
+        if self.same and self.dilation == (1,) * len(self.kernel) and is_centred(self.kernel, self.stride):
+            return self._replace(pad=tuple(k // 2 for k in self.kernel), same=False)
+        return self
+
     def said_pad(self, i: int) -> str:
         """The padding along axis `i`, in words."""
         if self.same:
@@ -114,6 +122,14 @@ class Windows(NamedTuple):
         ]
         return self._replace(pad=(height, width), pad_after=(needed[0] - height, needed[1] - width), same=False)
 
+    def simplified(self) -> Windows:
+        """The same windows without `pad_after` and `same` where `pad` alone says it."""
+        if self.pad_after == self.pad:
+            return self._replace(pad_after=None)
+        if self.same and is_centred(self.kernel, self.stride):
+            return self._replace(pad=(self.kernel[0] // 2, self.kernel[1] // 2), same=False)
+        return self
+
     def end(self, i: int) -> int:
         """The padding behind along axis `i`."""
         return self.pad[i] if self.pad_after is None else self.pad_after[i]
@@ -158,6 +174,11 @@ class Windows(NamedTuple):
         return [self.pad[1], after[1], self.pad[0], after[0]]
 
 
+def is_centred(kernel: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether SAME puts the windows' middles on every position: the padding is half a kernel then, for every size."""
+    return all(k % 2 == 1 for k in kernel) and all(s == 1 for s in stride)
+
+
 def same_pads(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
     """SAME's padding before the first position along each axis: the smaller half of what the windows need in all.
 
@@ -187,7 +208,7 @@ def read_window(layer: Layer, axes: int) -> Window:
     if sides is not None and axes != 2:
         layer.fail(f"pad_l, pad_r, pad_t and pad_b are for 2 spatial axes, the bottom has {axes}; use pad")
     before, after = (pad, None) if sides is None else sides
-    return Window(kernel, stride, before, dilation, after, same)
+    return Window(kernel, stride, before, dilation, after, same).simplified()
 
 
 def _extents(layer: Layer, axes: int, field: str, pair: str, default: int | None) -> Shape:

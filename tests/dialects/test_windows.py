@@ -175,6 +175,24 @@ def test_optimized_and_exported(name: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "pad"),
+    [
+        ("kernel_size: 5 pad_t: 2 pad_b: 2 pad_l: 1 pad_r: 1", (2, 1)),
+        ("kernel_size: 5 pad_type: 1", (2, 2)),
+        ("kernel_size: 5 stride: 2 pad_type: 1", None),
+        ("kernel_size: 4 pad_type: 1", None),
+    ],
+)
+def test_windows_that_are_even_are_taken_for_even_ones(settings: str, pad: tuple | None) -> None:
+    for layer in (
+        make_layer(f'type: "Convolution" convolution_param {{ num_output: 1 {settings} }}', SHAPE).window,
+        make_layer(f'type: "Pooling" pooling_param {{ {settings} }}', SHAPE).windows,
+    ):
+        assert layer.is_even == (pad is not None)
+        assert pad is None or layer.pad == pad
+
+
+@pytest.mark.parametrize(
     ("text", "scale", "shift"),
     [
         ('type: "Convolution" convolution_param { kernel_size: 3 pad_t: 2 pad_l: 1 }', [1], [1, 0]),
