@@ -99,7 +99,13 @@ def why_missing(graph: Graph, target: Blob, known: Mapping[Blob, bool]) -> str:
     inner = [node for node in held if not node.is_data]
     if inner:
         return inner[0].held
-    return f"input {', '.join(map(repr, missing_inputs(graph, target, known)))} is missing"
+    return _missing(missing_inputs(graph, target, known), held)
+
+
+def _missing(names: Sequence[str], held: Sequence[Node]) -> str:
+    """That inputs are missing, with why the layers that would give them don't."""
+    reasons = "; ".join(dict.fromkeys(node.held for node in held if node.is_data and node.held))
+    return f"input {', '.join(map(repr, names))} is missing" + (f" ({reasons})" if reasons else "")
 
 
 def make_plan(
@@ -164,8 +170,8 @@ def _wanted(graph: Graph, known: Mapping[Blob, bool], blobs: Sequence[str]) -> l
         wanted = _ends(graph, known)
     if graph.outputs and not wanted:
         absent = sorted({name for top in graph.outputs for name in missing_inputs(graph, graph.blobs[top], known)})
-        names = ", ".join(map(repr, absent))
-        raise GraphError(f"net {graph.name!r}: no output can be computed: input {names} is missing")
+        sources = [node for node in graph.nodes if node.is_data and any(blob.name in absent for blob in node.tops)]
+        raise GraphError(f"net {graph.name!r}: no output can be computed: {_missing(absent, sources)}")
     return wanted
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 
 from fcnproto.errors import FcnprotoWarning, PrototxtError
-from fcnproto.schema import caffe_pb2
+from fcnproto.schema import caffe_pb2, unknown
 from fcnproto.schema.fields import fields_of, suggestion
 
 V0_TYPES: dict[str, str] = {
@@ -146,10 +146,14 @@ def _upgrade_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.V1LayerParame
     settings = old.layer
     new.bottom.extend(old.bottom)
     new.top.extend(old.top)
+    for text in (*unknown.kept(old), *unknown.kept(settings)):
+        unknown.keep(new, text)
     compatible = True
     for descriptor, value in settings.ListFields():
         name = descriptor.name
-        if name == "type":
+        if name == "type" and _is_forks(settings.type):
+            unknown.keep(new, f"type: {settings.type}")  # one of a fork's: the V1 upgrade makes it a type of that name
+        elif name == "type":
             new.type = caffe_pb2.V1LayerParameter.LayerType.Value(_v1_type(settings, file))
         elif name == "name":
             new.name = value
@@ -180,6 +184,11 @@ def _set(holder: caffe_pb2.LayerParameter, name: str, value: object) -> None:
         getattr(holder, name).append(value)
     else:
         setattr(holder, name, value)
+
+
+def _is_forks(type_name: str) -> bool:
+    """Whether a type is none of Caffe's, nor one of them misspelt."""
+    return type_name not in V0_TYPES and type_name.isidentifier() and not suggestion(type_name, V0_TYPES)
 
 
 def _v1_type(settings: caffe_pb2.V0LayerParameter, file: str | None) -> str:

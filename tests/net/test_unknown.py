@@ -108,7 +108,7 @@ def test_a_data_layer_that_cannot_run_is_not_needed_where_its_tops_are_given(tmp
     with pytest.warns(FcnprotoWarning, match="hold their places"):
         net = fcnproto.load(write(tmp_path, text), shapes={"data": (1, 3, 4, 4)})
     assert net(data=IMAGE)["c"].shape == (1, 4, 4, 4)
-    with pytest.raises(GraphError, match="input 'data'.* missing"):
+    with pytest.raises(GraphError, match=r"input 'data'.* missing \(layer 'd'.*(--allow-python|register_layer)"):
         net()
 
 
@@ -336,3 +336,16 @@ def test_an_assumed_number_of_channels_is_told_where_it_keeps_layers_waiting(tmp
     net = fcnproto.load(write(tmp_path, UNSIZED["pooling"][0]), phase="train")
     with pytest.raises(LayerError, match=r"set up for 3 channels.*'data' has; taken to be 3.*shapes="):
         net(data=torch.zeros(2, 1, 300, 300), label=torch.zeros(2))
+
+
+def test_the_oldest_format_keeps_what_nobody_knows(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        'input: "data" input_dim: 1 input_dim: 1 input_dim: 4 input_dim: 4 layers { layer { name: "c" type: "conv" '
+        'num_output: 2 kernelsize: 3 strange: 4 } bottom: "data" top: "c" } '
+        'layers { layer { name: "w" type: "warp" } bottom: "c" top: "w" }',
+    )
+    with pytest.warns(FcnprotoWarning, match=r"LayerParameter\.strange.*unknown types.*warp"):
+        net = fcnproto.load(path)
+    assert net.unknown == [("w", "warp")]
+    assert net(data=np.ones((1, 1, 4, 4)), blobs=["c"])["c"].shape == (1, 2, 2, 2)
