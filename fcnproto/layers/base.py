@@ -114,6 +114,7 @@ class Layer(nn.Module):
         self.caffe_exact = False
         self.allow_writes = False
         self.dialect: str | None = None
+        self.notes: list[tuple[Layer, str]] | None = None
         self.held = ""
         self.follows = False
         self.blob_names: list[str] = []
@@ -313,7 +314,12 @@ class Layer(nn.Module):
         raise LayerError(f"layer {self.name!r} ({self.type or self.param.type}): {message}")
 
     def warn(self, message: str) -> None:
-        """Warn of something in the prototxt or the data that is understood but not acted on."""
+        """Warn of something in the prototxt or the data that is understood but not acted on.
+
+        While a net is built its layers' warnings are gathered in `notes`, and alike ones are told together."""
+        if self.notes is not None:
+            self.notes.append((self, message))
+            return
         warnings.warn(f"layer {self.name!r} ({self.type}): {message}", FcnprotoWarning, stacklevel=3)
 
     def warn_unread(self, names: Sequence[str], why: str) -> None:

@@ -111,6 +111,16 @@ def warn_fillers(layers: Sequence[Layer]) -> None:
         warnings.warn(message, FcnprotoWarning, stacklevel=2)
 
 
+def tell(notes: Sequence[tuple[Layer, str]]) -> None:
+    """Warn of what layers noted while they were set up, once for all layers of a type that say the same."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for layer, message in notes:
+        said.setdefault((layer.type, message), []).append(layer.name)
+    for (kind, message), names in said.items():
+        who = f"layer{'s' if len(set(names)) > 1 else ''} {_some(list(dict.fromkeys(names)))}"
+        warnings.warn(f"{who} ({kind}): {message}", FcnprotoWarning, stacklevel=2)
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
 

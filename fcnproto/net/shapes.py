@@ -20,7 +20,7 @@ from fcnproto.graph import Blob, Graph, Node
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net.calling import first_line, is_own
-from fcnproto.net.making import make_layer, warn_fillers
+from fcnproto.net.making import make_layer, tell, warn_fillers
 from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.schema.blobs import MOST_AXES
 
@@ -48,11 +48,19 @@ def set_up(
     `stored` weights. Layers whose parameters depend on what nobody knows wait (`Node.held`), except that channels
     are taken to be 3; what that concerns is returned, too, for the errors that may follow.
     """
-    for node, layer in zip(graph.nodes, layers, strict=True):
-        if node.is_data:
-            layer.setup([])
-    shapes = _Shapes(graph, layers, given, stored or StoredShapes(()))
-    sources = shapes.run()
+    notes: list[tuple[Layer, str]] = []
+    for layer in layers:
+        layer.notes = notes
+    try:
+        for node, layer in zip(graph.nodes, layers, strict=True):
+            if node.is_data:
+                layer.setup([])
+        shapes = _Shapes(graph, layers, given, stored or StoredShapes(()))
+        sources = shapes.run()
+    finally:
+        for layer in layers:
+            layer.notes = None
+        tell(notes)
     warn_fillers(layers)
     return sources, shapes.assumed
 
@@ -414,15 +422,18 @@ def _replacement(graph: Graph, node: Node, old: Layer) -> Layer:
     """A layer for the node like the old one, not set up."""
     made = make_layer(graph, node, old.base_dir, old.allow_python, strict=True)
     made.prototxt, made.allow_writes, made.dialect = old.prototxt, old.allow_writes, old.dialect
+    made.notes = old.notes
     return made
 
 
 def _twin(graph: Graph, node: Node, old: Layer, bottoms: Sequence[Shape]) -> Layer:
     """A layer for the node like the old one, set up silently for bottoms of these shapes."""
     twin = _replacement(graph, node, old)
+    twin.notes = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         twin.setup(bottoms)
+    twin.notes = old.notes
     return twin
 
 

@@ -349,3 +349,17 @@ def test_the_oldest_format_keeps_what_nobody_knows(tmp_path: Path) -> None:
         net = fcnproto.load(path)
     assert net.unknown == [("w", "warp")]
     assert net(data=np.ones((1, 1, 4, 4)), blobs=["c"])["c"].shape == (1, 2, 2, 2)
+
+
+def test_layers_that_say_the_same_say_it_together(tmp_path: Path) -> None:
+    one = (
+        'layer {{ name: "s{0}" type: "Im2col" bottom: "data" top: "s{0}" '
+        "convolution_param {{ kernel_size: 2 num_output: 3 }} pooling_param {{ kernel_size: 2 }} }}"
+    )
+    path = write(tmp_path, DATA + "".join(one.format(index) for index in range(40)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fcnproto.load(path)
+    said = [str(each.message) for each in caught]
+    assert len(said) == 2
+    assert all(words.startswith("layers 's0', 's1', 's2', ... (Im2col): ") for words in said)
