@@ -1,8 +1,9 @@
 """py-faster-rcnn's and R-FCN's Python layers that say what their nets are to learn, known by module and class names.
 
-They are computed here; none of their code is needed or run. As for the proposals (`dialects/rcnn.py`), numbers of the
-project's `cfg` may stand in `param_str`, in small letters; else they are its defaults, with those of the published
-end-to-end training (`bg_thresh_lo` 0, targets normalised).
+They are computed here (of the data layer the shapes are known, its tops are to be given); none of their code is needed
+or run. As for the proposals (`dialects/rcnn.py`), numbers of the project's `cfg` may stand in `param_str`, in small
+letters; else they are its defaults, with those of the published end-to-end training (`bg_thresh_lo` 0, targets
+normalised).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fcnproto.dialects.proposals import RATIOS, SCALES, anchor_boxes, at_places,
 from fcnproto.dialects.rcnn import number, numbers, read_param_str, warn_others
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.examples import Array, Draw, regions
+from fcnproto.layers.source import PartialShape, SourceLayer
 
 
 def some_of(chosen: Tensor, most: int) -> Tensor:
@@ -70,6 +72,36 @@ class _Targets(Layer):
         if rows.numel() % 5:
             self.fail(f"needs objects (G, 5), got {tuple(rows.shape)}")
         return rows.reshape(-1, 5)
+
+
+@register_python_layer("roi_data_layer.layer", "RoIDataLayer")
+class RegionData(SourceLayer):
+    """roi_data_layer.layer.RoIDataLayer: images with their objects, or their regions, from the project's own databases,
+    which can't be read here: its tops are to be given. Three tops are data, im_info and gt_boxes (or data, rois and
+    labels); six are data, rois, labels, bbox_targets, bbox_inside_weights and bbox_outside_weights.
+    """
+
+    type: ClassVar[str] = "Python"  # type: ignore[assignment]
+    config_field = "python_param"
+    tops = (3, 6)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        options = read_param_str(self)
+        if "num_classes" not in options:
+            self.fail("param_str lacks 'num_classes'")
+        self.classes = int(number(self, options, "num_classes", 0))
+        if self.num_tops not in (3, 6):
+            self.fail(f"has 3 or 6 tops, got {self.num_tops}")
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
+        if self.num_tops == 3 and "rois" not in self.param.top:
+            return [(1, 3, None, None), (1, 3), (None, 5)]
+        of_boxes: PartialShape = (None, 4 * self.classes)
+        every: list[PartialShape] = [(None, 3, None, None), (None, 5), (None,), of_boxes, of_boxes, of_boxes]
+        return every[: self.num_tops]
+
+    def forward(self) -> tuple[Tensor, ...]:
+        self.data_error(f"reads the project's own image databases; give {', '.join(self.param.top)} at the call")
 
 
 @register_python_layer("rpn.anchor_target_layer", "AnchorTargetLayer")
@@ -179,8 +211,9 @@ class AnchorTargets(_Targets):
 class ProposalTargets(_Targets):
     """rpn.proposal_target_layer.ProposalTargetLayer: which regions of one image a detector learns from, and what.
 
-    Bottoms: regions (R, 5), to which the objects are added, and objects (G, 5) as x1, y1, x2, y2, class. Tops: regions
-    (B, 5), their classes (B,), predictions (B, 4 * `num_classes`), inside and outside weights. A region is of the class
+    Bottoms: regions (R, 5), to which the objects are added, and objects (G, 5) as x1, y1, x2, y2, class. Tops, with two
+    further axes of 1 as in R-FCN: regions (B, 5), their classes (B, 1), predictions (B, 4 * `num_classes`), inside and
+    outside weights. A region is of the class
     of the object that it overlaps by `fg_thresh` (0.5) or more, of class 0 from `bg_thresh_lo` (0) up to below
     `bg_thresh_hi` (0.5). By chance `batch_size` (128; -1 for all) are taken, the objects' at most `fg_fraction` (0.25)
     of them. Predictions are normalised by `bbox_normalize_means` and `bbox_normalize_stds` unless
@@ -220,8 +253,8 @@ class ProposalTargets(_Targets):
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         count = self.batch or shapes[0][0]
-        of_boxes: Shape = (count, 4 * self.classes)
-        return [(count, 5), (count,), of_boxes, of_boxes, of_boxes]
+        of_boxes: Shape = (count, 4 * self.classes, 1, 1)
+        return [(count, 5, 1, 1), (count, 1, 1, 1), of_boxes, of_boxes, of_boxes]
 
     @torch.no_grad()
     def forward(self, proposed: Tensor, objects: Tensor) -> tuple[Tensor, ...]:
@@ -241,7 +274,8 @@ class ProposalTargets(_Targets):
         labels = truth[whose, 4] if len(truth) else rows.new_zeros(len(kept))
         labels[len(found) :] = 0
         targets, inside = self._spread(chosen, truth, whose, labels.long())
-        return chosen, labels.to(proposed.dtype), targets, inside, (inside > 0).to(inside.dtype)
+        tops = (chosen, labels.to(proposed.dtype).unsqueeze(1), targets, inside, (inside > 0).to(inside.dtype))
+        return tuple(top.unflatten(1, (-1, 1, 1)) for top in tops)
 
     def _spread(self, chosen: Tensor, truth: Tensor, whose: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions and inside weights (B, 4 * classes), 0 but at each region's class."""

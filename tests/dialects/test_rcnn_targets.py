@@ -12,7 +12,7 @@ from golden_cases import assert_close
 from layer_maker import make_layer, seeded
 
 import fcnproto
-from fcnproto.errors import FcnprotoWarning, LayerError
+from fcnproto.errors import DataError, LayerError
 
 Row = list[float]
 TEXT = 'type: "Python" python_param {{ module: "rpn.{}_target_layer" layer: "{}TargetLayer" param_str: "{}" }}'
@@ -108,7 +108,10 @@ PROPOSED = torch.tensor(
 def test_what_regions_are_to_be(precomputed: bool, classes: int) -> None:
     options = f"num_classes: {classes}\\nbatch_size: -1\\nbbox_normalize_targets_precomputed: {precomputed}"
     layer = make_layer(TEXT.format("proposal", "Proposal", options), (5, 5), (3, 5), tops=5, train=True)
-    rows, labels, targets, inside, outside = layer(PROPOSED, OBJECTS)
+    tops = layer(PROPOSED, OBJECTS)
+    assert all(top.shape[2:] == (1, 1) for top in tops)
+    rows, labels, targets, inside, outside = (top.flatten(1) for top in tops)
+    labels = labels.flatten()
     candidates = [*(row[1:] for row in PROPOSED.tolist()), *(row[:4] for row in OBJECTS.tolist())]
     expected = {}
     for candidate in candidates:
@@ -133,6 +136,7 @@ def test_chance_keeps_a_share_of_objects() -> None:
     options = "num_classes: 4\\nbatch_size: 4\\nfg_fraction: 0.5\\nbg_thresh_lo: 0.01"
     layer = make_layer(TEXT.format("proposal", "Proposal", options), (5, 5), (3, 5), tops=5, train=True)
     rows, labels, *_ = layer(PROPOSED, OBJECTS)
+    labels = labels.flatten()
     assert (labels > 0).tolist() == [True, True] + [False] * (len(labels) - 2) and 2 < len(labels) <= 4
     assert len(rows) == len(labels)
 
@@ -188,7 +192,7 @@ def losses(name: str, scores: str, labels: str, values: str, weights: str) -> st
 
 
 def test_a_detector_trains_end_to_end(tmp_path: Path) -> None:
-    """The data layer holds its place and its tops are given; everything else is computed, at two sizes."""
+    """The tops of the data layer are given; everything else is computed, at two sizes."""
     anchors = "'feat_stride': 16 \\n'scales': [1, 2, 4]"
     reshape = 'layer {{ name: "{0}" type: "Reshape" bottom: "{1}" top: "{0}" reshape_param {{ shape {{ {2} }} }} }}\n'
     text = (
@@ -226,8 +230,9 @@ def test_a_detector_trains_end_to_end(tmp_path: Path) -> None:
     path = tmp_path / "train.prototxt"
     path.write_text(text)
     torch.manual_seed(1)
-    with pytest.warns(FcnprotoWarning, match=r"roi_data_layer\.layer\.RoIDataLayer"):
-        net = fcnproto.load(path, phase="train")
+    net = fcnproto.load(path, phase="train")
+    with pytest.raises(DataError, match="give data, im_info, gt_boxes at the call"):
+        net()
     for height, width in ((96, 128), (160, 112)):
         info = torch.tensor([[height, width, 1.0]])
         out = net(data=torch.randn(1, 3, height, width), im_info=info, gt_boxes=OBJECTS.float())
@@ -235,3 +240,27 @@ def test_a_detector_trains_end_to_end(tmp_path: Path) -> None:
         assert all(torch.isfinite(value) and value > 0 for value in out.values())
         net.loss(out).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for blobs in net.params.values() for p in blobs)
+
+
+@pytest.mark.parametrize("tops", ["data rois labels", "data rois labels bbox_targets inside outside"])
+def test_regions_of_a_database_have_known_shapes(tops: str, tmp_path: Path) -> None:
+    text = python("data", "roi_data_layer.layer", "RoIDataLayer", "'num_classes': 4", "", tops)
+    text += learned("conv", "Convolution", "data", "num_output: 8 kernel_size: 16 stride: 16")
+    text += 'layer { name: "pool" type: "ROIPooling" bottom: "conv" bottom: "rois" top: "pool" '
+    text += "roi_pooling_param { pooled_w: 2 pooled_h: 2 spatial_scale: 0.0625 } }\n"
+    text += learned("classes", "InnerProduct", "pool", "num_output: 4")
+    text += 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "classes" bottom: "labels" top: "loss" }\n'
+    if "bbox" in tops:
+        text += learned("boxes", "InnerProduct", "pool", "num_output: 16")
+        given = " ".join(f'bottom: "{b}"' for b in ("boxes", "bbox_targets", "inside", "outside"))
+        text += f'layer {{ name: "box" type: "SmoothL1Loss" {given} top: "box" }}'
+    path = tmp_path / "train.prototxt"
+    path.write_text(text)
+    net = fcnproto.load(path, phase="train")
+    assert net.params["classes"][0].shape == (4, 32)
+    rois = torch.tensor([[0, 5, 5, 60, 60], [1, 0, 0, 30, 90.0]])
+    values = {"bbox_targets": torch.ones(2, 16), "inside": torch.ones(2, 16), "outside": torch.ones(2, 16)}
+    out = net(
+        data=torch.randn(2, 3, 96, 96), rois=rois, labels=torch.tensor([1.0, 0]), **(values if "bbox" in tops else {})
+    )
+    assert all(torch.isfinite(value) for value in out.values()) and "loss" in out
