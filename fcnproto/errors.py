@@ -9,6 +9,11 @@ from __future__ import annotations
 from fcnproto.escaping import one_line
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _plain(arguments: tuple[object, ...]) -> tuple[object, ...]:
     return tuple(one_line(argument) if isinstance(argument, str) else argument for argument in arguments)
 

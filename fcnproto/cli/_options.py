@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fcnproto.errors import UsageError
+from fcnproto.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +167,7 @@ def device(name: str | None) -> torch.device:
         wanted = torch.device(name)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UsageError(f"--device {name}: not a device of this machine ({reason})") from None
     return wanted
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcnproto.errors import Error
+from fcnproto.errors import Error, first_line
 from fcnproto.export.shapes import input_shapes
 from fcnproto.inspect.running import run_with
 from fcnproto.layers.base import Layer
@@ -104,8 +104,7 @@ def compare(run: Run, inputs: Sequence[str], examples: Sequence[Example]) -> str
             with torch.no_grad():
                 result = run(*(example.inputs[name] for name in inputs))
         except Exception as error:  # what a runtime of another kind may raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Error(f"the exported net can't be run on inputs of {example.size}: {reason}") from error
+            raise Error(f"the exported net can't be run on inputs of {example.size}: {first_line(error)}") from error
         found = result if isinstance(result, Mapping) else {next(iter(example.outputs)): result}
         for name, expected in example.outputs.items():
             ours, theirs = np.asarray(found[name]), expected.numpy()

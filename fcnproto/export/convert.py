@@ -23,12 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from fcnproto.atomic import atomic_write
-from fcnproto.errors import Error, FcnprotoWarning, UsageError, WeightsError
+from fcnproto.errors import Error, FcnprotoWarning, UsageError, WeightsError, first_line
 from fcnproto.export.checking import Example, compare, independent, make_examples, without_chance
 from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
 from fcnproto.net import Net
-from fcnproto.net.calling import first_line
 from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 from fcnproto.preprocessing import known_net, preprocessing_of
 from fcnproto.schema.weights import open_weights
@@ -176,8 +175,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: not a PyTorch file of tensors ({reason})") from error
+        raise WeightsError(f"{path}: not a PyTorch file of tensors ({first_line(error)})") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

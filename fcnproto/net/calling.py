@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcnproto.errors import Error, GraphError, LayerError, UsageError
+from fcnproto.errors import Error, GraphError, LayerError, UsageError, first_line
 from fcnproto.graph import Graph
 from fcnproto.layers.base import Layer
 from fcnproto.net.plan import source_blob
@@ -166,9 +166,4 @@ def _shapes(frame: FrameType) -> str:
 
 def is_own(layer: Layer) -> bool:
     """Whether the layer is one of the package's, whose errors are about its bottoms and not about its code."""
-    return type(layer).__module__.startswith("fcnproto.layers.")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return type(layer).__module__.startswith(("fcnproto.layers.", "fcnproto.dialects."))

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
+from fcnproto.errors import FcnprotoWarning, GraphError, LayerError, first_line
 from fcnproto.graph import Blob, Graph, Node
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.source import SourceLayer
-from fcnproto.net.calling import first_line, is_own
+from fcnproto.net.calling import is_own
 from fcnproto.net.making import make_layer, tell, warn_fillers
 from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.schema.blobs import MOST_AXES

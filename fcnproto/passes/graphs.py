@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fcnproto import precision
-from fcnproto.errors import FcnprotoWarning
+from fcnproto.errors import FcnprotoWarning, first_line
 from fcnproto.layers.base import Layer
-from fcnproto.net.calling import failing_layer, first_line, is_own
+from fcnproto.net.calling import failing_layer, is_own
 from fcnproto.net.locking import Lock
 from fcnproto.passes.keeping import Latest
 

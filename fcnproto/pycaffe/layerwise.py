@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fcnproto import precision
 from fcnproto.data.python import Python
-from fcnproto.errors import LayerError
+from fcnproto.errors import LayerError, first_line
 from fcnproto.layers.backward import Found, rerun
 from fcnproto.layers.base import Layer
 from fcnproto.layers.input import DummyData
@@ -308,8 +308,7 @@ class Layerwise:
                 raise known from error
             if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
                 raise
-            text = str(error).splitlines()[0]
-            raise LayerError(f"layer {layer.name!r} ({layer.type}): {text}") from error
+            raise LayerError(f"layer {layer.name!r} ({layer.type}): {first_line(error)}") from error
 
 
 def prepare_device(engine: EngineNet, device: torch.device) -> None:

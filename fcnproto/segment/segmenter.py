@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fcnproto.errors import DataError, Error, FcnprotoWarning, LayerError, UsageError
+from fcnproto.errors import DataError, Error, FcnprotoWarning, LayerError, UsageError, first_line
 from fcnproto.images import Preprocessing, as_image, find_images, limit_side, pixel_count, resize, to_blob
 from fcnproto.inspect.running import run_with
 from fcnproto.net import Net
@@ -256,8 +256,7 @@ class Segmenter:
         except (LayerError, RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"the net can't work on {width}x{height} pixels: {reason}") from error
+            raise DataError(f"the net can't work on {width}x{height} pixels: {first_line(error)}") from error
         maps = {blob: outputs[blob] for blob in self.blobs if self._is_map(blob, outputs[blob], len(scenes))}
         if not maps:
             shapes = ", ".join(f"{blob!r} {tuple(outputs[blob].shape)}" for blob in self.blobs)
@@ -309,8 +308,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _too_large(scene: Scene, error: BaseException) -> DataError:
     height, width = scene.shape[2:]
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    failure = DataError(f"{width}x{height} pixels are too many for the memory ({reason})")
+    failure = DataError(f"{width}x{height} pixels are too many for the memory ({first_line(error)})")
     failure.__cause__ = error
     return failure
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fcnproto import precision as float32_precision
-from fcnproto.errors import FcnprotoWarning, SolverError
+from fcnproto.errors import FcnprotoWarning, SolverError, first_line
 from fcnproto.net import Net, Outputs
 from fcnproto.passes import optimize
 from fcnproto.solver import distributed
@@ -179,8 +179,8 @@ def _compiled(module: nn.Module) -> Callable[..., Any]:
                 raise
             result = module(*values)  # an error of the net itself shows here, as it is
             chosen[0] = module
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"torch.compile failed, going on without it: {reason}", FcnprotoWarning, stacklevel=2)
+            message = f"torch.compile failed, going on without it: {first_line(error)}"
+            warnings.warn(message, FcnprotoWarning, stacklevel=2)
             return result
 
     return call
