@@ -35,7 +35,8 @@ CASES: dict[str, tuple[str, tuple[int, int]]] = {
     "nyud-fcn32s-color-d 640x480": ("nyud-fcn32s-color-d", (480, 640)),
 }
 GROWTH = {f"voc-fcn8s {n}x{n}": ("voc-fcn8s", (n, n)) for n in (128, 256, 512, 1024)}
-SUBJECTS = ("hand-written", "hand-written, compiled", "opencv", "plain", "optimized", "optimized, bf16")
+LIVE = "forward through caffe.Net"
+SUBJECTS = ("hand-written", "hand-written, compiled", "opencv", "plain", LIVE, "optimized", "optimized, bf16")
 Answer = list[np.ndarray[Any, Any]]
 
 
@@ -94,6 +95,23 @@ def ours(folder: Path, name: str, subject: str) -> Callable[[dict[str, Any]], An
     return run
 
 
+def live(folder: Path, name: str) -> Callable[[dict[str, Any]], Answer]:
+    """The same files as a script written for pycaffe runs them: every blob lives."""
+    import fcnproto
+    import fcnproto.pycaffe as caffe
+
+    net = caffe.Net(fcnproto.zoo.path(name, "deploy"), caffe.TEST, weights=folder / f"{name}.caffemodel")
+
+    def run(inputs: dict[str, Any]) -> Answer:
+        for key, x in inputs.items():
+            net.blobs[key].reshape(*x.shape)
+            net.blobs[key].data[...] = x
+        found = net.forward()
+        return [found[name] for name in net.outputs]
+
+    return run
+
+
 def hand_written(folder: Path, name: str, compiled: bool) -> Callable[[dict[str, Any]], Answer]:
     """The same net as one writes it by hand."""
     import torch
@@ -146,6 +164,8 @@ def work(pipe: Connection, folder: Path, subject: str, name: str, size: tuple[in
 
             cv2.setNumThreads(threads)
             run = opencv(folder, name)
+        elif subject == LIVE:
+            run = live(folder, name)
         elif subject.startswith("hand-written"):
             run = hand_written(folder, name, subject.endswith("compiled"))
         else:
