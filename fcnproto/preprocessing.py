@@ -137,8 +137,8 @@ def _settings(node: Node, any_classes: bool) -> list[tuple[str, str]]:
             if name in copied.DESCRIPTOR.fields_by_name:
                 copied.ClearField(name)
         if any_classes and "score" in node.name and "num_output" in copied.DESCRIPTOR.fields_by_name:
-            copied.ClearField("num_output")
-            copied.ClearField("group")
+            for name in {"num_output", "group"} & set(copied.DESCRIPTOR.fields_by_name):
+                copied.ClearField(name)
         found.append((field.name, str(copied)))
     return found
 

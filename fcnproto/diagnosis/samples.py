@@ -20,7 +20,7 @@ from fcnproto.data.masks import read_mask
 from fcnproto.data.paths import find
 from fcnproto.data.published import PublishedLayer
 from fcnproto.diagnosis.subject import Subject
-from fcnproto.errors import DataError
+from fcnproto.errors import DataError, LayerError
 from fcnproto.images import find_images, read_image
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net.roles import judged_blobs, score_blobs
@@ -209,7 +209,7 @@ def own_labellings(subject: Subject) -> Iterator[Labelling]:
     for score, label in judged_blobs(subject.net).items():
         node = subject.net.graph.blob(label).producer
         layer = dict(zip(subject.net.graph.nodes, subject.net.layers, strict=True))[node]
-        if not isinstance(layer, SourceLayer) or node.facts.makes_data:
+        if not isinstance(layer, SourceLayer) or node.type == "Input" or node.facts.makes_data:
             continue
         labelling = Labelling(label, layer.name, _channels(subject, score), _ignored(subject, label), True)
         labelling.layers = (layer.name,)
@@ -220,7 +220,7 @@ def own_labellings(subject: Subject) -> Iterator[Labelling]:
                 _of_published(layer, label, labelling)
             else:
                 _of_batches(subject, layer, label, labelling)
-        except DataError as error:
+        except (DataError, LayerError) as error:
             if not _is_missing(layer):
                 labelling.samples.append(Sample(layer.name, faults={"unreadable": str(error)}))
         if labelling.samples:

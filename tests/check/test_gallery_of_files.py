@@ -319,6 +319,19 @@ def test_nets_for_use_need_no_loss(tmp_path: Path) -> None:
     assert not grave(examined(write(tmp_path, net, None)))
 
 
+def test_inputs_are_the_callers_to_fill(tmp_path: Path) -> None:
+    """Nets with Input layers: maps of labels, and one label an image."""
+    layer = 'layer {{ name: "{0}" type: "Input" top: "{0}" input_param {{ shape {{ {1} }} }} }}\n'
+    data, size = layer.format("data", "dim: 1 dim: 3 dim: 16 dim: 16"), "dim: 1 dim: 1 dim: 16 dim: 16"
+    assert not grave(examined(write(tmp_path, data + layer.format("label", size) + SCORE + LOSS)))
+    score = (
+        'layer { name: "score" type: "InnerProduct" bottom: "data" top: "score"\n'
+        '  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }\n'
+    )
+    net = data + layer.format("label", "dim: 1") + score + LOSS
+    assert not grave(examined(write(tmp_path, net, None)))
+
+
 def test_for_the_original_caffe(tmp_path: Path) -> None:
     sigmoid = 'layer { name: "s" type: "Sigmoid" bottom: "score" top: "score" }\n'
     net = DUMMY + SCORE + sigmoid + 'layer { name: "r" type: "ReLU" bottom: "score" top: "score" }\n' + LOSS
