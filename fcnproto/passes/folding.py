@@ -26,7 +26,15 @@ from fcnproto.layers.pooling import Pooling, looks_finite
 from fcnproto.passes import team
 from fcnproto.passes.intervals import Span, Sweep, canvas, expansion, reads, spans, strip_of
 from fcnproto.passes.keeping import Latest, Watch
-from fcnproto.passes.kernels import FastConvolution, blobs_of, fast_pool, needs_gradient, pool_rows, suits_rows
+from fcnproto.passes.kernels import (
+    FastConvolution,
+    blobs_of,
+    fast_pool,
+    needs_gradient,
+    pool_rows,
+    product_dtype,
+    suits_rows,
+)
 
 _SIZES_KEPT, _BYTES_KEPT = 8, 96 * 2**20
 # Blobs of more bytes than the first are computed in strips of the second, but of no fewer rows than the third.
@@ -84,9 +92,11 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Surroundings:
-    """What depends on the weights too: for each step the constants before and after it, and the border maps."""
+    """What depends on the weights too: for each step the constants before and after it, for a convolution what it adds
+    for them and the least that its ReLU leaves, and the border maps."""
 
     constants: list[tuple[Tensor, Tensor]]
+    added: list[tuple[Tensor, Tensor]]
     borders: dict[int, Tensor]
 
 
@@ -218,10 +228,12 @@ class FoldedChain(nn.Module):
 
     def _surroundings(self, layout: _Layout, size: tuple[int, int]) -> _Surroundings:
         """Constants and border maps, in the blobs' own precision whatever the image is computed in."""
-        with torch.autocast(self._steps[0].layer.blob(0).device.type, enabled=False):
-            return self._constants_and_borders(layout, size)
+        blob = self._steps[0].layer.blob(0)
+        dtype = blob.dtype if torch.is_grad_enabled() else product_dtype(blob.device, blob.dtype)
+        with torch.autocast(blob.device.type, enabled=False):
+            return self._constants_and_borders(layout, size, dtype)
 
-    def _constants_and_borders(self, layout: _Layout, size: tuple[int, int]) -> _Surroundings:
+    def _constants_and_borders(self, layout: _Layout, size: tuple[int, int], dtype: torch.dtype) -> _Surroundings:
         first = self._steps[0].layer
         assert isinstance(first, Convolution)
         constants: list[tuple[Tensor, Tensor]] = []
@@ -235,7 +247,8 @@ class FoldedChain(nn.Module):
             x = self._plain_step(i, x) if i else x
             if i in layout.wanted:
                 borders[i] = self._expand(x, layout, size, i)
-        return _Surroundings(constants, borders)
+        added = [((before - after).flatten().to(dtype), (-after).to(dtype)) for before, after in constants]
+        return _Surroundings(constants, added, borders)
 
     def _expand(self, x: Tensor, layout: _Layout, size: tuple[int, int], i: int) -> Tensor:
         """The border map of the blob after step `i` for an image of `size`, from what the canvas became."""
@@ -271,7 +284,7 @@ class FoldedChain(nn.Module):
                 return pool_rows(x, windows.kernel, windows.stride, size)
             return F.max_pool2d(x, windows.kernel, windows.stride)
         assert step.fast is not None
-        return _convolve(step.fast, x, margins, before, after, size)
+        return _convolve(step.fast, x, margins, *around.added[i], size)
 
     def _paste(self, i: int, x: Tensor, layout: _Layout, around: _Surroundings) -> Tensor:
         border = around.borders[i].to(x.dtype)
@@ -282,11 +295,11 @@ class FoldedChain(nn.Module):
 
 
 class _RaiseTo(torch.autograd.Function):
-    """max(x, -c) per channel, with the gradient of the ReLU that it stands for: none where x is at -c or below."""
+    """max(x, c) per channel, with the gradient of the ReLU that it stands for: none where x is at c or below."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, c: Tensor) -> Tensor:
-        y = torch.maximum(x, -c)
+        y = torch.maximum(x, c)
         ctx.save_for_backward(y, c)
         return y
 
@@ -294,9 +307,9 @@ class _RaiseTo(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         y, c = ctx.saved_tensors
-        active = y > -c
+        active = y > c
         passed = gradient * active
-        return passed, (passed - gradient).sum((0, 2, 3), keepdim=True)
+        return passed, (gradient - passed).sum((0, 2, 3), keepdim=True)
 
 
 def _constants(step: Step, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,26 +330,26 @@ def _convolve(
     fast: FastConvolution,
     x: Tensor,
     margins: Sequence[tuple[int, int]],
-    before: Tensor,
-    after: Tensor,
+    added: Tensor,
+    least: Tensor,
     size: tuple[int, int],
 ) -> Tensor:
-    """relu(conv(x) + before) - after, with `margins` of zeros around x (negative ones cut it)."""
+    """max(conv(x) + added, least), without ReLU the first alone; with `margins` of zeros around x (negative: cut)."""
     pad = [max(0, *pair) for pair in margins]
     same = all(lo == hi for lo, hi in margins) or fast.layer.window.stride == (1, 1)
     # Gradients of channels-last convolutions take three times as long with a padding of 2 or more inside.
     if torch.is_grad_enabled() or not same or any(value < 0 for pair in margins for value in pair):
         x, pad, margins = _pad(x, margins), [0, 0], [(0, 0), (0, 0)]
-    y = fast.convolve(x, (before - after).flatten(), pad)
-    after = after.to(y.dtype)
+    y = fast.convolve(x, added, pad)
+    least = least.to(y.dtype)
     skip = [p - lo for p, (lo, _) in zip(pad, margins, strict=True)]
     y = y[:, :, skip[0] : skip[0] + size[0], skip[1] : skip[1] + size[1]]
     if not fast.relu:
         return y
     if torch.is_grad_enabled():
-        raised: Tensor = _RaiseTo.apply(y, after)
+        raised: Tensor = _RaiseTo.apply(y, least)
         return raised
-    return torch.maximum(y, -after, out=y)
+    return torch.maximum(y, least, out=y)
 
 
 def _pad(x: Tensor, margins: Sequence[tuple[int, int]]) -> Tensor:

@@ -149,6 +149,9 @@ class Recorder:
         self._pool: Any = None
         self._done: Any = None
 
+    def __reduce__(self) -> tuple[type[Recorder], tuple[()]]:
+        return Recorder, ()  # a copy begins with none
+
     def __call__(self, module: nn.Module, values: Sequence[Tensor]) -> Run:
         """Record `module` on inputs like `values`; the callable copies its inputs in and gives copies of the outputs.
 

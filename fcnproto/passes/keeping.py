@@ -2,7 +2,8 @@
 
 Torch counts the writes to a tensor, but not those through `.data`, NumPy or another view of the same memory; so the
 bits are summed up as well at the start of every call. For the weights that FCN-8s keeps in another form (59 MB) that
-takes less than a hundredth of a call's time.
+takes less than a hundredth of a call's time. On a GPU, where reading such a sum means waiting for all that was launched
+before, they are compared one call later (`sums`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from fcnproto.net.locking import Lock
 from fcnproto.net.memory import Room
+from fcnproto.passes.sums import INTEGERS, LateSums, flat_view
 
 _Kept = TypeVar("_Kept")
 _Key = TypeVar("_Key", bound=Hashable)
-_Signature = tuple[object, ...]
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_Version = tuple[object, ...]
+_Signature = tuple[tuple[_Version, object], ...]
 
 
 class Watch:
@@ -39,6 +41,7 @@ class Watch:
         self._derived: dict[Hashable, Derived[object]] = {}
         self.room = Room()
         self._factors: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._late = LateSums()
 
     def add(self, key: Hashable, sources: Callable[[], Sequence[Tensor]]) -> None:
         """Watch the tensors that `sources` names at the time of each look, from now on."""
@@ -72,8 +75,9 @@ class Watch:
         """Find out which tensors have been written to, moved or replaced since the last look."""
         with self._lock:  # as a whole: of two looks at once, the one that read earlier must not have the last word
             found = self._signatures(self._sources)
+            changed = self._changed_on_gpus()
             for key, signature in found.items():
-                if signature != self._seen[key]:
+                if signature != self._seen[key] or any(_place(version) in changed for version, _ in signature):
                     self._generations[key] += 1
             self._seen |= found
 
@@ -84,15 +88,24 @@ class Watch:
         groups = {
             key: [(_version(tensor), tensor) for tensor in map(Tensor.detach, name())] for key, name in sources.items()
         }
-        different = {version: tensor for versions in groups.values() for version, tensor in versions}
+        different = {
+            version: tensor for versions in groups.values() for version, tensor in versions if not tensor.is_cuda
+        }
         bits = dict(zip(different, self._fingerprints(list(different.values())), strict=True))
-        return {key: tuple((version, bits[version]) for version, _ in versions) for key, versions in groups.items()}
+        return {key: tuple((version, bits.get(version)) for version, _ in versions) for key, versions in groups.items()}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _changed_on_gpus(self) -> set[Hashable]:
+        """The places of the watched tensors on GPUs that are found changed by now."""
+        found = {_version(t): t.detach() for name in self._sources.values() for t in name() if t.is_cuda}
+        return self._late.look({_place(v): t for v, t in found.items()}, {_place(v): v for v in found})
 
     def _fingerprints(self, tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
         """For every tensor the sum of its bits (any one change shows) and a sum with random factors (order shows)."""
         if not tensors:
             return []
-        flat = list(map(_flat, tensors))
+        flat = list(map(flat_view, tensors))
         sums = torch.stack([_bit_sum(values) for values in flat])
         products = torch.stack([torch.dot(values, self._random(values)).double() for values in flat])
         both = torch.stack([sums, products.view(torch.int64)])  # as bits: NaN is equal to NaN
@@ -174,21 +187,19 @@ class Latest(Generic[_Key, _Kept]):
             self._values.clear()
 
 
-def _version(tensor: Tensor) -> tuple[object, ...]:
+def _version(tensor: Tensor) -> _Version:
+    """How often torch saw a tensor written to, and its place."""
     writes = None if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), writes, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+    return writes, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """All values as a vector: a view where the tensor lies densely in any order of its axes, else a copy."""
-    if tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
-        return tensor.as_strided((tensor.numel(),), (1,))
-    return tensor.flatten()
+def _place(version: _Version) -> _Version:
+    return version[1:]
 
 
 def _bit_sum(flat: Tensor) -> Tensor:
     """The sum of a vector's bits read as whole numbers: 8 bytes at a time (five times as fast), then what remains."""
     step = 8 // flat.element_size()
     whole = 0 if flat.storage_offset() % step else flat.numel() // step * step
-    total = flat[whole:].view(_INTEGERS[flat.element_size()]).sum()
+    total = flat[whole:].view(INTEGERS[flat.element_size()]).sum()
     return total + flat[:whole].view(torch.int64).sum() if whole else total

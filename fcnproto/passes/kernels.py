@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcnproto import precision
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
 from fcnproto.layers.batch_norm import BatchNorm
@@ -50,6 +51,11 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return dtype
+
+
+def is_strict_on_gpu(x: Tensor) -> bool:
+    """Whether products of `x`, already in the dtype that they are computed in, are in strict float32 on a GPU."""
+    return x.is_cuda and x.dtype == torch.float32 and precision.chosen() == "highest"
 
 
 def folded_weights(layer: Convolution, norm: BatchNorm | None, scale: Scale | None) -> tuple[Tensor, Tensor | None]:
@@ -146,19 +152,23 @@ class FastConvolution(nn.Module):
             arrange = channels_outermost if needs_channels_outermost(x, weight, window.stride) else channels_last
             x, weight = arrange(x), arrange(weight)
             return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
+        if is_strict_on_gpu(x):
+            # As it lies: cuDNN has its own choice of layout, and no copy of the weights takes memory.
+            weight = self.weight_and_bias()[0] if self._layers[1] is None else self._kept(dtype, innermost=False)[0]
+            return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
         x = channels_last(x)
         if self._suits_winograd(x, pad):
             return winograd.convolve(x, self._transformed(), bias, pad, self._watch.room)
-        else:
-            weight = self._kept(dtype)[0]
+        weight = self._kept(dtype)[0]
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         """The bias alone."""
         if self._layers[1] is not None:
-            return self._kept(dtype)[1]
+            on_gpu = self.layer.blob(0).is_cuda and dtype == torch.float32 and precision.chosen() == "highest"
+            return self._kept(dtype, innermost=not on_gpu)[1]
         bias = self.layer.optional_blob(1)
-        return None if bias is None else bias.to(dtype)
+        return bias if bias is None or bias.dtype == dtype else self._kept(dtype)[1]
 
     def _suits_winograd(self, x: Tensor, pad: Sequence[int]) -> bool:
         size = [n + 2 * p for n, p in zip(x.shape[2:], pad, strict=True)]

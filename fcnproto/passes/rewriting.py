@@ -113,7 +113,8 @@ def optimize(
 
     `net` stays as it is; the two share their parameters, and a change of weights through either is seen by both.
     Gradients are those of the plain net. Fastest under `torch.no_grad()`, where border maps are kept from call to call
-    for the latest sizes. However weights are changed, the next call notices.
+    for the latest sizes. However weights are changed, the next call notices; on a GPU a call or some later where it is
+    by ways that torch doesn't count (`.data`), since to know at once the CPU would have to wait for the GPU.
 
     Args:
         net: a net in any phase, plain or optimised.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,10 @@ from fcnproto.layers.convolution import Deconvolution, needs_channels_outermost
 from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.pooling import looks_finite
 from fcnproto.layers.shaping import Crop
-from fcnproto.passes.keeping import Watch
+from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import needs_gradient, product_dtype
+
+_SIZES_KEPT = 8
 
 
 class FastDeconvolution(nn.Module):
@@ -30,6 +32,7 @@ class FastDeconvolution(nn.Module):
         sources = lambda: [layer.blob(0).detach()]  # noqa: E731
         diagonal = self._diagonal = watch.derived(("diagonal", layer), lambda: _diagonal(layer), sources)
         self._lines = watch.derived(("lines", layer), lambda: _lines(layer, diagonal.value), sources)
+        self._kept: Latest[Hashable, tuple[object, tuple[Tensor, Tensor]]] = Latest(_SIZES_KEPT)
 
     def forward(self, x: Tensor, reference: Tensor | None = None) -> Tensor:
         layer, crop = self._layers
@@ -80,8 +83,7 @@ class FastDeconvolution(nn.Module):
     def _suits_lines(self, x: Tensor) -> bool:
         weight = self._layers[0].blob(0)
         return (
-            x.device.type == "cpu"
-            and not needs_gradient(x, weight, self._layers[0].optional_blob(1))
+            not needs_gradient(x, weight, self._layers[0].optional_blob(1))
             and product_dtype(x.device, x.dtype) == weight.dtype
             and self._lines.value is not None
             and looks_finite(x)  # a row of the product reads all of x, if only to multiply it by zero
@@ -89,14 +91,24 @@ class FastDeconvolution(nn.Module):
 
     def _along_lines(self, x: Tensor, first: Sequence[int], size: Sequence[int]) -> Tensor:
         """The part of the top, of some `size`, that begins at position `first` of the top without padding."""
-        assert self._lines.value is not None
-        stride, bias = self._layers[0].window.stride, self._layers[0].optional_blob(1)
-        down, across = (
-            _spread(line, n, step, start, count)
-            for line, n, step, start, count in zip(self._lines.value, x.shape[2:], stride, first, size, strict=True)
-        )
+        bias = self._layers[0].optional_blob(1)
+        down, across = self._factors((x.shape[2], x.shape[3]), tuple(first), tuple(size))
         y = down @ (x @ across.t())
         return y if bias is None else y.add_(bias.view(-1, 1, 1))
+
+    def _factors(self, bottom: tuple[int, int], first: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The matrices that the bottom is multiplied by from the left and, transposed, from the right; kept for the
+        latest sizes, since making them is a dozen small operations each."""
+        lines, key = self._lines.value, (bottom, first, size)
+        assert lines is not None
+        found = self._kept.get(key)
+        if found is None or found[0] is not lines:
+            stride = self._layers[0].window.stride
+            with torch.inference_mode(False), torch.no_grad():
+                down, across = (_spread(*each) for each in zip(lines, bottom, stride, first, size, strict=True))
+            found = lines, (down, across)
+            self._kept.put(key, found)
+        return found[1]
 
 
 def _fits(crop: Crop, shape: Sequence[int], reference: Tensor) -> bool:
