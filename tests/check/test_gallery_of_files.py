@@ -231,7 +231,8 @@ def test_lists(tmp_path: Path) -> None:
 def database(path: Path, count: int, size: int, channels: int) -> None:
     with new_database(str(path)) as target:
         for index in range(count):
-            datum = caffe_pb2.Datum(channels=channels, height=size, width=size, data=bytes(channels * size * size))
+            values = bytes(place * 3 // size**2 % 3 for place in range(channels * size**2))  # each class occurs
+            datum = caffe_pb2.Datum(channels=channels, height=size, width=size, data=values)
             target.put(f"{index:08}".encode(), datum.SerializeToString())
 
 
@@ -367,6 +368,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_is_no_net(tmp_path: Path) -> None:
-    (tmp_path / "net.prototxt").write_text("layer { nmae: 3 }")
+    (tmp_path / "net.prototxt").write_text("layer { name: }")
     with pytest.raises(PrototxtError, match="net.prototxt:1"):
         fcnproto.check(tmp_path / "net.prototxt")
