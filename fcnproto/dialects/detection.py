@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,11 @@ Offset = tuple[float, float, float, float]
 
 # FaceBoxes sets boxes of these sizes more densely: the steps to both sides in pixels.
 _DENSE = {32: (-16, -8, 0, 8), 64: (-16, 0)}
+
+
+def _single(value: float) -> float:
+    """The float32 next to a number."""
+    return float(np.float32(value))
 
 
 @register("PriorBox")
@@ -77,7 +83,7 @@ class PriorBox(Layer):
                 continue
             found.append(ratio)
             if self.config.flip and self.dialect != "sstd":
-                found.append(1 / ratio)
+                found.append(_single(1 / ratio))
         return found
 
     def _half_sizes(self) -> list[tuple[float, float, float, float]]:
@@ -89,15 +95,15 @@ class PriorBox(Layer):
             found += self._squares(small)
             if config.max_size:
                 large = config.max_size[index] if self.dialect == "textboxes" else int(config.max_size[index])
-                side = math.sqrt(small * large)
+                side = _single(math.sqrt(small * large))
                 found.append((0, 0, side / 2, side / 2))
             others = [ratio for ratio in self.ratios() if abs(ratio - 1) >= 1e-6]
             if self.dialect == "sstd":
-                found += [(0, 0, small * ratio / 2, small / 2) for ratio in others]
-                found += [(0, 0, small / 2, small * ratio / 2) for ratio in others if config.flip]
+                found += [(0, 0, _single(small * ratio) / 2, small / 2) for ratio in others]
+                found += [(0, 0, small / 2, _single(small * ratio) / 2) for ratio in others if config.flip]
                 continue
-            roots = [math.sqrt(ratio) for ratio in others]
-            found += [(0, 0, small * root / 2, small / root / 2) for root in roots]
+            roots = [_single(math.sqrt(ratio)) for ratio in others]
+            found += [(0, 0, _single(small * root) / 2, _single(small / root) / 2) for root in roots]
         return found
 
     def _squares(self, size: float) -> list[Offset]:
@@ -127,9 +133,14 @@ class PriorBox(Layer):
         options: dict[str, Any] = {"dtype": torch.float64, "device": x.device}
         shape = torch.tensor(self.half_sizes, **options)
         offset = 0.5 if self.dialect == "textboxes" else config.offset
-        down = (torch.arange(height, **options) + offset) * step_down
-        right = (torch.arange(width, **options) + offset) * step_right
-        rows = [down, (torch.arange(height, **options) + 1) * step_down] if self._doubled else [down]
+        step_down, step_right = _single(step_down), _single(step_right)
+        # SSD keeps centres and sizes in float32: of priors with the same overlap the last bit decides.
+        down, right = (
+            ((torch.arange(count, **options) + offset).float().double() * step).float().double()
+            for count, step in ((height, step_down), (width, step_right))
+        )
+        second = ((torch.arange(height, **options) + 1) * step_down).float().double()
+        rows = [down, second] if self._doubled else [down]
         placed = torch.stack([self._placed(row, right, shape) for row in rows], 3)
         scaled = placed / placed.new_tensor([image_width, image_height] * 2)
         clips = config.clip or (self.dialect == "textboxes" and not config.HasField("clip"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import golden_cases
 import numpy as np
 import pytest
 import torch
 from golden_cases import assert_close
+from golden_runs import forward
 from layer_maker import make_layer, seeded
 
 from fcnproto.dialects import boxes as box
@@ -125,3 +127,12 @@ def test_what_is_refused(text: str, shapes: list[tuple[int, ...]], words: str) -
     with pytest.raises(LayerError) as caught:
         make_layer(text, *shapes)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in golden_cases.names("dialects") if name.startswith("priorbox")])
+def test_priors_are_the_forks_to_the_last_bit(name: str) -> None:
+    """Priors of one size within an object overlap it equally: which is matched hangs on their last bits."""
+    case = golden_cases.load("dialects", name)
+    options = {"dialect": case.facts["dialect"]} if case.facts["needs_dialect"] else {}
+    _, _, out = forward(case, **options)
+    np.testing.assert_array_equal(out["y"].detach(), case.keys("out")["y"])
