@@ -56,7 +56,7 @@ def make_batches(subject: Subject, net: Net, labellings: Sequence[Labelling], gi
 
 
 def _of_samples(net: Net, labelling: Labelling) -> Iterator[Batch]:
-    blob = _image_blob(net)
+    blob = image_blob(net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FcnprotoWarning)
         how = preprocessing_of(net, blob, None)
@@ -69,7 +69,7 @@ def _of_samples(net: Net, labelling: Labelling) -> Iterator[Batch]:
         yield Batch(sample.name, values, sample)
 
 
-def _image_blob(net: Net) -> str:
+def image_blob(net: Net) -> str:
     """The blob of the net's images, also where they are only made up (DummyData)."""
     judged = judged_blobs(net)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from fcnproto.checking import caffe, geometry, losses, rules
 from fcnproto.checking.findings import LEVELS, Finding
 from fcnproto.checking.kinds import found as of_kind
-from fcnproto.diagnosis.batches import make_batches
+from fcnproto.diagnosis.batches import image_blob, make_batches
 from fcnproto.diagnosis.pictures import labelling_rules, shared_images
 from fcnproto.diagnosis.places import located
 from fcnproto.diagnosis.samples import Labelling, of_folders, own_labellings, value_counts
@@ -106,6 +106,7 @@ def examine(
         if images is not None and masks is not None:
             labelling, more = of_folders(subject, os.fspath(images), os.fspath(masks), names, binary_masks)
             labellings = [labelling]
+            more += geometry.padding(subject.net, _sizes(subject, labelling))
         else:
             labellings, more = list(own_labellings(subject)), list(shared_images(subject))
         found += more
@@ -134,6 +135,12 @@ def _few_steps(
     except (GraphError, DataError) as error:
         return Course(), [of_kind("unreadable", subject.title, str(error))]
     return course, found
+
+
+def _sizes(subject: Subject, labelling: Labelling) -> dict[str, tuple[int, int]]:
+    """(height, width) of the smallest of the images that were given, for the net's image blob."""
+    shapes = [sample.pixels.shape[:2] for sample in labelling.samples if sample.pixels is not None]
+    return {image_blob(subject.net): min(shapes, key=min)} if shapes else {}
 
 
 def _copied(net: Net) -> Net:

@@ -31,6 +31,8 @@ from fcnproto.schema import caffe_pb2
 _BGR = (104.0, 117.0, 123.0)
 """About ImageNet's mean as blue, green, red; by it the order of a mean is known."""
 _SMALL_SCALE, _LARGE_SHIFT = 0.1, -20.0
+_IMPOSSIBLE = -160.0
+"""Below this is no pixel of 0..255 from which a usual mean was taken once."""
 _LISTED_FILES = 2000
 _VOID = 255
 
@@ -78,6 +80,10 @@ def _values(subject: Subject, node: Node, layer: Layer) -> Iterator[Finding]:
             [layer.name, shifts[0].name],
             f"{layer.name!r} takes off {mean}, and {shifts[0].name!r} (Power) {-shifts[0].param.power_param.shift:g}",
         )
+    elif mean and (lowest := _lowest(layer)) < _IMPOSSIBLE:
+        yield found(
+            "mean-twice", [layer.name], f"{layer.name!r} takes off {mean}, and gives values down to {lowest:.4g} then"
+        )
     if abs(scale) < _SMALL_SCALE and scales:
         seen = f"{layer.name!r} scales by {scale:g}, and {scales[0].name!r} (Power) by"
         yield found("scale-twice", [layer.name, scales[0].name], f"{seen} {scales[0].param.power_param.scale:g}")
@@ -88,6 +94,19 @@ def _values(subject: Subject, node: Node, layer: Layer) -> Iterator[Finding]:
     plain = not mean and scale == 1 and bool(below) and all(one.type == "Convolution" for one in below)
     if plain and _is_colour(subject, node, layer):
         yield found("no-mean", [layer.name], "values go from 0 to 255 into " + some([one.name for one in below]))
+
+
+def _lowest(layer: Layer) -> float:
+    """The smallest value of the next batch of a database, at whose place the layer stays; 0 where there is none."""
+    if not isinstance(layer, Data) or find(layer.config.source, layer.base_dir) is None:
+        return 0.0
+    position = layer.get_position()
+    try:
+        lowest = float(layer()[0].min())
+        layer.set_position(position)
+    except DataError:
+        return 0.0
+    return lowest / float(layer.param.transform_param.scale or 1)
 
 
 def _mean(layer: Layer) -> str:

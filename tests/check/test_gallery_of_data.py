@@ -141,6 +141,37 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         examined(write(tmp_path), images=images)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_databases_without_their_mean(times: int, tmp_path: Path) -> None:
+    """Floating-point records from which the mean was taken when they were written, and the layer takes it again."""
+    pytest.importorskip("lmdb")
+    with new_database(str(tmp_path / "data")) as target:
+        for seed in range(2):
+            values = scene(seed)[0].transpose(2, 0, 1) - (110.0 if times == 2 else 0.0)
+            datum = caffe_pb2.Datum(channels=3, height=SIZE[0], width=SIZE[1], float_data=values.ravel().tolist())
+            target.put(f"{seed:08}".encode(), datum.SerializeToString())
+    mean = "transform_param { mean_value: 104 mean_value: 117 mean_value: 123 }"
+    data = (
+        f'layer {{ name: "data" type: "Data" top: "data" {mean}'
+        ' data_param { source: "data" backend: LMDB batch_size: 1 } }\n'
+    )
+    label = (
+        'layer { name: "label" type: "DummyData" top: "label"'
+        " dummy_data_param { shape { dim: 1 dim: 1 dim: 48 dim: 60 } } }\n"
+    )
+    findings = examined(write(tmp_path, data + label + SCORE + LOSS))
+    assert [finding.code for finding in grave(findings)] == ["mean-twice"] * (times == 2)
+
+
+def test_images_smaller_than_the_padding(tmp_path: Path) -> None:
+    images, masks = draw(tmp_path)
+    net = DUMMY.replace("dim: 16 dim: 16", "dim: 90 dim: 90")
+    wide = SCORE.replace("pad: 1", "pad: 30").replace("kernel_size: 3", "kernel_size: 61")
+    path = write(tmp_path, net + wide + LOSS)
+    assert not grave(examined(path))
+    assert "60x48" in one(examined(path, images=images, masks=masks), "padding").seen
+
+
 def test_empty_classes_that_are_meant(tmp_path: Path) -> None:
     images, masks = draw(tmp_path, classes=2)
     options: dict[str, Any] = {"images": images, "masks": masks}
