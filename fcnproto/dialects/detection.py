@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.dialects import boxes as box
+from fcnproto.errors import LayerError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.examples import Draw, positive
 from fcnproto.layers.registry import register
@@ -48,8 +49,15 @@ class PriorBox(Layer):
     def keeps_images_apart(self) -> bool:
         return False
 
+    def withheld(self) -> str:
+        unknown = [name for name in ("faceboxes", "box_width", "tf", "yx_order", "keras") if self._given(name)]
+        which = f"{', '.join(unknown)} of Synopsys' PriorBox can't be computed here"
+        return f"layer {self.name!r} ({self.type}): {which}" if unknown else ""
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
+        if self.withheld():
+            raise LayerError(self.withheld())
         if any(len(shape) != 4 for shape in shapes):
             self.fail(f"needs maps (N, C, H, W), got {', '.join(str(tuple(shape)) for shape in shapes)}")
         if not config.min_size:
@@ -66,9 +74,6 @@ class PriorBox(Layer):
             self.fail("give either img_size or img_h and img_w")
         if config.HasField("step") and (config.HasField("step_h") or config.HasField("step_w")):
             self.fail("give either step or step_h and step_w")
-        unknown = [name for name in ("faceboxes", "box_width", "tf", "yx_order", "keras") if self._given(name)]
-        if unknown:
-            self.fail(f"{', '.join(unknown)} of Synopsys' PriorBox can't be computed here")
         self.half_sizes = self._half_sizes()
 
     def _given(self, name: str) -> bool:
@@ -183,6 +188,11 @@ class DetectionOutput(Layer):
         return False
 
     def withheld(self) -> str:
+        if len(self.param.bottom) == 4:
+            return (
+                f"layer {self.name!r} ({self.type}): takes 3 bottoms, or 5 with the objectness and first locations of "
+                "RefineDet, got 4"
+            )
         if not (self.config.HasField("use_polygon") and self.config.use_polygon):
             return ""
         return (

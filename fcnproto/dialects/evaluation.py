@@ -99,7 +99,7 @@ class DetectionEvaluate(Layer):
         self._check(shapes)
         self.classes = [c for c in range(config.num_classes) if c != config.background_label_id]
         self.image = 0
-        self.sizes = self._read_sizes() if config.HasField("name_size_file") else []
+        self.sizes: list[tuple[int, int]] | None = None
 
     def _check(self, shapes: Sequence[Sequence[int]]) -> None:
         for shape, width, what in zip(shapes, (7, 8), ("detections", "truth"), strict=True):
@@ -121,6 +121,8 @@ class DetectionEvaluate(Layer):
     @torch.no_grad()
     def forward(self, detections: Tensor, truth: Tensor) -> Tensor:
         self._check([detections.shape, truth.shape])
+        if self.sizes is None:
+            self.sizes = self._read_sizes() if self.config.HasField("name_size_file") else []
         found, objects = detections.detach().cpu()[0, 0], truth.detach().cpu()[0, 0]
         ended = (objects[:, 0].trunc() == -1).nonzero().flatten()
         objects = objects[: int(ended[0])] if len(ended) else objects

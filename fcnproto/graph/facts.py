@@ -23,6 +23,7 @@ RULES_FILE = Path(__file__).with_name("maps.json")
 class TypeFacts(Protocol):
     """What the graph floor, and all that build on it, ask of a layer type; meanings are in `layers/base.py`."""
 
+    fork: str
     bottoms: tuple[int, int | None]
     tops: tuple[int, int | None]
     is_loss: bool

@@ -262,13 +262,20 @@ def _connect_tops(node: Node, known: TypeFacts, blobs: dict[str, Blob]) -> None:
                 "of a blob may write to it again (in place)"
             )
         node.tops.append(Blob(name, node, j))
-    minimum, maximum = known.tops
-    automatic = max(0, minimum - len(node.tops)) if known.is_loss else 0
-    _check_count(where, "bottom", len(node.bottoms), known.bottoms)
-    _check_count(where, "top", len(node.tops) + automatic, (minimum, maximum))
+    automatic = max(0, known.tops[0] - len(node.tops)) if known.is_loss else 0
+    if not known.fork:  # else another fork's layer of the name may have others: it is for the layer to say
+        check_counts(where, len(node.bottoms), known.bottoms, len(node.tops) + automatic, known.tops)
     for blob in node.tops:
         blobs[blob.name] = blob
     node.tops += [Blob(AUTOMATIC, node, len(node.param.top) + k) for k in range(automatic)]
+
+
+def check_counts(
+    where: str, bottoms: int, allowed: tuple[int, int | None], tops: int, allowed_tops: tuple[int, int | None]
+) -> None:
+    """`GraphError` where a layer has more or fewer bottoms or tops than its type allows."""
+    _check_count(where, "bottom", bottoms, allowed)
+    _check_count(where, "top", tops, allowed_tops)
 
 
 def _check_count(where: str, what: str, count: int, allowed: tuple[int, int | None]) -> None:

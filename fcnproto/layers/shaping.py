@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fcnproto.graph import maps
 from fcnproto.layers.backward import Reads
@@ -253,10 +254,12 @@ class Reshape(Layer):
     """Caffe's Reshape: the axes [axis, axis + num_axes) replaced by `shape`.
 
     A 0 in `shape` keeps the bottom's extent at that place, one -1 is inferred. A negative `axis` counts from behind
-    the last one: -1 appends. num_axes -1 means to the end.
+    the last one: -1 appends. num_axes -1 means to the end. Synopsys' `pixelshuffler` other than 1 makes channels
+    C r r positions r times as dense: C, H r, W r.
     """
 
     config_field = "reshape_param"
+    fork_fields = ("reshape_param.pixelshuffler",)
     in_place = False
     kind = "shaping"
     gradient_memory = "bottom"
@@ -264,13 +267,23 @@ class Reshape(Layer):
 
     @classmethod
     def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
-        return True
+        return bool(param.reshape_param.pixelshuffler == 1)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.dims = list(self.config.shape.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(self.new_shape(x.shape))
+        shape = self.new_shape(x.shape)
+        return x.reshape(shape) if self.config.pixelshuffler == 1 else F.pixel_shuffle(x, self._factor(x.shape, shape))
+
+    def _factor(self, bottom: Sequence[int], top: Sequence[int]) -> int:
+        """How much denser positions become."""
+        factor = top[2] // bottom[2] if len(bottom) == len(top) == 4 and bottom[2] else 0
+        if factor < 1 or tuple(top) != (bottom[0], bottom[1] // factor**2, bottom[2] * factor, bottom[3] * factor):
+            self.fail(
+                f"pixelshuffler can't make {tuple(top)} of {tuple(bottom)}; it makes (N, C, Hr, Wr) of (N, Crr, H, W)"
+            )
+        return factor
 
     def new_shape(self, shape: Sequence[int]) -> Shape:
         """The top's shape for a bottom of `shape`."""
@@ -313,6 +326,9 @@ class Reshape(Layer):
         start, end = self._replaced(len(request.shapes[0]))
         kept = [f"{request.x}.shape[{i}]" for i in range(len(request.shapes[0]))]
         dims = [kept[start + i] if dim == 0 else str(dim) for i, dim in enumerate(self.dims)]
+        if self.config.pixelshuffler != 1:
+            factor = self._factor(request.shapes[0], self.new_shape(request.shapes[0]))
+            return Piece(("F.pixel_shuffle", [request.x, str(factor)]))
         return Piece((f"{request.x}.reshape", [*kept[:start], *dims, *kept[end:]] or ["()"]))
 
 

@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcnproto.errors import FcnprotoWarning
+from fcnproto.errors import FcnprotoWarning, GraphError
 from fcnproto.graph import Graph, Node
+from fcnproto.graph.graph import check_counts
 from fcnproto.layers.base import Layer
 from fcnproto.layers.fillers import unread_fields
 from fcnproto.layers.placeholder import PlaceHolder, reason
-from fcnproto.layers.registry import lookup
+from fcnproto.layers.registry import find, lookup
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import FIRST_ADDED
 
@@ -59,7 +60,7 @@ def _warn_writers(layers: Sequence[Layer]) -> None:
 
 def make_layer(graph: Graph, node: Node, base_dir: str | None, allow_python: bool, strict: bool = False) -> Layer:
     """The layer of a node; unless `strict` a place-holder where its type or a setting is unknown or it may not run."""
-    held = "" if strict else reason(node.param)
+    held = _miscounted(node, strict) or ("" if strict else reason(node.param))
     layer = PlaceHolder(node.param, len(node.tops), held) if held else _new(node)
     layer.base_dir = base_dir
     layer.allow_python = allow_python
@@ -68,6 +69,21 @@ def make_layer(graph: Graph, node: Node, base_dir: str | None, allow_python: boo
         layer.base_dir, layer.allow_python = base_dir, allow_python
     layer.train(graph.state.phase == caffe_pb2.TRAIN)
     return layer
+
+
+def _miscounted(node: Node, strict: bool) -> str:
+    """What is wrong with the number of a layer's bottoms or tops where its type is a fork's: another fork's layer of
+    the same name may be meant. With `strict` a `GraphError`."""
+    cls = find(node.type)
+    if cls is None or not cls.fork:
+        return ""
+    try:
+        check_counts(f"layer {node.name!r} ({node.type})", len(node.bottoms), cls.bottoms, len(node.tops), cls.tops)
+    except GraphError as error:
+        if strict:
+            raise
+        return f"{error}, and nothing here computes another layer of that name"
+    return ""
 
 
 def _new(node: Node) -> Layer:

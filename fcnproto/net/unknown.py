@@ -31,11 +31,13 @@ def warn_unknown(
     """One FcnprotoWarning of all unknown fields in a definition and all layers of the graph that only hold a place."""
     types = Counter(node.type for node in graph.nodes if node.held and find(node.type) is None)
     forbidden = [node for node in graph.nodes if node.held and node.type == "Python" and not unknown_fields(node.param)]
+    beyond = [node for node in graph.nodes if node.held and node.type != "Python" and find(node.type) is not None]
     said = [
         part
         for part in (
             told(unknown_fields(param), types, param, None if schema is None else schema.has),
             _forbidden(forbidden),
+            _beyond(beyond),
         )
         if part
     ]
@@ -53,6 +55,14 @@ def _forbidden(nodes: Sequence[Node]) -> str:
         f"Python layers hold their places, what needs them can't be computed: {listed} (if you trust their modules, "
         "allow_python=True, --allow-python imports them)"
     )
+
+
+def _beyond(nodes: Sequence[Node]) -> str:
+    """What is said of layers of known types that nothing here computes as they are set: the first's reason."""
+    if not nodes:
+        return ""
+    more = f" (and {len(nodes) - 1} more)" if len(nodes) > 1 else ""
+    return f"layers hold their places, what needs them can't be computed: {nodes[0].held}{more}"
 
 
 def refuse_unknown(param: caffe_pb2.NetParameter, file: str | None, schema: ForkSchema | None = None) -> None:

@@ -137,6 +137,10 @@ class _Parser:
                 tokens.accept(",", ";")
                 continue
             if not field.repeated:
+                if token.text in seen and field.number >= FIRST_ADDED and not self.strict:
+                    unknown_texts.append(unknown.read_field(tokens, token.text))  # it has several in another fork
+                    tokens.accept(",", ";")
+                    continue
                 if token.text in seen:
                     first = tokens.place(seen[token.text].offset)[0]
                     raise tokens.error(

@@ -77,8 +77,15 @@ def unknown_fields(message: Message) -> Counter[str]:
 
 
 def unknown_values(message: Message) -> list[str]:
-    """The settings in a message whose value nobody here knows, as `field: VALUE`: nothing here computes that."""
-    return [text for owner, text in kept_within(message) if name_of(text) in fields_of(owner.DESCRIPTOR).by_name]
+    """The settings in a message whose value nobody here knows, as `field: VALUE`: nothing here computes that. An
+    `engine` isn't among them, as it chooses how to compute, not what."""
+    found = [text for owner, text in kept_within(message) if name_of(text) in fields_of(owner.DESCRIPTOR).by_name]
+    return [_shortened(text) for text in found if name_of(text) != "engine"]
+
+
+def _shortened(text: str) -> str:
+    """A kept text in one line."""
+    return text if "\n" not in text else f"a further {name_of(text)}"
 
 
 def told(
