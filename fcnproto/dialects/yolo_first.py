@@ -193,13 +193,13 @@ class EvalDetection(Layer):
     A detection is right if the object of its class that it overlaps most is overlapped by `threshold` or more and was
     not found before; neither if that object is difficult. The score is how sure the box is (OBJ), its class's (PROB),
     or their product (MULTIPLY, the default). With `nms` from 0 on, boxes that overlap a better one by as much are left
-    out.
+    out. Further bottoms are not read.
     """
 
     fork = "caffe-yolo"
     kind = "loss"
     config_field = "eval_detection_param"
-    bottoms = (2, 2)
+    bottoms = (2, None)
     in_place = False
     index_bottoms = (1,)
     force_backward_refuses = (0, 1)
@@ -212,14 +212,14 @@ class EvalDetection(Layer):
         return one_object if bottom == 1 else None
 
     def setup(self, shapes: Sequence[Shape]) -> None:
-        check_counts(self, shapes)
+        check_counts(self, shapes[:2])
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         config = self.config
         return [(shapes[0][0], config.num_class + config.side**2 * config.num_object * 4)]
 
     @torch.no_grad()
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor, *_: Tensor) -> Tensor:
         config = self.config
         values = at_least_float32(x)
         found, truth = predicted(values, config), labelled(at_least_float32(labels), config)
