@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fcnproto.graph import maps
 from fcnproto.layers.base import SameShape, Shape
+from fcnproto.layers.plain import Piece, Request, blob_or_none, number
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -208,25 +209,46 @@ class BN(SameShape):
         return 0.05 if self.dialect == "ctpn" else 0.95
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        one_a_channel = (1, -1, *[1] * (x.dim() - 2))
-        scale, shift = self.blob(0).view(one_a_channel), self.blob(1).view(one_a_channel)
-        if self.pspnet and self.config.frozen:
-            scale, shift = scale.detach(), shift.detach()
-        if not (self.pspnet or self.running) and not self._takes_batch():
-            y = x * scale + shift
-            return y if self.num_tops == 1 else (y, *self._statistics(x)[: self.num_tops - 1])
-        mean, variance = self._statistics(x) if self._takes_batch() else (self.blob(2), self.blob(3))
-        if self._takes_batch():
-            self._remember(mean.detach(), variance.detach())
-        deviation = (variance.view(one_a_channel) + self._eps()).sqrt()
-        y = (x - mean.view(one_a_channel)) / deviation * scale + shift
-        return y if self.num_tops == 1 else (y, mean, variance)[: self.num_tops]
+        y = normalise_channels(
+            x,
+            self.blob(0),
+            self.blob(1),
+            self.optional_blob(2),
+            self.optional_blob(3),
+            eps=self._eps(),
+            batch=self._takes_batch(),
+            kept=self._kept(),
+            frozen=self._is_frozen(),
+        )
+        return y if self.num_tops == 1 else (y, *channel_statistics(x)[: self.num_tops - 1])
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of each channel, (1, C, 1, 1)."""
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-        return mean.reshape(1, -1, 1, 1), variance.reshape(1, -1, 1, 1)
+    def plain(self, request: Request) -> Piece:
+        training, config = request.training, self.config
+        batch, eps = str(config.bn_mode == caffe_pb2.BNParameter.LEARN), number(_SEGNET_EPS)
+        if self.pspnet:
+            batch, eps = "False" if config.frozen else training, number(config.eps)
+        elif self.running:
+            batch = training if self._moves() else "True"
+            eps = f"{number(config.var_eps)} if {training} else 0.0"
+        blobs = [blob_or_none(self.blob_names, index) for index in range(4)]
+        kept = None if self._kept() is None else number(self._kept() or 0.0)
+        settings = [f"eps={eps}", f"batch={batch}", f"kept={kept}", f"frozen={self._is_frozen()}"]
+        call = f"normalise_channels({', '.join([request.x, *blobs, *settings])})"
+        sizes = [f"{name}={list(shape)}" for name, shape in zip(self.blob_names, self.blob_shapes, strict=True)]
+        module = ("Blobs", ['counted=("running_mean", "running_var")', *sizes])
+        if self.num_tops == 1:
+            return Piece((call, None), module, (normalise_channels,))
+        others = [f"channel_statistics({request.x})[{index}]" for index in range(self.num_tops - 1)]
+        return Piece(("", [call, *others]), module, (normalise_channels, channel_statistics))
+
+    def _is_frozen(self) -> bool:
+        return bool(self.pspnet and self.config.frozen)
+
+    def _kept(self) -> float | None:
+        """How much of the running statistics stays when those of a batch are taken in; None where they never are."""
+        if self.pspnet:
+            return float(self.config.momentum)
+        return 1 - self._decay() if self.running and self._moves() else None
 
     def _eps(self) -> float:
         if self.pspnet:
@@ -235,14 +257,42 @@ class BN(SameShape):
             return float(self.config.var_eps) if self.training else 0.0
         return _SEGNET_EPS
 
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        if not self.training or not (self.pspnet or (self.running and self._moves())):
-            return
-        kept = self.config.momentum if self.pspnet else 1 - self._decay()
-        for blob, batch in ((self.blob(2), mean), (self.blob(3), variance)):
-            if not blob.is_meta:
-                blob.mul_(kept).add_(batch.to(blob.dtype), alpha=1 - kept)
+
+def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, (1, C, 1, 1)."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return mean.reshape(1, -1, 1, 1), variance.reshape(1, -1, 1, 1)
+
+
+def normalise_channels(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    *,
+    eps: float,
+    batch: bool,
+    kept: float | None,
+    frozen: bool = False,
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * scale + shift for each channel, by the batch's statistics or the given ones;
+    without either x * scale + shift. The given ones take the batch's in: `kept` of them stays. What is `frozen` gets no
+    gradient."""
+    one_a_channel = (1, -1, *[1] * (x.dim() - 2))
+    if frozen:
+        scale, shift = scale.detach(), shift.detach()
+    if batch:
+        new_mean, new_variance = channel_statistics(x)
+        if kept is not None and mean is not None and variance is not None:
+            with torch.no_grad():
+                for stored, new in ((mean, new_mean), (variance, new_variance)):
+                    stored.mul_(kept).add_(new.to(stored.dtype), alpha=1 - kept)
+        mean, variance = new_mean, new_variance
+    if mean is not None and variance is not None:
+        x = (x - mean.view(one_a_channel)) / (variance.view(one_a_channel) + eps).sqrt()
+    return x * scale.view(one_a_channel) + shift.view(one_a_channel)
 
 
 def _is_pspnet(config: caffe_pb2.BNParameter) -> bool:

@@ -185,6 +185,7 @@ class Unpooling(_ByMask):
         self.check_bottoms(shapes)
         if config.pad or config.pad_h or config.pad_w:
             self.fail("only a pad of 0 is possible; remove pad")
+        self.method = str(caffe_pb2.UnpoolingParameter.UnpoolMethod.Name(config.unpool))
         self.kernel = self._pair("kernel_size", "kernel", None)
         self.stride = self._pair("stride", "stride", 1)
         if min(*self.kernel, *self.stride) < 1:
@@ -218,10 +219,10 @@ class Unpooling(_ByMask):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         size = self.size(x.shape)
-        if self.config.unpool == caffe_pb2.UnpoolingParameter.MAX:
+        if self.method == "MAX":
             return self.place(x, self._starts(x, size) if mask is None else mask, size)
         average = self._spread(x / self._areas(x, size), size)
-        if self.config.unpool == caffe_pb2.UnpoolingParameter.AVE:
+        if self.method == "AVE":
             return average
         return average + (self._spread(x, size) - average).detach()
 

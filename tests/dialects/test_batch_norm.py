@@ -143,3 +143,30 @@ def test_fields_without_effect_draw_a_warning(layer: str, field: str) -> None:
     bottoms = 'bottom: "x"' + (' bottom: "y"' if "Accuracy" in layer else "")
     with pytest.warns(FcnprotoWarning, match=field):
         fcnproto.load(parse(f'{text} layer {{ name: "it" {bottoms} top: "it" {layer} }}', caffe_pb2.NetParameter))
+
+
+@pytest.mark.parametrize("phase", ["test", "train"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "slope_filler { value: 1 } momentum: 0.75",
+        "frozen: true",
+        "bn_mode: LEARN",
+        "bn_mode: INFERENCE",
+        "decay: 0.25 var_eps: 0.001",
+        "decay: 0.25 moving_average: false",
+    ],
+)
+def test_bn_is_exported(settings: str, phase: str) -> None:
+    text = HEAD + f'layer {{ name: "n" type: "BN" bottom: "x" top: "n" bn_param {{ {settings} }} }}'
+    net = fcnproto.load(parse(text, caffe_pb2.NetParameter), phase=phase)
+    with torch.no_grad():
+        for blob in net.params["n"]:
+            blob.uniform_(0.5, 1.5)
+    module = run_source(make_source(net, blob_shapes(net, {"x": SHAPE}), "w"))
+    module.load_state_dict(state_for(net, module))
+    module.train(phase == "train")
+    for seed in range(2):  # the second time by what the first left
+        x = seeded(*SHAPE, seed=seed, dtype=torch.float32)
+        assert_close(module(x), net(x=x)["n"].detach().numpy(), 1e-6, f"pass {seed}")
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), module.state_dict().values(), strict=True))
