@@ -16,7 +16,7 @@ USER_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu lint format proto models docs train-mini bench clean
+.PHONY: help demo test test-all test-gpu gpu-check lint format proto models docs train-mini bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ test-all: $(DEV_STAMP)  ## run all tests; those for a GPU are skipped where ther
 
 test-gpu: $(DEV_STAMP)  ## run the tests for a GPU
 	$(RUN) -m pytest -m gpu $(PYTEST_FLAGS)
+
+gpu-check: $(USER_STAMP)  ## is what is claimed of a GPU true on this one: figures in device-check/ (ten minutes)
+	$(RUN) -m benchmarks.device_check
 
 lint: $(DEV_STAMP)  ## check style and types
 	$(RUN) -m ruff format --check .

@@ -90,7 +90,7 @@ def write(
         for what, picture in pictures.items():
             _refuse(paths[what], kept)
             with atomic_write(paths[what]) as file:
-                picture.save(file, format="PNG")
+                picture.save(file, format="PNG", compress_level=3)  # a third of the time, a tenth more bytes
         written += paths.values()
         if found.probabilities is not None:
             path = stem.with_name(f"{stem.name}{part}_probs.npz")

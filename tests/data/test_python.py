@@ -218,6 +218,7 @@ def test_double_precision_nets(folder: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_layers_on_a_gpu_run_on_copies(folder: Path) -> None:
     net = load(folder, "Affine", "3", device="cuda")
     x = torch.ones(2, 3, device="cuda", requires_grad=True)
