@@ -19,18 +19,22 @@ from torch import Tensor
 
 from fcnproto.errors import UsageError
 
-_MODES = ("highest", "tf32")
+_MODES = ("highest", "tf32x3", "tf32")
 _mode = "highest"
 _wanted: ContextVar[str | None] = ContextVar("float32 products", default=None)
 
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
+    "tf32x3": torch.float32,
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
 """What convolutions and matrix products may be asked to be computed in, in inference and in training: the names that
-every function and command takes, with the type of the factors. tf32 rounds float32 factors, on CUDA alone."""
+every function and command takes, with the type of the factors.
+
+tf32 rounds float32 factors, on CUDA alone. tf32x3 computes each float32 convolution of an optimised net as three
+products of such factors, on CUDA and without gradients, to float32's rounding; all else in it is strict."""
 
 _LONG_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 
@@ -55,13 +59,14 @@ def computing(name: str, device: torch.device) -> Iterator[None]:
     lower = (
         contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype, cache_enabled=False)
     )
-    with lower, asking_for("tf32") if name == "tf32" else contextlib.nullcontext():
+    with lower, asking_for(name) if name in _MODES else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def asking_for(mode: str) -> Iterator[None]:
-    """Let float32 products be "highest" or "tf32" in the nets that this thread calls, not as the process has it."""
+    """Let float32 products be "highest", "tf32x3" or "tf32" in the nets that this thread calls, whatever the process's
+    setting is."""
     before = _wanted.set(_checked(mode))
     try:
         yield
@@ -70,7 +75,7 @@ def asking_for(mode: str) -> Iterator[None]:
 
 
 def set_float32_precision(mode: str) -> None:
-    """Choose "highest" (strict float32, the default) or "tf32" for convolutions and matrix products on CUDA.
+    """Choose "highest" (strict float32, the default), "tf32x3" or "tf32" for convolutions and matrix products on CUDA.
 
     Holds for every net of the process that isn't asked for another precision. Raises `UsageError` for another mode.
     """
@@ -87,12 +92,17 @@ def _checked(mode: str) -> str:
 def apply() -> None:
     """Put the chosen precision in force for all that follows, in nets and outside: what `in_force` does for a block."""
     _Switches.relax()
-    _Switches.set(chosen())
+    _Switches.set(_switched(chosen()))
 
 
 def chosen() -> str:
-    """How this thread's nets compute float32 products now: "highest" or "tf32"."""
+    """How this thread's nets compute float32 products now: "highest", "tf32x3" or "tf32"."""
     return _wanted.get() or _mode
+
+
+def _switched(mode: str) -> str:
+    """What torch's switches are set to: the products of tf32x3 are told by themselves, all else in it is strict."""
+    return "tf32" if mode == "tf32" else "highest"
 
 
 @contextlib.contextmanager
@@ -106,7 +116,7 @@ def in_force(device: torch.device) -> Iterator[Callable[[Iterable[Tensor]], None
     if torch.compiler.is_compiling() or (device.type != "cuda" and _strict_on_cpu()):
         yield lambda results: None
         return
-    mode = chosen()
+    mode = _switched(chosen())
     hold = _Hold(mode)
     try:
         yield partial(_watch_backward, mode)

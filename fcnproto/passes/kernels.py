@@ -20,7 +20,7 @@ from fcnproto.layers.convolution import Convolution, needs_channels_outermost
 from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.pooling import Pooling, looks_finite
 from fcnproto.layers.windows import Windows
-from fcnproto.passes import products, winograd
+from fcnproto.passes import products, splitting, winograd
 from fcnproto.passes.keeping import Watch
 
 
@@ -152,6 +152,8 @@ class FastConvolution(nn.Module):
             arrange = channels_outermost if needs_channels_outermost(x, weight, window.stride) else channels_last
             x, weight = arrange(x), arrange(weight)
             return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
+        if x.is_cuda and dtype == torch.float32 and precision.chosen() == "tf32x3":
+            return self._in_three_products(x, bias, pad)
         if is_strict_on_gpu(x):
             # As it lies: cuDNN has its own choice of layout, and no copy of the weights takes memory.
             weight = self.weight_and_bias()[0] if self._layers[1] is None else self._kept(dtype, innermost=False)[0]
@@ -162,10 +164,19 @@ class FastConvolution(nn.Module):
         weight = self._kept(dtype)[0]
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
 
+    def _in_three_products(self, x: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
+        def make() -> Tensor:
+            return channels_last(splitting.tripled_weight(self.weight_and_bias()[0]))
+
+        weight = self._watch.derived((self._layers, "three products"), make, self.sources).value
+        window, groups = self.layer.window, self.layer.groups
+        x = splitting.tripled(channels_last(x), groups)
+        return splitting.convolve(x, weight, bias, window.stride, pad, window.dilation, groups)
+
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         """The bias alone."""
         if self._layers[1] is not None:
-            on_gpu = self.layer.blob(0).is_cuda and dtype == torch.float32 and precision.chosen() == "highest"
+            on_gpu = self.layer.blob(0).is_cuda and dtype == torch.float32 and precision.chosen() != "tf32"
             return self._kept(dtype, innermost=not on_gpu)[1]
         bias = self.layer.optional_blob(1)
         return bias if bias is None or bias.dtype == dtype else self._kept(dtype)[1]

@@ -118,8 +118,9 @@ def optimize(
 
     Args:
         net: a net in any phase, plain or optimised.
-        precision: "fp32"; "tf32" (CUDA alone), "bf16" or "fp16" compute convolutions and matrix products less
-            exactly, and no longer agree with Caffe to 1e-5. Parameters and outputs stay float32.
+        precision: "fp32"; "tf32x3" (CUDA, without gradients; else as "fp32") computes convolutions on tensor cores, as
+            three products each, and agrees with Caffe as "fp32" does; "tf32" (CUDA alone), "bf16" and "fp16" compute
+            convolutions and matrix products less exactly, and don't agree to 1e-5. Parameters and outputs stay float32.
         cuda_graphs: on a GPU and without gradients, record each size's work at its second call and replay it from
             then on. A net with a layer that keeps a state or reads values on the host runs as it is, with a warning
             that names the layer.

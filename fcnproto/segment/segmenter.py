@@ -113,8 +113,9 @@ class Segmenter:
         longest_side: larger images are shrunk for the net (None: never); results have the image's own size.
         fixed_size: (height, width) to which every image is scaled for the net instead.
         probabilities: compute the probabilities as well.
-        precision: "fp32", "tf32" (CUDA), "bf16" or "fp16": what convolutions and matrix products are computed in; by
-            default that of an optimised net. The labels of scenes that say so are compared with float32's.
+        precision: "fp32", "tf32x3" and "tf32" (CUDA), "bf16" or "fp16": what convolutions and matrix products are
+            computed in; by default that of an optimised net. The labels of scenes that say so are compared with
+            float32's.
         batch: the most images of one size that go through the net together; by default as many as have a quarter of
             a megapixel (on a GPU four) in all, at most 16. Always one where the net's layers mix the images of a batch.
     """

@@ -68,7 +68,7 @@ def test_gradients_in_bfloat16() -> None:
 def test_unknown_precision() -> None:
     net = golden_cases.load("fcn", "voc_fcn8s_forward").net()
     with pytest.raises(
-        fcnproto.errors.UsageError, match="precision 'int8' is unknown; choose one of fp32, tf32, bf16, fp16"
+        fcnproto.errors.UsageError, match="precision 'int8' is unknown; choose one of fp32, tf32x3, tf32, bf16, fp16"
     ):
         fcnproto.optimize(net, precision="int8")
     assert fcnproto.optimize(net, precision="bfloat16").precision == "bf16"
