@@ -158,9 +158,11 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
 
 
 def _detections_in_order(rows: Array) -> Array:
-    """OpenCV's detections (1, 1, K, 7) by image and label, the best first, as Caffe's forks have them."""
+    """OpenCV's detections (1, 1, K, 7) by image and label, the best first, as Caffe's forks have them; without the rows
+    of zeros with which it fills up the most that there could be."""
     found = rows.reshape(-1, 7)
-    return found[np.lexsort((-found[:, 2], found[:, 1], found[:, 0]))].reshape(rows.shape)
+    found = found[found.any(1)]
+    return found[np.lexsort((-found[:, 2], found[:, 1], found[:, 0]))].reshape(1, 1, -1, 7)
 
 
 def caffe_reference(
