@@ -70,6 +70,7 @@ train-mini: $(USER_STAMP)  ## train fcn-mini anew (half an hour on two cores; st
 
 docs: $(DEV_STAMP)  ## write docs/layers.md from the registry of layer types, docs/check.md, and docs/samples
 	$(RUN) docs/make_layers.py
+	$(RUN) docs/make_dialects.py
 	$(RUN) docs/make_check.py
 	$(RUN) docs/make_samples.py
 
