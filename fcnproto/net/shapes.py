@@ -22,6 +22,7 @@ from fcnproto.layers.source import SourceLayer
 from fcnproto.net.calling import is_own
 from fcnproto.net.making import make_layer, tell, warn_fillers
 from fcnproto.net.stored_shapes import StoredShapes
+from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import MOST_AXES
 
 PartialShape = tuple[int | None, ...]
@@ -149,6 +150,8 @@ class _Shapes:
         self.looked = False
         self.open: set[Blob] = set()
         """The blobs whose shapes depend on what only data know."""
+        self.named: dict[str, Shape] = {}
+        """The shapes of parameter blobs that have names, by the first layers of those whose bottoms are open."""
         self.assumed = ""
         """What is assumed of tops whose channels nobody knows, for people."""
         self._start(source_shapes(graph, layers, given, look=False))
@@ -213,8 +216,16 @@ class _Shapes:
         layer = self.layers[index]
         is_open = any(blob in self.open for blob in self.graph.nodes[index].bottoms)
         empty = is_open and any(0 in shape for shape in layer.blob_shapes)
-        if (error is not None and layer.blob_names) or empty:
+        if (error is not None and layer.blob_names) or empty or (is_open and self._contradicts_sharing(layer)):
             self._hold(index)
+
+    def _contradicts_sharing(self, layer: Layer) -> bool:
+        """Whether a layer's blobs have other shapes, by what is assumed, than those of their names in layers before."""
+        contradicts = False
+        for spec, shape in zip(layer.param.param, layer.blob_shapes, strict=False):
+            if spec.name and spec.share_mode == caffe_pb2.ParamSpec.STRICT:
+                contradicts |= self.named.setdefault(spec.name, shape) != shape
+        return contradicts
 
     def _lacks(self, index: int, shapes: Mapping[Blob, Shape]) -> bool:
         """Whether the shape of one of a layer's bottoms is missing in a guess."""

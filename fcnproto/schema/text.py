@@ -147,7 +147,7 @@ class _Parser:
                         f'"{token.text}" is set twice, but takes one value (first on line {first})', token
                     )
                 seen[token.text] = token
-            if field.kind == "enum" and self._is_unknown_value(field):
+            if self._is_unknown_value(field):
                 unknown_texts.append(unknown.read_field(tokens, token.text))
             else:
                 self._field(message, field, token)
@@ -170,10 +170,16 @@ class _Parser:
             self.misplaced = error
 
     def _is_unknown_value(self, field: Field) -> bool:
-        """Whether, after the name of an enum's field, there follows a name that the enum doesn't have, to be kept."""
-        tokens = self.tokens
-        after = tokens.after_colon()
-        return not self.strict and after is not None and after not in field.enum_numbers
+        """Whether, after a field's name, there follows what another fork's schema may take, to be kept: a name that an
+        enum doesn't have, a list for one value, a number for the text of a field that forks added."""
+        following = None if self.strict else self.tokens.after_colon()
+        if following is None or field.kind == "message":
+            return False
+        if following.text == "[":
+            return not field.repeated
+        if field.kind == "enum":
+            return following.kind == "name" and following.text not in field.enum_numbers
+        return field.kind == "string" and following.kind == "number" and field.number >= FIRST_ADDED
 
     def _field_name(self, table: MessageFields, closing: str | None) -> Token:
         tokens = self.tokens

@@ -95,14 +95,14 @@ class Tokens:
     def looking_at(self, *symbols: str) -> bool:
         return self.current.kind == "symbol" and self.current.text in symbols
 
-    def after_colon(self) -> str | None:
-        """The name that follows the current token, if that is a colon and a name follows; nothing is taken."""
+    def after_colon(self) -> Token | None:
+        """The token that follows the current one, if that is a colon; nothing is taken."""
         if not self.looking_at(":"):
             return None
         position = self._position
         following = self._scan()
         self._position = position
-        return following.text if following.kind == "name" else None
+        return following
 
     def place(self, offset: int) -> tuple[int, int]:
         """Line and column of an offset, both from 1."""

@@ -363,3 +363,30 @@ def test_layers_that_say_the_same_say_it_together(tmp_path: Path) -> None:
     said = [str(each.message) for each in caught]
     assert len(said) == 2
     assert all(words.startswith("layers 's0', 's1', 's2', ... (Im2col): ") for words in said)
+
+
+def test_what_other_forks_take_for_a_field_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "s.prototxt").write_text('net: "n" device_id: [0, 1]')
+    with pytest.warns(FcnprotoWarning, match=r"SolverParameter\.device_id: \[0, 1\]"):
+        assert read_solver(tmp_path / "s.prototxt").device_id == 0
+    with pytest.raises(PrototxtError, match="takes one value, not a list"):
+        read_solver(tmp_path / "s.prototxt", strict=True)
+    text = "layer { transform_param { resize_param { prob: 1 } resize_param { prob: 2 } } }"
+    net = parse(text, caffe_pb2.NetParameter, strict=False)
+    assert " ".join(format_message(net).split()) == text
+    with pytest.raises(PrototxtError, match="set twice"):
+        parse(text, caffe_pb2.NetParameter)
+    with pytest.raises(PrototxtError, match="set twice"):
+        parse('layer { name: "a" name: "b" }', caffe_pb2.NetParameter, strict=False)
+
+
+def test_sharing_that_an_assumed_size_contradicts_waits(tmp_path: Path) -> None:
+    text = DATABASE + (
+        'layer { name: "s" type: "Slice" bottom: "data" top: "x" top: "y" slice_param { slice_point: 1 } }\n'
+        + convolution("c", "x").replace("convolution_param", 'param { name: "w" } convolution_param')
+        + convolution("e", "y").replace("convolution_param", 'param { name: "w" } convolution_param')
+    )
+    net = fcnproto.load(write(tmp_path, text))
+    assert net.unknown == [("e", "Convolution")]
+    sized = fcnproto.load(tmp_path / "net.prototxt", shapes={"data": (2, 2, 4, 4)})
+    assert not sized.unknown and sized.params["c"][0] is sized.params["e"][0]
