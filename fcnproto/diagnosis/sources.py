@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterator
 from itertools import combinations
 
+from fcnproto.checking.alignment import apart
 from fcnproto.checking.findings import Finding, some
 from fcnproto.checking.kinds import found
 from fcnproto.data.database import Data
 from fcnproto.data.folder_layer import ImageMaskLayer
-from fcnproto.data.hdf5 import HDF5Data
 from fcnproto.data.image_data import ImageData, read_image_list
 from fcnproto.data.paths import find
 from fcnproto.data.published import PublishedLayer
@@ -25,7 +25,7 @@ from fcnproto.errors import DataError
 from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Layer
 from fcnproto.layers.source import SourceLayer
-from fcnproto.net.roles import judges, unsplit
+from fcnproto.net.roles import unsplit
 from fcnproto.schema import caffe_pb2
 
 _BGR = (104.0, 117.0, 123.0)
@@ -44,7 +44,7 @@ def source_rules(subject: Subject) -> Iterator[Finding]:
     for node, layer in layers:
         yield from _values(subject, node, layer)
         yield from _files(layer)
-    yield from _apart(subject, nodes)
+    yield from apart(subject.net, subject.shapes)
     yield from _databases([layer for _, layer in layers if isinstance(layer, Data)])
     yield from _void(nodes)
     for net in subject.tests:
@@ -147,58 +147,6 @@ def _is_colour(subject: Subject, node: Node, layer: Layer) -> bool:
         return bool(layer.config.is_color)
     shape = subject.sources.get(node.tops[0].name)
     return isinstance(layer, (Data, WindowData)) and shape is not None and len(shape) == 4 and shape[1] == 3
-
-
-# Whether images and labels stay together.
-
-
-def _apart(subject: Subject, nodes: dict[Node, Layer]) -> Iterator[Finding]:
-    """Losses whose scores come from one data layer and whose label maps from another, either drawing at random."""
-    told: set[frozenset[str]] = set()
-    for node in nodes:
-        if not judges(node) or len(node.bottoms) < 2:
-            continue
-        scores = subject.shapes.get(node.bottoms[0], ())
-        if len(scores) != 4 or scores[2] * scores[3] == 1:
-            continue
-        label = unsplit(node.bottoms[1]).producer
-        images = _origins(node.bottoms[0]) - {label}
-        for image in images if label.is_data else ():
-            pair = [nodes[image], nodes[label]]
-            reasons = [f"{one.name!r} {what}" for one in pair for what in _random(one)]
-            names = frozenset(one.name for one in pair)
-            if reasons and names not in told:
-                told.add(names)
-                yield found("unaligned-random", [one.name for one in pair], f"{', '.join(reasons)} by itself")
-
-
-def _origins(blob: Blob) -> set[Node]:
-    """The data layers that a blob's values come from."""
-    stack, seen, result = [blob.producer], set(), set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.is_data:
-            result.add(node)
-        lent = node.facts.size_bottoms
-        stack += [bottom.producer for place, bottom in enumerate(node.bottoms) if place not in lent]
-    return result
-
-
-def _random(layer: Layer) -> Iterator[str]:
-    """What a data layer draws by itself in TRAIN."""
-    transform = layer.param.transform_param
-    if isinstance(layer, (Data, ImageData)):
-        if transform.mirror:
-            yield "mirrors"
-        if transform.crop_size:
-            yield f"crops {transform.crop_size} x {transform.crop_size}"
-    if isinstance(layer, (ImageData, HDF5Data)) and layer.config.shuffle:
-        yield "shuffles"
-    if isinstance(layer, (Data, ImageData)) and layer.config.rand_skip:
-        yield "skips at random"
 
 
 # Whether the sources are there, and fit.

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from fcnproto.checking.alignment import apart
 from fcnproto.checking.rules import before_training
+from fcnproto.data.alignment import randomly_moved
 from fcnproto.errors import FcnprotoWarning, SolverError
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
@@ -67,7 +69,8 @@ def check(param: caffe_pb2.SolverParameter) -> None:
 
 def warn_of_vain_training(net: Net) -> None:
     """Warn of what keeps a net, as it is before its first iteration, from learning."""
-    for finding in before_training(net):
+    told = len(randomly_moved(net.layers)) > 1  # loading warned of two that draw
+    for finding in [*before_training(net), *([] if told else apart(net))]:
         warn(str(finding))
 
 

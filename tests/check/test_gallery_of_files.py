@@ -15,7 +15,7 @@ from sick_nets import DUMMY, LOSS, SCORE, SOLVER, SUMMED, examined, grave, one, 
 import fcnproto
 from fcnproto.cli._main import main
 from fcnproto.data.writing import new_database
-from fcnproto.errors import PrototxtError
+from fcnproto.errors import FcnprotoWarning, PrototxtError
 from fcnproto.schema import caffe_pb2
 
 DOWN = (
@@ -332,6 +332,15 @@ def test_inputs_are_the_callers_to_fill(tmp_path: Path) -> None:
     )
     net = data + layer.format("label", "dim: 1") + score + LOSS
     assert not grave(examined(write(tmp_path, net, None)))
+
+
+def test_training_says_that_labels_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image layer that mirrors, beside labels that don't: said before the first iteration."""
+    images(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    solver = fcnproto.Solver(write(tmp_path, with_images(MEAN + " mirror: true")))
+    with pytest.warns(FcnprotoWarning, match="'data' mirrors by itself, so images and label maps"):
+        solver.step(1)
 
 
 def test_for_the_original_caffe(tmp_path: Path) -> None:
