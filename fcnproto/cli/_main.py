@@ -132,8 +132,9 @@ def _help_command(arguments: Sequence[str]) -> str:
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
     """`--debug` is understood after a command too, up to a `--`, or up to a script's own arguments."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    if "python" in arguments[:2]:
-        end = min(end, arguments.index("python") + 1)
+    command = next((place for place, argument in enumerate(arguments) if argument != "--debug"), 0)
+    if arguments[command : command + 1] == ["python"]:
+        end = command + 1
     kept = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
     return kept, len(kept) < len(arguments)
 
