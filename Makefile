@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
-PYTEST_FLAGS ?=
+# Tests of one file stay together; with fewer or more processes: make test PYTEST_FLAGS="-n 1"
+PYTEST_FLAGS ?= -n auto --maxprocesses 4
 DEMO_DIR ?= demo-output
 
 RUN := $(VENV)/bin/python
@@ -38,13 +39,13 @@ demo: $(USER_STAMP)  ## segment newly drawn scenes and check the result (picture
 	$(RUN) -m fcnproto demo -o $(DEMO_DIR)
 
 test: $(DEV_STAMP)  ## run the tests, without the slow ones and those for a GPU
-	$(RUN) -m pytest $(PYTEST_FLAGS)
+	$(RUN) -m pytest --dist loadfile $(PYTEST_FLAGS)
 
 test-all: $(DEV_STAMP)  ## run all tests; those for a GPU are skipped where there is none
-	$(RUN) -m pytest -m "slow or not slow" $(PYTEST_FLAGS)
+	$(RUN) -m pytest --dist loadfile -m "slow or not slow" $(PYTEST_FLAGS)
 
 test-gpu: $(DEV_STAMP)  ## run the tests for a GPU
-	$(RUN) -m pytest -m gpu $(PYTEST_FLAGS)
+	$(RUN) -m pytest -m gpu
 
 gpu-check: $(USER_STAMP)  ## is what is claimed of a GPU true on this one: figures in device-check/ (ten minutes)
 	$(RUN) -m benchmarks.device_check
