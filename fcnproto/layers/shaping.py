@@ -273,20 +273,22 @@ class Reshape(Layer):
         self.dims = list(self.config.shape.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = self.new_shape(x.shape)
-        return x.reshape(shape) if self.config.pixelshuffler == 1 else F.pixel_shuffle(x, self._factor(x.shape, shape))
+        shape, factor = self.new_shape(x.shape), self.config.pixelshuffler
+        return x.reshape(shape) if factor == 1 else F.pixel_shuffle(x, factor)
 
-    def _factor(self, bottom: Sequence[int], top: Sequence[int]) -> int:
-        """How much denser positions become."""
-        factor = top[2] // bottom[2] if len(bottom) == len(top) == 4 and bottom[2] else 0
-        if factor < 1 or tuple(top) != (bottom[0], bottom[1] // factor**2, bottom[2] * factor, bottom[3] * factor):
+    def _denser(self, shape: Sequence[int]) -> Shape:
+        """The top's shape by `pixelshuffler`, which leaves `shape` unread."""
+        factor = self.config.pixelshuffler
+        if factor < 1 or len(shape) != 4 or shape[1] % factor**2:
             self.fail(
-                f"pixelshuffler can't make {tuple(top)} of {tuple(bottom)}; it makes (N, C, Hr, Wr) of (N, Crr, H, W)"
+                f"pixelshuffler {factor} makes (N, C, Hr, Wr) of (N, Crr, H, W), r = {factor}; got {tuple(shape)}"
             )
-        return factor
+        return shape[0], shape[1] // factor**2, shape[2] * factor, shape[3] * factor
 
     def new_shape(self, shape: Sequence[int]) -> Shape:
         """The top's shape for a bottom of `shape`."""
+        if self.config.pixelshuffler != 1:
+            return self._denser(shape)
         start, end = self._replaced(len(shape))
         dims = list(self.dims)
         if dims.count(-1) > 1 or min(dims, default=0) < -1:
@@ -323,12 +325,11 @@ class Reshape(Layer):
         return start, end
 
     def plain(self, request: Request) -> Piece:
+        if self.config.pixelshuffler != 1:
+            return Piece(("F.pixel_shuffle", [request.x, str(self.config.pixelshuffler)]))
         start, end = self._replaced(len(request.shapes[0]))
         kept = [f"{request.x}.shape[{i}]" for i in range(len(request.shapes[0]))]
         dims = [kept[start + i] if dim == 0 else str(dim) for i, dim in enumerate(self.dims)]
-        if self.config.pixelshuffler != 1:
-            factor = self._factor(request.shapes[0], self.new_shape(request.shapes[0]))
-            return Piece(("F.pixel_shuffle", [request.x, str(factor)]))
         return Piece((f"{request.x}.reshape", [*kept[:start], *dims, *kept[end:]] or ["()"]))
 
 
