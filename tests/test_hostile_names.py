@@ -290,8 +290,13 @@ def test_errors_and_warnings_are_one_printable_line(names: list[str], folder: Pa
             fcnproto.load(net)(data=torch.zeros(1, 3, 6, 6), blobs=[name + "?"])
         net.layer[-1].type = name + "Layer"
         with pytest.raises(fcnproto.UnsupportedLayerError) as third:
-            fcnproto.load(net)
-        for text in (str(found.value), str(other.value), str(third.value)):
+            fcnproto.load(net, strict=True)
+        with pytest.warns(fcnproto.errors.FcnprotoWarning) as told:
+            held = fcnproto.load(net)
+        with pytest.raises(fcnproto.Error) as fourth:
+            held(data=torch.zeros(1, 3, 6, 6), blobs=["top"])
+        warned = [str(warning.message) for warning in told]
+        for text in (str(found.value), str(other.value), str(third.value), str(fourth.value), *warned):
             assert text.isprintable() and len(text) <= 4000, (number, text)
 
 

@@ -26,6 +26,7 @@ def _max_pool(x: Tensor, windows: Windows, with_mask: bool) -> tuple[Tensor, Ten
     size, kernel, stride = x.shape[2:], windows.kernel, windows.stride
     if windows.covers(size):  # programs of any size can't have a kernel of the same
         return F.adaptive_max_pool2d(x, 1, return_indices=True)
+    windows = windows.settled(size)
     if windows.suits_torch(size):
         if not with_mask:
             return F.max_pool2d(x, kernel, stride, windows.pad, ceil_mode=not windows.floor), None
@@ -75,6 +76,20 @@ def max_pool(x: Tensor, windows: Windows) -> Tensor:
     return find_maxima(x, windows, False)[0]
 
 
+def is_centred(kernel: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether SAME puts the windows' middles on every position: the padding is half a kernel then, for every size."""
+    return all(k % 2 == 1 for k in kernel) and all(s == 1 for s in stride)
+
+
+def same_pads(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """SAME's padding before the first position along each axis: the smaller half of what the windows need in all.
+
+    A dilation isn't counted, in the fork neither.
+    """
+    needed = (torch.sym_max(0, (n - 1) // s * s + k - n) for n, k, s in zip(size, kernel, stride, strict=True))
+    return tuple(both // 2 for both in needed)
+
+
 Pair = tuple[int, int]
 
 
@@ -85,22 +100,59 @@ class Windows(NamedTuple):
     stride: Pair = (1, 1)
     pad: Pair = (0, 0)
     floor: bool = False
+    pad_after: Pair | None = None
+    """The padding below and to the right where it isn't `pad`."""
+    same: bool = False
+    inside: bool = False
+    """An average is over the positions inside the input alone."""
+
+    @property
+    def is_even(self) -> bool:
+        """Whether both ends of each axis have the same padding at any size."""
+        return self.pad_after is None and not self.same
+
+    def settled(self, size: Sequence[int]) -> Windows:
+        """The windows with the padding that SAME gives an input of `size`."""
+        if not self.same:
+            return self
+        height, width = same_pads(size, self.kernel, self.stride)
+        needed = [
+            torch.sym_max(0, (n - 1) // s * s + k - n) for n, k, s in zip(size, self.kernel, self.stride, strict=True)
+        ]
+        return self._replace(pad=(height, width), pad_after=(needed[0] - height, needed[1] - width), same=False)
+
+    def simplified(self) -> Windows:
+        """The same windows without `pad_after` and `same` where `pad` alone says it."""
+        if self.pad_after == self.pad:
+            return self._replace(pad_after=None)
+        if self.same and is_centred(self.kernel, self.stride):
+            return self._replace(pad=(self.kernel[0] // 2, self.kernel[1] // 2), same=False)
+        return self
+
+    def end(self, i: int) -> int:
+        """The padding behind along axis `i`."""
+        return self.pad[i] if self.pad_after is None else self.pad_after[i]
 
     def output(self, size: Sequence[int]) -> Pair:
         """Output (height, width) for an input of `size` by Caffe's rule; may be 0 or negative."""
-        height, width = (self._output(size[i], i) for i in (0, 1))
+        if self.same:
+            height, width = ((size[i] - 1) // self.stride[i] + 1 for i in (0, 1))
+        else:
+            height, width = (self._output(size[i], i) for i in (0, 1))
         return height, width
 
     def _output(self, size: int, i: int) -> int:
-        room, stride = size + 2 * self.pad[i] - self.kernel[i], self.stride[i]
+        room, stride = size + self.pad[i] + self.end(i) - self.kernel[i], self.stride[i]
         count = (room if self.floor else room + stride - 1) // stride + 1
-        if not any(self.pad):
+        if self.pad_after is None and not any(self.pad):
             return count
         # No window lies in the padding alone. Without a question, which would bind an exported program to its size.
         return torch.sym_min(count, (size + self.pad[i] - 1) // stride + 1)
 
     def suits_torch(self, size: Sequence[int]) -> bool:
         """Whether PyTorch's pooling (ceil_mode unless `floor`) makes the same windows of an input of `size`."""
+        if not self.is_even:
+            return False
         for i in (0, 1):
             # Without padding, a window that begins behind the end is one for Caffe and none for PyTorch.
             if 2 * self.pad[i] > self.kernel[i] or (not any(self.pad) and self.stride[i] > self.kernel[i]):
@@ -111,7 +163,7 @@ class Windows(NamedTuple):
 
     def covers(self, size: Sequence[int]) -> bool:
         """Whether the one window is the whole plane, as in global pooling."""
-        return not any(self.pad) and self.kernel[0] == size[0] and self.kernel[1] == size[1]
+        return self.is_even and not any(self.pad) and self.kernel[0] == size[0] and self.kernel[1] == size[1]
 
     def margins(self, size: Sequence[int]) -> list[int]:
         """Padding for `F.pad` after which the windows tile the input exactly (negative where its end is not read)."""

@@ -53,11 +53,11 @@ class Soften(fcnproto.Pointwise):
         return self.weighed(halve(soften(x))) * self.config.scale + self.config.shift
 
     def weighed(self, x: Tensor) -> Tensor:
-        return x * self.blob(0).view(-1, 1, 1) * self.doubled() / 2
+        return x * self.blob(0).view(-1, 1, 1) * self.doubled(x) / 2
 
     @torch.no_grad()
-    def doubled(self) -> float:
-        return self.factor * 2
+    def doubled(self, x: Tensor) -> Tensor:
+        return x.new_full((), self.factor * 2)
 
 
 class Blend(fcnproto.Layer):
