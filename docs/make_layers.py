@@ -76,7 +76,7 @@ Caffe for nets of all these kinds, most of them random: tests/net/test_caffe_mem
 
 Not copied: what an in-place layer does to the inside of the LSTM or RNN before it where there is one time step alone,
 to the weights of the Parameter before it, to a weighted top (whose loss weight Caffe loses), and to the positions in
-the second top of a Pooling.
+the second top of a Pooling; nor that a Scale of images overwrites its gradient where the batch is one item.
 
 What Caffe's backward pass reads, with the default settings, of bottoms and tops; types of Caffe's own that are not
 listed read neither, or keep what they need (of types of forks and of your own it is assumed):
