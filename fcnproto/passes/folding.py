@@ -112,7 +112,7 @@ class FoldedChain(nn.Module):
         self._steps = list(steps)  # the layers belong to the net
         self.taps = tuple(taps)
         self._watch = watch
-        self._sizes: Latest[tuple[int, int], tuple[tuple[int, ...], _Layout, _Surroundings]]
+        self._sizes: Latest[tuple[int, int, torch.dtype], tuple[tuple[int, ...], _Layout, _Surroundings]]
         self._sizes = Latest(_SIZES_KEPT, _BYTES_KEPT)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -196,7 +196,9 @@ class FoldedChain(nn.Module):
 
     def _kept(self, height: int, width: int) -> tuple[_Layout, _Surroundings]:
         """Layout and surroundings for a size, made anew if weights have changed since they were made."""
-        found = self._sizes.get((height, width))
+        blob = self._steps[0].layer.blob(0)
+        key = height, width, product_dtype(blob.device, blob.dtype)  # what is added to products has their precision
+        found = self._sizes.get(key)
         layout = self._layout(height, width) if found is None else found[1]
         generations = self._generations(layout.depth)
         if found is not None and found[0] == generations:
@@ -204,7 +206,7 @@ class FoldedChain(nn.Module):
         with torch.inference_mode(False), torch.no_grad():  # what inference mode makes, training could not use
             around = self._surroundings(layout, (height, width))
         size = sum(x.numel() * x.element_size() for x in around.borders.values())
-        self._sizes.put((height, width), (generations, layout, around), size)
+        self._sizes.put(key, (generations, layout, around), size)
         return layout, around
 
     def _generations(self, depth: int) -> tuple[int, ...]:
