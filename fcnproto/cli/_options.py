@@ -73,6 +73,16 @@ def writes_anyway_option(function: Function) -> Function:
     )
 
 
+def input_size_option(function: Function) -> Function:
+    """`--input-size`: (height, width) of a net's image and label inputs."""
+    return click.option(
+        "--input-size",
+        metavar="HxW",
+        callback=size,
+        help="Size of the image and label inputs.  [default: the prototxt's]",
+    )(function)
+
+
 def crop_option(function: Function) -> Function:
     """`--crop`: how Crop layers without an offset are read, for `load`."""
     return click.option(

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
 @click.option("--explain", "explains", is_flag=True, help="A line for each layer that a pass takes, not one a pass.")
 @click.option("--passes", metavar="A,B", callback=_options.names, help="Some of the passes.  [default: all]")
-@click.option(
-    "--input-size",
-    metavar="HxW",
-    callback=_options.size,
-    help="Size of the image and label inputs.  [default: the prototxt's]",
-)
+@_options.input_size_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_nets.net_options(device="cpu")
 def command(

@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("summary")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--input-size",
-    metavar="HxW",
-    callback=_options.size,
-    help="Size of the image and label inputs.  [default: the prototxt's]",
-)
+@_options.input_size_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_nets.net_options(device="cpu")
 def command(

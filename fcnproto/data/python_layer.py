@@ -53,7 +53,41 @@ def registered_python_layer(module: str, layer: str) -> type | None:
     return _CLASSES.get((module, layer))
 
 
-class PythonBlob:
+class FourAxes:
+    """The names that Caffe's first years had for the axes of a blob, of which they knew four at most."""
+
+    refusal: type[Exception] = LayerError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The extents of the axes."""
+        raise NotImplementedError
+
+    @property
+    def num(self) -> int:
+        """The first of at most four axes; 1 where there are fewer, as for the next three."""
+        return self._legacy(0)
+
+    @property
+    def channels(self) -> int:
+        return self._legacy(1)
+
+    @property
+    def height(self) -> int:
+        return self._legacy(2)
+
+    @property
+    def width(self) -> int:
+        return self._legacy(3)
+
+    def _legacy(self, axis: int) -> int:
+        shape = self.shape
+        if len(shape) > 4:
+            raise self.refusal(f"a blob of shape {shape} has no num, channels, height and width; use shape")
+        return int(shape[axis]) if axis < len(shape) else 1
+
+
+class PythonBlob(FourAxes):
     """A blob as a Python layer sees it: float32 values and gradients on the CPU, of one shape."""
 
     def __init__(self, shape: Sequence[int] = ()) -> None:
@@ -87,27 +121,6 @@ class PythonBlob:
     def count(self) -> int:
         """The number of values."""
         return self.tensor.numel()
-
-    @property
-    def num(self) -> int:
-        return self._legacy(0)
-
-    @property
-    def channels(self) -> int:
-        return self._legacy(1)
-
-    @property
-    def height(self) -> int:
-        return self._legacy(2)
-
-    @property
-    def width(self) -> int:
-        return self._legacy(3)
-
-    def _legacy(self, axis: int) -> int:
-        if self.tensor.ndim > 4:
-            raise LayerError(f"a blob of shape {self.shape} has no num, channels, height and width; use shape")
-        return self.shape[axis] if axis < self.tensor.ndim else 1
 
     def reshape(self, *dims: int) -> None:
         """Give the blob another shape; values stay where the count stays or falls, else they are zero."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcnproto.dialects.regions import rounded
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.loss import LossLayer
 from fcnproto.layers.plain import Piece, Request
@@ -150,18 +151,13 @@ def cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, 0))
 
 
-def away_from_zero(x: Tensor) -> Tensor:
-    """To the nearest whole number, halves away from zero."""
-    return torch.where(x < 0, -(0.5 - x).floor(), (x + 0.5).floor())
-
-
 def resampling(size: int, count: int, other: float, method: str, antialias: bool) -> Tensor:
     """The matrix (count, size) that resamples one axis; `other` is the factor of the other axis, which the forks take
     for the half cell's offset."""
     factor = torch.tensor(size, dtype=torch.float32) / count
     at = torch.arange(count, dtype=torch.float32) * factor + torch.tensor(other, dtype=torch.float32) / 2 - 0.5
     place = torch.arange(size, dtype=torch.float32)
-    middle = away_from_zero(at)
+    middle = rounded(at)
     if method == "nearest":
         return (place == middle.clamp(0, size - 1).unsqueeze(1)).float()
     narrowing = 1 / factor if antialias else torch.tensor(1.0)
@@ -274,7 +270,7 @@ def closeness(size: int, count: int) -> Tensor:
     scale = torch.tensor((size - 1) / (count - 1), dtype=torch.float32)
     at = torch.arange(count, dtype=torch.float32) / (count - 1) * (size - 1)
     place = torch.arange(size, dtype=torch.float32)
-    near = (place - away_from_zero(at).unsqueeze(1)).abs() <= scale.ceil()
+    near = (place - rounded(at).unsqueeze(1)).abs() <= scale.ceil()
     return torch.where(near, (1 - (place - at.unsqueeze(1)).abs() / scale).clamp(min=0), 0)
 
 

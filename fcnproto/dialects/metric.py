@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,7 @@ class SegAccuracy(Layer):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         scores, labels = shapes
-        if len(scores) < 2 or scores[0] * _count(scores[2:]) != _count(labels):
+        if len(scores) < 2 or scores[0] * math.prod(scores[2:]) != math.prod(labels):
             self.fail(f"scores of shape {tuple(scores)} need a label for each position, got shape {tuple(labels)}")
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64, device="cpu"), persistent=False)
 
@@ -65,10 +66,3 @@ class SegAccuracy(Layer):
         iu = torch.where(union > 0, right / union.clamp(min=1), 1).mean()
         accuracy = right.sum() / counts.sum().clamp(min=1)
         return torch.stack([accuracy, recall, iu]).to(scores.dtype).view(1, 1, 1, 3)
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,7 @@ class _Regions(Layer):
     def check_bottoms(self, shapes: Sequence[Sequence[int]]) -> int:
         """The number of regions."""
         features, rows = shapes
-        if len(features) != 4 or not rows or (rows[1] if len(rows) > 1 else 0) * _rest(rows) != 5:
+        if len(features) != 4 or len(rows) < 2 or math.prod(rows[1:]) != 5:
             self.fail(f"needs features (N, C, H, W) and regions (R, 5), got {tuple(features)} and {tuple(rows)}")
         return int(rows[0])
 
@@ -55,13 +56,6 @@ class _Regions(Layer):
         ratio = self.config.pad_ratio
         pad = (corners[:, 2:] - corners[:, :2] + 1) * ratio
         return torch.cat([corners[:, :2] - pad, corners[:, 2:] + pad], 1) if ratio else corners
-
-
-def _rest(shape: Sequence[int]) -> int:
-    total = 1
-    for extent in shape[2:]:
-        total *= extent
-    return total
 
 
 def cells(start: Tensor, extent: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,12 +58,8 @@ class _Convolution3D(_Volume):
             self.add_blob("bias", (config.num_output,), config.bias_filler)
 
     def multiply_adds(self, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
-        weights = self.blob_shapes[0]
         places = bottoms if self.transposed else tops
-        per_place = 1
-        for extent in weights:
-            per_place *= extent
-        return sum(per_place * shape[0] * shape[2] * shape[3] * shape[4] for shape in places)
+        return sum(math.prod(self.blob_shapes[0]) * shape[0] * math.prod(shape[2:]) for shape in places)
 
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         compute = F.conv_transpose3d if self.transposed else F.conv3d

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcnproto.data.python_layer import FourAxes
 from fcnproto.errors import UsageError
 from fcnproto.pycaffe.memory import Memory
 
@@ -21,12 +22,14 @@ class BlobError(UsageError, RuntimeError):
     """A blob is asked for what it can't be; pycaffe raised RuntimeError."""
 
 
-class Blob:
+class Blob(FourAxes):
     """Values (`data`) and gradients (`diff`), both float32 arrays of the blob's own memory.
 
     Writing into an array is writing into the net. Blobs may share memory, and then see each other's writes. As in
     Caffe a smaller shape keeps the memory, a larger one takes new memory, which is zero.
     """
+
+    refusal = BlobError
 
     def __init__(self, shape: Sequence[int] = (), data: Memory | None = None, diff: Memory | None = None) -> None:
         self._shape = tuple(int(extent) for extent in shape)
@@ -52,28 +55,6 @@ class Blob:
     def shape(self) -> tuple[int, ...]:
         """The extents of the axes."""
         return self._shape
-
-    @property
-    def num(self) -> int:
-        """The first of at most four axes; 1 where there are fewer, as for the next three."""
-        return self._legacy(0)
-
-    @property
-    def channels(self) -> int:
-        return self._legacy(1)
-
-    @property
-    def height(self) -> int:
-        return self._legacy(2)
-
-    @property
-    def width(self) -> int:
-        return self._legacy(3)
-
-    def _legacy(self, axis: int) -> int:
-        if len(self._shape) > 4:
-            raise BlobError(f"a blob of shape {self._shape} has no num, channels, height and width; use shape")
-        return self._shape[axis] if axis < len(self._shape) else 1
 
     def reshape(self, *dims: int) -> None:
         """Take another shape. Raises `BlobError` (a RuntimeError) for extents that no blob can have."""
