@@ -348,6 +348,14 @@ class Net(Batches):
                 if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
                     parameter.grad = blob.slopes.on(device).view(parameter.shape)
 
+    def put_updates(self, update_of: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+        """Leave what an update took off each parameter in its `diff`, as Caffe computes it there; 0 where nothing was."""
+        for layer, own in zip(self.engine.layers, self._runner.parameters, strict=True):
+            for name, blob in zip(layer.blob_names, own, strict=True):
+                update, slopes = update_of(getattr(layer, name)), blob.slopes.on(self.engine.device)
+                slopes.zero_() if update is None else slopes.copy_(update.reshape(-1))
+                blob.slopes.touched()
+
     def copy_from(self, weights: str | os.PathLike[str]) -> None:
         """Copy weights by layer name, from a caffemodel or an HDF5 file; layers that it lacks keep their values."""
         _check_file(weights)

@@ -41,16 +41,19 @@ class _Driver(EngineSolver):
         for net in (self.net, *self.test_nets):
             Net.around(cast("LiveNet", net))
         self.engine = _LiveEngine(self.net, Options())
+        self.optimizer.keep_updates()
 
     def clear_gradients(self) -> None:
         """Begin an iteration without the gradients of the last one, in the blobs' own memory."""
         _live(self.net).clear_param_diffs()
 
     def apply_update(self) -> None:
-        """Change the parameters by the gradients in their blobs."""
-        _live(self.net).bind_gradients()
+        """Change the parameters by the gradients in their blobs, whose `diff` is what was taken off them afterwards."""
+        net = _live(self.net)
+        net.bind_gradients()
         super().apply_update()
-        _live(self.net)._parameters_changed()
+        net.put_updates(self.optimizer.last_update)
+        net._parameters_changed()
 
     def share_weights(self, net: EngineNet) -> None:
         """Make a test net's parameters those of the train net."""

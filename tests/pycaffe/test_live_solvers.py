@@ -76,6 +76,25 @@ def test_what_scripts_do_between_steps(files: Path) -> None:
     assert np.shares_memory(twin.params["ip"][1].data, bias)
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"])
+@pytest.mark.parametrize("more", ["", "clip_gradients: 0.1 weight_decay: 0.1 iter_size: 2"])
+def test_diff_is_the_update_after_a_step(files: Path, kind: str, more: str) -> None:
+    rates = "" if kind in ("AdaGrad", "RMSProp") else "momentum: 0.9"
+    (files / "solver.prototxt").write_text(SOLVER.format(more=f'type: "{kind}" {rates} {more}'))
+    frozen = 'name: "ip" type: "InnerProduct" param { lr_mult: 2 } param { lr_mult: 0 }'
+    (files / "net.prototxt").write_text(NET.replace('name: "ip" type: "InnerProduct"', frozen))
+    solver = caffe.get_solver("solver.prototxt")
+    feed(solver.net)
+    weight, bias = solver.net.params["ip"]
+    held = weight.diff
+    for _ in range(3):
+        before = weight.data.copy()
+        bias.diff[...] = 5
+        solver.step(1)
+        np.testing.assert_allclose(weight.diff, before - weight.data, rtol=1e-4, atol=1e-7)
+        assert held.any() and np.shares_memory(held, weight.diff) and not bias.diff.any()
+
+
 def test_callbacks(files: Path) -> None:
     solver = caffe.SGDSolver("solver.prototxt")
     calls: list[str] = []
