@@ -353,7 +353,7 @@ class Net(Batches):
         for layer, own in zip(self.engine.layers, self._runner.parameters, strict=True):
             for name, blob in zip(layer.blob_names, own, strict=True):
                 update, slopes = update_of(getattr(layer, name)), blob.slopes.on(self.engine.device)
-                slopes.zero_() if update is None else slopes.copy_(update.reshape(-1))
+                slopes.copy_(torch.zeros_like(slopes) if update is None else update.reshape(-1))
                 blob.slopes.touched()
 
     def copy_from(self, weights: str | os.PathLike[str]) -> None:
