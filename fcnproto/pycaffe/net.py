@@ -349,7 +349,7 @@ class Net(Batches):
                     parameter.grad = blob.slopes.on(device).view(parameter.shape)
 
     def put_updates(self, update_of: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
-        """Leave what an update took off each parameter in its `diff`, as Caffe computes it there; 0 where nothing was."""
+        """Leave what an update took off each parameter in its `diff`, as Caffe does; 0 where nothing was."""
         for layer, own in zip(self.engine.layers, self._runner.parameters, strict=True):
             for name, blob in zip(layer.blob_names, own, strict=True):
                 update, slopes = update_of(getattr(layer, name)), blob.slopes.on(self.engine.device)
