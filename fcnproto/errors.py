@@ -14,6 +14,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def net_title(name: str) -> str:
+    """How messages call a net: by its name where it has one."""
+    return f"net {name!r}" if name else "the net"
+
+
 def _plain(arguments: tuple[object, ...]) -> tuple[object, ...]:
     return tuple(one_line(argument) if isinstance(argument, str) else argument for argument in arguments)
 

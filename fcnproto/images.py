@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from fcnproto.errors import DataError, FcnprotoWarning
 from fcnproto.schema.arrays import read_npy
@@ -24,10 +24,15 @@ PathLike = str | os.PathLike[str]
 Array = npt.NDArray[Any]
 Kind = Literal["bgr", "rgb", "grey", "depth"]
 
-SUFFIXES = frozenset(
-    ".bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pcx .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()  # noqa: SIM905
+_NAMES = (
+    ".avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .jpx "  # AVIF needs Pillow 11.3 or newer
+    ".pbm .pcx .pgm .png .pnm .ppm .tga .tif .tiff .webp"
 )
+SUFFIXES = frozenset(_NAMES.split())
 """The file names in a folder that are taken for images."""
+_UNREADABLE = frozenset({".heic", ".heif", ".jxl", ".cr2", ".nef", ".arw", ".dng"})
+"""Names of images that nothing here reads."""
+_MOST_NAMED, _MOST_LOOKED_AT = 5, 1000
 
 _GREY_WEIGHTS = (0.114, 0.587, 0.299)  # of blue, green and red: ITU-R 601, as OpenCV and hence Caffe
 _RESAMPLING = Image.Resampling.BILINEAR
@@ -80,12 +85,23 @@ def open_image(path: PathLike) -> Image.Image:
     except PermissionError:
         raise DataError(f"{file}: may not be read (permission denied)") from None
     except UnidentifiedImageError:
-        size = os.path.getsize(file)
-        raise DataError(f"{file}: {'not an image of a known kind' if size else 'the file is empty'}") from None
+        raise DataError(f"{file}: {_why_unknown(file)}") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"{file}: too many pixels to be taken for an honest image ({error})") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
         raise DataError(f"{file}: can't be read as an image: {error or type(error).__name__}") from error
+
+
+def _why_unknown(file: str) -> str:
+    """Why Pillow takes a file for no image."""
+    if not os.path.getsize(file):
+        return "the file is empty"
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix == ".avif" and not features.check("avif"):
+        return "this Pillow can't read AVIF; Pillow 11.3 and newer can (pip install -U pillow)"
+    if suffix in _UNREADABLE:
+        return f"{suffix[1:].upper()} can't be read here; save it as PNG, TIFF or JPEG"
+    return "not an image of a known kind"
 
 
 def pixel_count(path: PathLike) -> int:
@@ -289,7 +305,8 @@ def find_images(
     `recursive`), hidden ones left out; a file given twice counts once. The name is the path within the given folder
     without its suffix, or the file's stem; where two would be the same (or differ by case alone), they get their
     suffix ("cat_jpg") or the folders above ("night_cat") added. Paths that don't exist are kept: reading them gives
-    the error. A folder `leave_out` (of results) below a given one is not searched.
+    the error. A folder `leave_out` (of results) below a given one is not searched. A warning names files of a folder
+    that are images, but not by their names.
     """
     out = None if leave_out is None else Path(os.path.realpath(leave_out))
     found: dict[str, tuple[Path, str]] = {}
@@ -299,6 +316,7 @@ def find_images(
             if out is not None and Path(os.path.realpath(given)) in out.parents:
                 inside = [path for path in inside if not Path(os.path.realpath(path)).is_relative_to(out)]
             files = [(path, path.relative_to(given)) for path in inside if _is_image(path, given)]
+            _tell_left_out(given, [path for path in inside if path.suffix.lower() not in SUFFIXES])
         else:
             files = [(given, Path(given.name))]
         for path, relative in files:
@@ -307,8 +325,26 @@ def find_images(
 
 
 def _is_image(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and _is_shown(path, folder)
+
+
+def _is_shown(path: Path, folder: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
+
+
+def _tell_left_out(folder: Path, others: Sequence[Path]) -> None:
+    """Warn of the images among files whose names aren't those of images."""
+    looked_at = [path for path in others if _is_shown(path, folder)][:_MOST_LOOKED_AT]
+    found = [path for path in looked_at if path.suffix.lower() in _UNREADABLE or pixel_count(path)]
+    if found:
+        listed = ", ".join(path.relative_to(folder).as_posix() for path in found[:_MOST_NAMED])
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        warnings.warn(
+            f"{folder}: left out are files that are images, but not by their names: {listed}{more} (name them singly, "
+            "or give them the suffix of their kind)",
+            FcnprotoWarning,
+            stacklevel=3,
+        )
 
 
 def _name(files: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:

@@ -64,7 +64,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Score:
-    """Published figures in percent on `data`. Those that are not `verified` are recalled: nobody looked them up."""
+    """Published figures, from 0 to 1, on `data` (`model.json` has them in percent, as they were published).
+
+    Those that are not `verified` are recalled: nobody looked them up.
+    """
 
     data: str
     metrics: dict[str, float]
@@ -160,8 +163,13 @@ def info(name: str) -> ModelInfo:
         initial_weights=tuple(record["initial_weights"]),
         inputs=tuple(Input(**{**entry, "mean": tuple(entry["mean"])}) for entry in record["inputs"]),
         outputs=tuple(outputs),
-        scores=tuple(Score(**score) for score in record["scores"]),
+        scores=tuple(_score(score) for score in record["scores"]),
     )
+
+
+def _score(entry: dict[str, Any]) -> Score:
+    figures = {metric: round(value / 100, 6) for metric, value in entry["metrics"].items()}
+    return Score(**{**entry, "metrics": figures})
 
 
 def definitions(module: str) -> ModuleType:

@@ -56,7 +56,7 @@ def never_learns(net: Net) -> Iterator[Finding]:
 
 def no_loss(net: Net) -> Iterator[Finding]:
     """A net in which nothing is minimised, or nothing that depends on what is learned."""
-    where = f"net {net.graph.name!r}"
+    where = net.graph.title
     if not net.graph.weighted():
         yield found(
             "no-loss",

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class OutputFile(click.ParamType):
             reason = f"{path} is a folder; expected the name of a file"
         else:
             folder = Path(os.path.realpath(path)).parent
-            reason = _why_no_folder(folder) if self.makes_folder or folder.is_dir() else f"no folder {path.parent}"
+            there = self.makes_folder or folder.is_dir()
+            reason = _why_no_folder(folder) if there else f"no folder {path.parent}; make it first"
         if reason is not None:
             self.fail(reason, parameter, context)
         return path
@@ -75,7 +77,12 @@ def _why_no_folder(path: Path) -> str | None:
         folder = folder.parent
     if not folder.is_dir():
         return f"{folder} is a file; the results go to a folder"
-    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} can't be written to"
+    try:
+        # To ask is not enough: root is told that it may write anywhere.
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder} can't be written to ({error.strerror})"
 
 
 def ending(path: Path, chosen: str | None, default: str) -> str:

@@ -124,9 +124,18 @@ def _cleaning_up() -> Iterator[None]:
 
 
 def _help_command(arguments: Sequence[str]) -> str:
-    """The command that shows how these arguments should have been."""
-    known = commands.list_commands(click.Context(commands))
-    return " ".join(["fcnproto", *[argument for argument in arguments[:1] if argument in known], "--help"])
+    """The command that shows how these arguments should have been: that of the innermost command they name."""
+    words: list[str] = ["fcnproto"]
+    command: click.Group = commands
+    for argument in arguments:
+        inner = command.get_command(click.Context(command), argument)
+        if inner is None:
+            break
+        words.append(argument)
+        if not isinstance(inner, click.Group):
+            break
+        command = inner
+    return " ".join([*words, "--help"])
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:

@@ -30,6 +30,11 @@ def device_option(function: Function) -> Function:
     )(function)
 
 
+def json_option(function: Function) -> Function:
+    """`--json`: the argument `as_json` of a command, which then prints its results as JSON."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")(function)
+
+
 def binary_masks_option(function: Function) -> Function:
     """`--binary-masks`: how masks of 0 and 255 are read."""
     return click.option("--binary-masks", is_flag=True, help="Masks' values 0 and 255 are the labels 0 and 1.")(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,8 +76,18 @@ def print_text(text: str = "") -> None:
 
 
 def print_json(value: Any) -> None:
-    """A value as indented JSON on stdout."""
-    print_text(json_text(value, indent=2))
+    """A value as indented JSON on stdout; numbers that are not finite become null, paths texts."""
+    print_text(json_text(_plain(value), indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def print_table(

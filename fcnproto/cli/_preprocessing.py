@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -12,10 +13,91 @@ from fcnproto.cli import _options, _output
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fcnproto.images import Kind, Preprocessing
     from fcnproto.net import Net
 
 _KINDS = ("bgr", "rgb", "grey", "depth")
+
+
+def input_options(function: _options.Function) -> _options.Function:
+    """`--image` (a picture, made ready for the net) and `--input` (arrays, given as they are): `images` and `arrays`.
+
+    Read both with `input_values`.
+    """
+    for option in (
+        click.option(
+            "--input",
+            "arrays",
+            metavar="[BLOB=]FILE",
+            multiple=True,
+            help="Inputs as they are (labels too): .npz by blob, or .npy.",
+        ),
+        click.option("--image", "images", metavar="[BLOB=]FILE", multiple=True, help="An image as an input."),
+    ):
+        function = option(function)
+    return function
+
+
+def input_values(
+    net: Net,
+    model: Path,
+    weights: Path | None,
+    images: Sequence[str],
+    arrays: Sequence[str],
+    settings: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """The inputs that `--image`, `--input` and the preprocessing options (with resize and crop) in `settings` name.
+
+    A picture after `--input` counts as one after `--image`. Raises `UsageError` and `DataError`.
+    """
+    from fcnproto.images import SUFFIXES
+    from fcnproto.inspect.running import read_array, read_arrays
+
+    pictures = [text for text in arrays if Path(text).suffix.lower() in SUFFIXES]
+    values = _image_values(net, model, weights, [*images, *pictures], settings) if images or pictures else {}
+    for text in arrays:
+        if text in pictures:
+            continue
+        name, sign, path = text.partition("=")
+        if sign and name in net.source_shapes and not Path(text).exists():
+            found = {name: read_array(path, name)}
+        else:
+            found = read_arrays(text, net)
+        twice = next((name for name in found if name in values), None)
+        if twice is not None:
+            raise UsageError(f"--input {text}: input {twice!r} is given twice")
+        values |= found
+    return values
+
+
+def _image_values(
+    net: Net, model: Path, weights: Path | None, images: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    from fcnproto.inspect.running import image_value
+    from fcnproto.net.roles import fixed_image_size
+    from fcnproto.preprocessing import known_net, preprocessing_of
+
+    record, inputs = known_net(net, model, weights), list(net.source_shapes)
+    if not inputs:
+        raise UsageError("the net has no inputs")
+    hows, values = {}, {}
+    for text in images:
+        name, sign, path = text.partition("=")
+        if not sign or name not in inputs:
+            name, path = inputs[0], text
+        if name in values:
+            raise UsageError(f"--image: input {name!r} is given twice; name the other as BLOB=FILE")
+        hows[name] = override(preprocessing_of(net, name, record), name, inputs, settings)
+        size = (
+            fixed_image_size(net, name)
+            if settings["resize"] is None and settings["crop"] is None
+            else fixed_size(settings["resize"], net)
+        )
+        values[name] = image_value(path, hows[name], size, settings["crop"])
+    tell_assumptions(hows)
+    return values
 
 
 def preprocessing_options(function: _options.Function) -> _options.Function:

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _output
+from fcnproto.cli import _naming, _options, _output
 from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
     from fcnproto.inspect.audit import Audit
 
 
-@click.command("audit")
+@click.command("audit", cls=_naming.NetCommand)
 @click.argument("net", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_options.json_option
 def command(net: Path, weights: Path | None, as_json: bool) -> int:
     """List what the net in NET (a prototxt, a solver, or a caffemodel) would touch, without running anything of it.
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output
+from fcnproto.cli import _files, _naming, _nets, _options, _output
 from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
     from fcnproto.diagnosis import Finding
 
 
-@click.command("check")
+@click.command("check", cls=_naming.NetCommand)
 @click.argument("net", metavar="NET_OR_SOLVER", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--images", metavar="DIR", type=click.Path(path_type=Path), help="Images, instead of the net's own data.")
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @_options.binary_masks_option
 @_options.empty_classes_option
 @click.option("--caffe", "for_caffe", is_flag=True, help="Also what the original Caffe refuses or computes otherwise.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_options.json_option
 @click.option("--html", metavar="FILE", type=_files.OutputFile(), help="Write a page to look at.")
 @click.option("--allow-python", is_flag=True, help="Import the modules that Python layers name; they run as you.")
 @_options.crop_option

@@ -8,21 +8,26 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fcnproto.atomic import atomic_write, is_stream
-from fcnproto.cli import _files, _nets, _options, _output
+from fcnproto.cli import _files, _naming, _nets, _options, _output
 from fcnproto.errors import UsageError
 
+if TYPE_CHECKING:
+    from fcnproto.export.convert import Conversion
 
-@click.command("convert")
+
+@click.command("convert", cls=_naming.NetCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("out", type=_files.OutputFile(makes_folder=True))
 @_files.format_option("safetensors", "pt", "caffemodel", "caffemodel.h5", "pt2", "onnx")
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs that a .py speaks of.")
 @click.option("--losses", is_flag=True, help="Keep losses and accuracies in .py, .pt2 and .onnx, labels being inputs.")
+@_options.json_option
 @_nets.net_options(device="cpu")
 def command(
     model: Path,
@@ -31,6 +36,7 @@ def command(
     chosen_format: str | None,
     input_size: tuple[int, int] | None,
     losses: bool,
+    as_json: bool,
     nets: _nets.NetOptions,
 ) -> None:
     """Write the net in the prototxt MODEL with WEIGHTS to OUT, whose ending says the format.
@@ -42,11 +48,17 @@ def command(
     """
     if is_stream(out):
         with _spooled(out, chosen_format) as made:
-            _convert(model, weights, made, input_size, losses, nets)
+            done = _convert(model, weights, made, input_size, losses, nets)
+        files = [out]
     elif chosen_format is not None and not out.name.lower().endswith(f".{chosen_format}"):
         raise UsageError(f"--format {chosen_format}: {out} says another format by its ending")
     else:
-        _convert(model, weights, out, input_size, losses, nets)
+        done = _convert(model, weights, out, input_size, losses, nets)
+        files = list(done.files)
+    if as_json:
+        _output.print_json({"files": files, "checked": done.checked})
+    else:
+        _output.note(f"{', '.join(map(str, files))}: {done.checked}")
 
 
 @contextlib.contextmanager
@@ -70,7 +82,7 @@ def _convert(
     input_size: tuple[int, int] | None,
     losses: bool,
     nets: _nets.NetOptions,
-) -> None:
+) -> Conversion:
     from fcnproto.export import STATE_FILES, about_inputs, check_output, convert, load_state
 
     check_output(out, (model, weights))
@@ -79,5 +91,4 @@ def _convert(
     if is_state:
         load_state(net, weights)
     title = net.graph.name or _options.title(model)
-    done = convert(net, out, size=input_size, title=title, about=about_inputs(net, model, weights), losses=losses)
-    _output.note(f"{', '.join(map(str, done.files))}: {done.checked}")
+    return convert(net, out, size=input_size, title=title, about=about_inputs(net, model, weights), losses=losses)

@@ -6,9 +6,11 @@ keys of the line's number and the path.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _files, _options, _output
 from fcnproto.cli._caffe_flags import CaffeCommand
 from fcnproto.errors import UsageError
 
@@ -16,7 +18,7 @@ from fcnproto.errors import UsageError
 @click.command("convert-imageset", cls=CaffeCommand)
 @click.argument("root")
 @click.argument("list_file", metavar="LIST", type=click.Path(dir_okay=False))
-@click.argument("database", type=click.Path())
+@click.argument("database", type=_files.OutputFolder())
 @click.option("--gray", is_flag=True, help="Read the images as grey ones.")
 @click.option("--shuffle", is_flag=True, help="Write the lines in random order.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the random order, to have it again.")
@@ -30,11 +32,12 @@ from fcnproto.errors import UsageError
 @click.option(
     "--encode-type", default="", metavar="SUFFIX", help="Their format, such as png or jpg [default: as it is]."
 )
+@_options.json_option
 @click.option("--check-size", is_flag=True, help="Stop at an image whose data differ in size from the first one's.")
 def command(
     root: str,
     list_file: str,
-    database: str,
+    database: Path,
     gray: bool,
     shuffle: bool,
     seed: int | None,
@@ -45,6 +48,7 @@ def command(
     encoded: bool,
     encode_type: str,
     check_size: bool,
+    as_json: bool,
 ) -> int:
     """Make DATABASE of the images that LIST names, one `path label` a line; ROOT is put before each path as it stands.
 
@@ -60,7 +64,7 @@ def command(
         report = convert_imageset(
             root,
             list_file,
-            database,
+            str(database),
             ImageOptions(gray, resize, encoded, encode_type, check_size),
             shuffle=shuffle,
             seed=seed,
@@ -69,5 +73,9 @@ def command(
         )
     for failure in report.failures:
         _output.error(failure)
-    _output.print_line(f"{report.written} records in {database}")
+    if as_json:
+        failures = list(report.failures)
+        _output.print_json({"database": database, "records": report.written, "failures": failures})
+    else:
+        _output.print_line(f"{report.written} records in {database}")
     return 1 if report.failures else 0

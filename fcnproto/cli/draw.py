@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output
+from fcnproto.cli import _files, _naming, _nets, _options, _output
 from fcnproto.errors import UsageError
 
 _FORMATS = (".svg", ".png", ".html")
 
 
-@click.command("draw")
+@click.command("draw", cls=_naming.NetCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
 @click.option(
@@ -34,6 +34,7 @@ _FORMATS = (".svg", ".png", ".html")
     show_default=True,
     help="Who places the boxes; auto: Graphviz where it is installed.",
 )
+@_options.json_option
 @_nets.net_options(device="cpu")
 def command(
     model: Path,
@@ -43,6 +44,7 @@ def command(
     input_size: tuple[int, int] | None,
     unfolded: bool,
     engine: str,
+    as_json: bool,
     nets: _nets.NetOptions,
 ) -> None:
     """Draw the net in the prototxt MODEL: layers by kind, shapes on the arrows, repeated groups folded.
@@ -82,4 +84,7 @@ def command(
     else:
         with atomic_write(output, "w") as file:
             file.write(to_page(diagram, layout, summary, params, blobs) if kind == ".html" else to_svg(diagram, layout))
-    _output.note(f"{output}: {len(diagram.boxes)} boxes for {len(summary.layers)} layers")
+    if as_json:
+        _output.print_json({"file": output, "boxes": len(diagram.boxes), "layers": len(summary.layers)})
+    else:
+        _output.note(f"{output}: {len(diagram.boxes)} boxes for {len(summary.layers)} layers")

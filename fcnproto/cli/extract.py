@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output
+from fcnproto.cli import _files, _naming, _nets, _options, _output
 
 
-@click.command("extract")
+@click.command("extract", cls=_naming.NetCommand)
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="FILE", type=_files.OutputFile(), help="Prototxt to write.  [default: stdout]")
 @click.option(
@@ -22,8 +22,11 @@ from fcnproto.cli import _files, _nets, _options, _output
 )
 @_options.caffe_proto_option
 @_nets.layers_option
+@_options.json_option
 @click.option("--raw", is_flag=True, help="Leave Split layers, phases and rules in it, as they are stored.")
-def command(weights: Path, output: Path | None, shapes: Sequence[str], caffe_proto: Path | None, raw: bool) -> None:
+def command(
+    weights: Path, output: Path | None, shapes: Sequence[str], caffe_proto: Path | None, as_json: bool, raw: bool
+) -> None:
     """Write the definition of the net that the caffemodel WEIGHTS was saved from, in the current format.
 
     Left out is what only the built net has: Split layers, the phase that layers inherit from the net, include and
@@ -41,7 +44,10 @@ def command(weights: Path, output: Path | None, shapes: Sequence[str], caffe_pro
             _output.warning(
                 f"{weights}: does not say the shape of input {names}; give it with --shape {unknown[0]}=N,C,H,W"
             )
-    if output is None:
-        _output.print_text(format_message(net).rstrip("\n"))
-    else:
+    if output is not None:
         write_message(output, net)
+    if as_json:
+        text = {"file": output} if output is not None else {"prototxt": format_message(net)}
+        _output.print_json({"name": net.name, "layers": len(net.layer), **text})
+    elif output is None:
+        _output.print_text(format_message(net).rstrip("\n"))

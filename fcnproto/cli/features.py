@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
+from fcnproto.cli import _files, _naming, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 
 
-@click.command("features")
+@click.command("features", cls=_naming.NetCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
@@ -28,6 +28,7 @@ from fcnproto.errors import UsageError
 @_files.format_option("h5", "npz", "txt")
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Images run at a time.", show_default=True)
 @click.option("--pool", type=click.Choice(["mean", "max"]), help="Over height and width, instead of the whole blob.")
+@_options.json_option
 @_preprocessing.preprocessing_options
 @_nets.net_options(cuts_images=True)
 def command(
@@ -39,6 +40,7 @@ def command(
     chosen_format: str | None,
     batch: int,
     pool: Any,
+    as_json: bool,
     crop: tuple[int, int] | None,
     nets: _nets.NetOptions,
     **settings: Any,
@@ -82,4 +84,7 @@ def command(
             pool=pool,
             progress=lambda image: bar.update(task, advance=1, description=image),
         )
-    _output.note(f"{output}: {summary(shapes)} of {len(found)} images")
+    if as_json:
+        _output.print_json({"file": output, "images": len(found), "blobs": shapes})
+    else:
+        _output.note(f"{output}: {summary(shapes)} of {len(found)} images")

@@ -59,6 +59,7 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 @click.option("--validation", type=float, default=0.15, show_default=True, help="Share for choosing the best weights.")
 @click.option("--held-out", type=float, default=0.15, show_default=True, help="Share for the final score.")
 @click.option("--seed", type=int, default=1337, show_default=True, help="Of the split and all random numbers.")
+@_options.json_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @_nets.layers_option
 @_options.device_option
@@ -73,6 +74,7 @@ def command(
     device: str | None,
     staged: bool,
     dry_run: bool,
+    as_json: bool,
     augment: str,
     **settings: Any,
 ) -> None:
@@ -112,8 +114,12 @@ def command(
     )
     if dry_run:
         # Of stages, the last one's net begins with the first one's weights here.
-        for number, step in enumerate(stages(chosen) if staged else [chosen]):
-            for line in plan(step, verify=number == 0).lines():
+        steps = stages(chosen) if staged else [chosen]
+        lines = [line for number, step in enumerate(steps) for line in plan(step, verify=number == 0).lines()]
+        if as_json:
+            _output.print_json({"plan": lines})
+        else:
+            for line in lines:
                 _output.print_line(line)
         return
     with SignalRequests() as asked:
@@ -124,7 +130,16 @@ def command(
             for line in made.lines():
                 _output.note(line)
             outcome = run(made, _output.note, asked)
-    for scored in outcome.scores:
+    if as_json:
+        _output.print_json(
+            {
+                "best iteration": outcome.best,
+                "validation": [list(pair) for pair in outcome.validations],
+                "held out": [scored.as_dict() for scored in outcome.scores],
+                "weights": chosen.output / "weights.caffemodel",
+            }
+        )
+    for scored in outcome.scores if not as_json else ():
         if len(outcome.scores) > 1:
             _output.print_line(f"{scored.blob}:")
         for line in scored.metrics.lines():

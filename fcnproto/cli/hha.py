@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _files, _output
+from fcnproto.cli import _files, _options, _output
 from fcnproto.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", required=True, type=_files.OutputFolder(), help="Folder for the HHA images.")
 @click.option("--camera", required=True, metavar="FX,FY,CX,CY|nyud", help="Focal lengths and middle, in pixels.")
 @click.option("--unit", type=float, default=0.001, show_default=True, help="Metres that a pixel value of 1 stands for.")
+@_options.json_option
 @click.option("--radius", type=click.IntRange(min=1), default=3, show_default=True, help="Of the windows for normals.")
-def command(depths: Sequence[Path], output: Path, camera: str, unit: float, radius: int) -> None:
+def command(depths: Sequence[Path], output: Path, camera: str, unit: float, as_json: bool, radius: int) -> None:
     """Encode depth images (one channel of 8, 16 or 32 bits) as HHA images of the same names (.png).
 
     Pixels that are 0 are holes and are filled. "nyud" is the camera of NYUDv2's images of 560x425.
@@ -37,7 +38,7 @@ def command(depths: Sequence[Path], output: Path, camera: str, unit: float, radi
     if not unit > 0:
         raise UsageError(f"--unit {unit:g}: must be above 0")
     output.mkdir(parents=True, exist_ok=True)
-    files = find_images(depths)
+    files, written = find_images(depths), list[Path]()
     with _output.progress("encoding") as progress:
         for path, name in progress.track(files):
             try:
@@ -48,7 +49,11 @@ def command(depths: Sequence[Path], output: Path, camera: str, unit: float, radi
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(target) as file:
                 Image.fromarray(image).save(file, "PNG")
-            _output.print_line(str(target))
+            written.append(target)
+            if not as_json:
+                _output.print_line(str(target))
+    if as_json:
+        _output.print_json({"files": written})
 
 
 def _camera(text: str) -> Intrinsics:

@@ -19,9 +19,12 @@ from fcnproto.cli._caffe_flags import CaffeCommand
 @click.option(
     "--backend", type=click.Choice(["lmdb", "leveldb"]), help="As Caffe's tool has it; the kind is seen anyway."
 )
+@_options.json_option
 @click.option("--gray", is_flag=True, help="Read a folder's images as grey ones.")
 @click.option("--resize", metavar="HxW", callback=_options.size, help="Resize a folder's images first.")
-def command(source: str, output: Path | None, backend: str | None, gray: bool, resize: tuple[int, int] | None) -> int:
+def command(
+    source: str, output: Path | None, backend: str | None, gray: bool, resize: tuple[int, int] | None, as_json: bool
+) -> int:
     """Average the records of SOURCE, a database (LMDB, LevelDB), or the images in it, a folder; all need one size.
 
     The mean image goes to OUTPUT (.binaryproto), the mean of each channel to stdout. Images that can't be read are
@@ -41,6 +44,9 @@ def command(source: str, output: Path | None, backend: str | None, gray: bool, r
         _output.error(failure)
     if output is not None:
         write_mean(str(output), report.mean)
+    if as_json:
+        _output.print_json({"mean": list(map(float, report.values)), "failures": list(report.failures), "file": output})
+        return 1 if report.failures else 0
     for channel, value in enumerate(report.values):
         _output.print_line(f"mean_value channel {channel}: {value:g}")
     return 1 if report.failures else 0

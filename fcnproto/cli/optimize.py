@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _nets, _options, _output
+from fcnproto.cli import _naming, _nets, _options, _output
 
 if TYPE_CHECKING:
     from fcnproto.inspect.optimizing import Saving
 
 
-@click.command("optimize")
+@click.command("optimize", cls=_naming.NetCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
 @click.option("--explain", "explains", is_flag=True, help="A line for each layer that a pass takes, not one a pass.")
 @click.option("--passes", metavar="A,B", callback=_options.names, help="Some of the passes.  [default: all]")
 @_options.input_size_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_options.json_option
 @_nets.net_options(device="cpu")
 def command(
     model: Path,
@@ -44,7 +44,9 @@ def command(
 
     wanted = chosen_passes(passes or None)
     net = nets.load(model, weights)
-    summary = summarise(read_net(model), input_size, shapes=nets.shapes, base_dir=model.resolve().parent, **nets.state)
+    summary = summarise(
+        read_net(model), input_size, shapes=nets.shapes, base_dir=model.resolve().parent, file=model, **nets.state
+    )
     savings = explain(net, summary, wanted)
     if as_json:
         _output.print_json(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
+from fcnproto.atomic import is_stream
+from fcnproto.cli import _files, _naming, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import json_text, printable
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from fcnproto.net import Net
     from fcnproto.parity import Entry, Recording, Report
 
+_NETS = (".prototxt", ".pbtxt", ".caffemodel", ".h5", ".safetensors")
 _TOLERANCES = {"golden": 1e-5, "float64": 1e-5, "caffe": 1e-5, "opencv": 1e-4}
 
 
@@ -27,15 +30,37 @@ def _print_dump_script(context: click.Context, parameter: click.Parameter, wante
         context.exit()
 
 
-@click.command("parity")
+class ParityCommand(_naming.NetCommand):
+    """`--json FILE`, as `--json-file` was called once, is still understood."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Tell the file that an old command line names after `--json` from what follows the flag."""
+        spelt: list[str] = []
+        for word in args:
+            if spelt and spelt[-1] == "--json" and _is_old_file(word):
+                spelt[-1] = "--json-file"
+            spelt.append(f"--json-file={word[7:]}" if word.startswith("--json=") else word)
+        return super().parse_args(ctx, spelt)
+
+
+def _is_old_file(word: str) -> bool:
+    """Whether a word after `--json` can only be the name of a file to be written."""
+    if word == "-" or word.lower().endswith(".json") or (os.path.exists(word) and is_stream(Path(word))):
+        return True
+    known = word.startswith("-") or os.path.exists(word) or word.lower().endswith(_NETS)
+    if known:
+        return False
+    from fcnproto import zoo
+
+    return word not in zoo.names()
+
+
+@click.command("parity", cls=ParityCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
 @click.option("--golden", metavar="FILE", type=click.Path(path_type=Path), help="A recording: npz or HDF5.")
 @click.option("--reference", type=click.Choice(["opencv", "caffe", "float64"]), help="Compute the reference now.")
-@click.option("--image", "images", metavar="[BLOB=]FILE", multiple=True, help="An image as an input.")
-@click.option(
-    "--input", "arrays", metavar="FILE", type=click.Path(path_type=Path), help="Inputs: .npz by blob, or .npy."
-)
+@_preprocessing.input_options
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of random inputs (without --image).")
 @click.option("--tolerance", type=click.FloatRange(min=0), metavar="T", help="Of blobs.  [default: 1e-5; opencv: 1e-4]")
 @click.option(
@@ -48,7 +73,8 @@ def _print_dump_script(context: click.Context, parameter: click.Parameter, wante
 )
 @click.option("--backward", is_flag=True, help="Compare gradients too (float64, caffe; golden: if there are any).")
 @click.option("--html", metavar="FILE", type=_files.OutputFile(), help="Write a report to look at.")
-@click.option("--json", "json_file", metavar="FILE", type=_files.OutputFile(), help="Write the numbers.")
+@_options.json_option
+@click.option("--json-file", metavar="FILE", type=_files.OutputFile(), help="Write the numbers to a file.")
 @click.option("--python", default="python", metavar="PROGRAM", help="Interpreter that has pycaffe.", show_default=True)
 @click.option(
     "--dump-script",
@@ -65,11 +91,12 @@ def command(
     weights: Path | None,
     golden: Path | None,
     reference: str | None,
-    arrays: Path | None,
+    arrays: Sequence[str],
     images: Sequence[str],
     tolerance: float | None,
     gradient_tolerance: float,
     html: Path | None,
+    as_json: bool,
     json_file: Path | None,
     nets: _nets.NetOptions,
     **settings: Any,
@@ -82,10 +109,8 @@ def command(
     """
     if (golden is None) == (reference is None):
         raise UsageError("give either --golden FILE or --reference opencv, caffe or float64")
-    if golden is not None and (images or arrays is not None or settings["input_size"] is not None):
+    if golden is not None and (images or arrays or settings["input_size"] is not None):
         raise UsageError("--golden has inputs of its own; --image, --input and --input-size go with --reference")
-    if images and arrays is not None:
-        raise UsageError("--image and --input exclude each other")
     if settings["backward"] and reference == "opencv":
         raise UsageError("--backward: OpenCV gives no gradients; use --reference float64, caffe or a golden file")
     from fcnproto.parity import compare, read_recording
@@ -104,7 +129,10 @@ def command(
     chosen = _TOLERANCES[reference or "golden"] if tolerance is None else tolerance
     report = compare(net, recording, tolerance=chosen, gradient_tolerance=gradient_tolerance)
     report.net = report.net or _options.title(model)
-    _print(report)
+    if as_json:
+        _output.print_json(report.to_dict())
+    else:
+        _print(report)
     if json_file is not None:
         from fcnproto.atomic import atomic_write
 
@@ -126,7 +154,7 @@ def _take_params(net: Net, recording: Recording) -> None:
             layer, _, index = key.rpartition(".")
             blobs = net.params.get(layer, [])
             if not index.isdecimal() or int(index) >= len(blobs) or blobs[int(index)].numel() != value.size:
-                raise DataError(f"{recording.source}: param.{key} does not fit net {net.graph.name!r}")
+                raise DataError(f"{recording.source}: param.{key} does not fit {net.graph.title}")
             target = blobs[int(index)]
             target.copy_(torch.from_numpy(value.astype("float32")).reshape(target.shape))
 
@@ -137,17 +165,13 @@ def _compute(
     model: Path,
     weights: Path | None,
     images: Sequence[str],
-    arrays: Path | None,
+    arrays: Sequence[str],
     settings: dict[str, Any],
 ) -> Recording:
-    from fcnproto.cli.run import image_values
-    from fcnproto.inspect.running import read_arrays
     from fcnproto.parity import caffe_reference, float64_reference, opencv_reference, random_inputs
 
-    if arrays is not None:
-        inputs = {name: value.numpy() for name, value in read_arrays(arrays, net).items()}
-    elif images:
-        values = image_values(net, model, weights, images, {**settings, "crop": None})
+    if arrays or images:
+        values = _preprocessing.input_values(net, model, weights, images, arrays, {**settings, "crop": None})
         inputs = {name: value.numpy() for name, value in values.items()}
     else:
         inputs = random_inputs(net, settings["input_size"])
@@ -164,7 +188,7 @@ def _print(report: Report) -> None:
         found = entry.measures
         numbers = ["other shape", "", "", "", ""]
         if found is not None:
-            argmax = "" if found.argmax is None else f"{100 * found.argmax:.4f}%"
+            argmax = "" if found.argmax is None else f"{found.argmax:.6f}"
             numbers = [
                 f"{found.max_rel:.2e}",
                 f"{found.max_abs:.2e}",

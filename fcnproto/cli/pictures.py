@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
+from fcnproto.cli import _files, _naming, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import file_name
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fcnproto.net import Net
 
 
-@click.command("pictures")
+@click.command("pictures", cls=_naming.NetCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
 @click.option(
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 @click.option("--filters", metavar="A,B", callback=_options.names, help="Layers  [default: the first convolution].")
 @click.option("--activations", metavar="A,B", callback=_options.names, help="Blobs to show for an input.")
 @click.option("--gradients", is_flag=True, help="The size of gradients per layer, after a backward pass.")
-@click.option("--image", "images", metavar="[BLOB=]FILE", multiple=True, help="An image as an input.")
-@click.option(
-    "--input", "arrays", metavar="FILE", type=click.Path(path_type=Path), help="Inputs (labels too): .npz by blob."
-)
+@_preprocessing.input_options
+@_options.json_option
 @_preprocessing.preprocessing_options
 @_nets.net_options()
 def command(
@@ -41,7 +39,8 @@ def command(
     activations: Sequence[str],
     gradients: bool,
     images: Sequence[str],
-    arrays: Path | None,
+    arrays: Sequence[str],
+    as_json: bool,
     nets: _nets.NetOptions,
     **settings: Any,
 ) -> None:
@@ -50,29 +49,26 @@ def command(
     Activations and gradients need an input. Gradients start at the net's loss where the labels are given (--input),
     else at random values put in at its outputs.
     """
-    if images and arrays is not None:
-        raise UsageError("--image and --input exclude each other")
-    if (activations or gradients) and not images and arrays is None:
+    if (activations or gradients) and not images and not arrays:
         raise UsageError("--activations and --gradients need an input: give --image or --input")
     from fcnproto.atomic import atomic_write
-    from fcnproto.cli.run import image_values
-    from fcnproto.inspect.running import read_arrays
 
     net = nets.load(model, weights)
-    inputs: Mapping[str, Tensor] = {}
-    if arrays is not None:
-        inputs = read_arrays(arrays, net)
-    elif images:
-        inputs = image_values(net, model, weights, images, {**settings, "crop": None})
+    inputs = _preprocessing.input_values(net, model, weights, images, arrays, {**settings, "crop": None})
     output.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
+    written: list[Path] = []
     for name, picture in _pictures(net, filters, activations, gradients, inputs):
         stem = file_name(name, taken)
         taken.add(stem.lower())
         file = output / f"{stem}.png"
         with atomic_write(file) as opened:
             picture.save(opened, format="PNG")
-        _output.note(f"{file}: {picture.width}x{picture.height}")
+        written.append(file)
+        if not as_json:
+            _output.note(f"{file}: {picture.width}x{picture.height}")
+    if as_json:
+        _output.print_json({"files": written})
 
 
 def _pictures(

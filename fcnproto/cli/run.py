@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
+from fcnproto.cli import _files, _naming, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import printable
 
@@ -18,13 +18,10 @@ if TYPE_CHECKING:
     from fcnproto.net import Net
 
 
-@click.command("run")
+@click.command("run", cls=_naming.NetCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path), required=False)
-@click.option("--image", "images", metavar="[BLOB=]FILE", multiple=True, help="An image as an input.")
-@click.option(
-    "--input", "arrays", metavar="FILE", type=click.Path(path_type=Path), help="Inputs: .npz by blob, or .npy."
-)
+@_preprocessing.input_options
 @click.option("--blobs", metavar="A,B", callback=_options.names, help="Blobs to give besides the net's outputs.")
 @click.option(
     "-o", "--output", metavar="FILE", type=_files.OutputFile(), help="Write the blobs to this .npz file; - is stdout."
@@ -32,18 +29,20 @@ if TYPE_CHECKING:
 @_files.format_option("npz", "txt")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Print the K best classes of a classifier.")
 @click.option("--labels", metavar="FILE", type=click.Path(path_type=Path), help="Class names for --top-k, one a line.")
+@_options.json_option
 @_preprocessing.preprocessing_options
 @_nets.net_options(cuts_images=True)
 def command(
     model: Path,
     weights: Path | None,
     images: Sequence[str],
-    arrays: Path | None,
+    arrays: Sequence[str],
     blobs: Sequence[str],
     output: Path | None,
     chosen_format: str | None,
     top_k: int | None,
     labels: Path | None,
+    as_json: bool,
     nets: _nets.NetOptions,
     **settings: Any,
 ) -> None:
@@ -56,15 +55,15 @@ def command(
     """
     import torch
 
-    if images and arrays is not None:
-        raise UsageError("--image and --input exclude each other")
     if labels is not None and top_k is None:
         raise UsageError("--labels names the classes of --top-k, which is not given")
     net = nets.load(model, weights)
     with torch.no_grad():
         outputs = _run(net, model, weights, images, arrays, blobs, settings)
     results = {name: value.float().cpu().numpy() for name, value in outputs.items()}
-    if top_k is None:
+    if as_json:
+        _output.print_json(_as_dict(results, top_k, labels))
+    elif top_k is None:
         rows = [
             (printable(name, 100), "x".join(map(str, array.shape)), *(f"{value:.6g}" for value in _statistics(array)))
             for name, array in results.items()
@@ -76,6 +75,22 @@ def command(
         _print_best(results, top_k, labels)
     if output is not None:
         _write(output, results, chosen_format)
+
+
+def _as_dict(results: Mapping[str, Any], top_k: int | None, labels: Path | None) -> dict[str, Any]:
+    """The results for JSON: each blob's shape and range, and for classifiers the best classes of each image."""
+    blobs = {}
+    for name, array in results.items():
+        low, mean, high = map(float, _statistics(array))
+        blobs[name] = {"shape": list(array.shape), "min": low, "mean": mean, "max": high}
+    if top_k is None:
+        return {"blobs": blobs}
+    best: dict[str, Any] = {}
+    for name, titles, rows in _best(results, top_k, labels):
+        best[name] = [
+            [{"label": label, "name": titles(label), "score": float(score)} for label, score in row] for row in rows
+        ]
+    return {"blobs": blobs, "best": best}
 
 
 def _write(output: Path, results: Mapping[str, Any], chosen_format: str | None) -> None:
@@ -92,17 +107,15 @@ def _run(
     model: Path,
     weights: Path | None,
     images: Sequence[str],
-    arrays: Path | None,
+    arrays: Sequence[str],
     blobs: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Mapping[str, Tensor]:
-    from fcnproto.inspect.running import read_arrays, run_with
+    from fcnproto.inspect.running import run_with
     from fcnproto.net.roles import computable_outputs, score_blobs
 
-    if arrays is not None:
-        values = read_arrays(arrays, net)
-    elif images:
-        values = image_values(net, model, weights, images, settings)
+    if arrays or images:
+        values = _preprocessing.input_values(net, model, weights, images, arrays, settings)
     elif net.inputs:
         raise UsageError(f"the net needs {', '.join(map(repr, net.inputs))}: give --image or --input")
     else:
@@ -114,40 +127,15 @@ def _run(
     return run_with(net, {name: value.to(net.device) for name, value in values.items()}, blobs)
 
 
-def image_values(
-    net: Net, model: Path, weights: Path | None, images: Sequence[str], settings: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """The inputs that `--image` and the preprocessing options (with resize and crop) in `settings` name."""
-    from fcnproto.inspect.running import image_value
-    from fcnproto.net.roles import fixed_image_size
-    from fcnproto.preprocessing import known_net, preprocessing_of
-
-    record, inputs = known_net(net, model, weights), list(net.source_shapes)
-    if not inputs:
-        raise UsageError("the net has no inputs")
-    hows, values = {}, {}
-    for text in images:
-        name, sign, path = text.partition("=")
-        if not sign or name not in inputs:
-            name, path = inputs[0], text
-        if name in values:
-            raise UsageError(f"--image: input {name!r} is given twice; name the other as BLOB=FILE")
-        hows[name] = _preprocessing.override(preprocessing_of(net, name, record), name, inputs, settings)
-        size = (
-            fixed_image_size(net, name)
-            if settings["resize"] is None and settings["crop"] is None
-            else _preprocessing.fixed_size(settings["resize"], net)
-        )
-        values[name] = image_value(path, hows[name], size, settings["crop"])
-    _preprocessing.tell_assumptions(hows)
-    return values
-
-
 def _statistics(array: Any) -> tuple[float, ...]:
     return (array.min(), array.mean(dtype="float64"), array.max()) if array.size else (float("nan"),) * 3
 
 
-def _print_best(results: Mapping[str, Any], count: int, labels: Path | None) -> None:
+def _best(
+    results: Mapping[str, Any], count: int, labels: Path | None
+) -> Iterator[tuple[str, Callable[[int], str], list[list[tuple[int, float]]]]]:
+    """Of each blob that holds one score for each class: its name, how its classes are called, and for each image the
+    labels with the highest scores. UsageError where there is none, or names don't fit."""
     from fcnproto.inspect.running import best_classes
     from fcnproto.preprocessing import read_class_names
 
@@ -163,7 +151,15 @@ def _print_best(results: Mapping[str, Any], count: int, labels: Path | None) -> 
     for name, array in judged.items():
         if names is not None and len(names) != array.shape[1]:
             raise UsageError(f"--labels: {labels} has {len(names)} names, blob {name!r} has {array.shape[1]} classes")
-        for row in array:
-            for rank, (label, score) in enumerate(best_classes(row, count), 1):
-                title = names[label] if names is not None else f"class {label}"
-                _output.print_line(f"{rank:3d}  {score:.6f}  {title}" + (f"  [{name}]" if len(judged) > 1 else ""))
+        titled = names.__getitem__ if names is not None else "class {}".format
+        yield name, titled, [list(best_classes(row, count)) for row in array]
+
+
+def _print_best(results: Mapping[str, Any], count: int, labels: Path | None) -> None:
+    found = list(_best(results, count, labels))
+    for name, titled, rows in found:
+        for row in rows:
+            for rank, (label, score) in enumerate(row, 1):
+                _output.print_line(
+                    f"{rank:3d}  {score:.6f}  {titled(label)}" + (f"  [{name}]" if len(found) > 1 else "")
+                )

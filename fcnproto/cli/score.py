@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
+from fcnproto.cli import _files, _naming, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import file_name, printable
 
@@ -34,7 +34,7 @@ def _result_options(function: _options.Function) -> _options.Function:
             metavar="FILE",
             help="Write the confusion matrix as a PNG.",
         ),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, the confusion matrix included."),
+        _options.json_option,
         click.option("--leave-out", metavar="A,B", callback=_options.names, help="Classes left out of the means."),
         click.option(
             "--leave-out-absent/--count-absent",
@@ -95,7 +95,7 @@ def folders_command(
     _show([scored], settings, None)
 
 
-@command.command("net")
+@command.command("net", cls=_naming.NetCommand)
 @click.argument("model", type=_path)
 @click.argument("weights", type=_path)
 @click.option("--images", metavar="[BLOB=]DIR", multiple=True, help="Folder of images; with --masks.")
@@ -324,7 +324,7 @@ def _print_tables(scored: Scored, several: bool) -> None:
         _output.print_line(f"{scored.blob}:")
     rows = []
     for index, name in enumerate(scored.names):
-        figures = [f"{100 * value:.1f}" for value in (found.class_iu[index], found.class_accuracy[index])]
+        figures = [f"{value:.3f}" for value in (found.class_iu[index], found.class_accuracy[index])]
         note = "left out" if index in scored.leave_out else ""
         rows.append(
             [
@@ -360,15 +360,15 @@ def _published_figures(record: ModelInfo) -> list[dict[str, Any]]:
 
 
 def _print_published(results: Sequence[Scored], record: ModelInfo) -> None:
-    """The published figures, beside ours where they are of this net, in percent."""
-    ours = {name: 100 * value for name, value in results[0].metrics.named()}
+    """The published figures, beside ours where they are of this net."""
+    ours = dict(results[0].metrics.named())
     if len(results) > 1:
-        ours["geometric pixel accuracy"] = 100 * results[1].metrics.pixel_accuracy
+        ours["geometric pixel accuracy"] = results[1].metrics.pixel_accuracy
     rows = []
     for figure in _published_figures(record):
         for name, value in figure["metrics"].items():
-            mine = f"{ours[name]:.1f}" if name in ours and figure["net"] == record.name else ""
-            rows.append([figure["net"], name, mine, f"{value:.1f}", figure["data"], figure["source"]])
+            mine = f"{ours[name]:.3f}" if name in ours and figure["net"] == record.name else ""
+            rows.append([figure["net"], name, mine, f"{value:.3f}", figure["data"], figure["source"]])
     if rows:
         _output.print_line()
         columns = ["net", "metric", "here", "published", "on", "source"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
+from fcnproto.cli import _files, _naming, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import printable
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CLASSES_SHOWN = 8
 
 
-@click.command("segment")
+@click.command("segment", cls=_naming.NetCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER...")
@@ -33,12 +33,14 @@ _CLASSES_SHOWN = 8
 )
 @click.option("--blob", "blobs", metavar="NAME", multiple=True, help="Score blob to use; may be repeated.")
 @click.option(
+    "--image",
     "--input",
     "inputs",
     metavar="BLOB=PATH",
     multiple=True,
     help="For a net with several image inputs: image or folder for a further one; files are matched by name.",
 )
+@_options.json_option
 @_preprocessing.preprocessing_options
 @_options.precision_option(
     "What convolutions are computed in; others than fp32 are compared with it on some of the images."
@@ -111,17 +113,18 @@ def command(
         segmenter,
         images,
         output,
-        inputs=_options.assignments(inputs, "--input"),
+        inputs=_options.assignments(inputs, "--image"),
         with_legend=not no_legend,
         recursive=recursive,
         compared=settings["compared"],
     )
-    return _print(results, settings["precision"])
+    return _print(results, settings["precision"], settings["as_json"])
 
 
-def _print(results: Iterable[Result], precision: str) -> int:
-    """A line for each image, and what a lower precision changed; returns the exit status."""
+def _print(results: Iterable[Result], precision: str, as_json: bool) -> int:
+    """A line for each image (or JSON of all), and what a lower precision changed; returns the exit status."""
     failed = total = 0
+    told: list[dict[str, Any]] = []
     agreements: list[tuple[float, Result]] = []
     with _output.progress("segmenting") as progress:
         task = progress.add_task("", total=None)
@@ -131,17 +134,30 @@ def _print(results: Iterable[Result], precision: str) -> int:
             if result.error is not None:
                 failed += 1
                 _output.error(result.error)
+            if as_json:
+                told.append(_as_dict(result))
             for found in result.segmentations:
                 shares = _most(found.shares())
                 head = f"{found.blob}: " if len(result.segmentations) > 1 else ""
-                same = "" if found.agreement is None else f"; {found.agreement:.3%} of the labels as in float32"
-                _output.print_line(f"{result.source}: {head}{shares}{same}")
+                same = "" if found.agreement is None else f"; {found.agreement:.5f} of the labels as in float32"
+                if not as_json:
+                    _output.print_line(f"{result.source}: {head}{shares}{same}")
                 if found.agreement is not None:
                     agreements.append((found.agreement, replace(result, segmentations=())))
     _tell_agreement(precision, agreements, total)
+    if as_json:
+        _output.print_json({"images": told, "failed": failed})
     if failed:
         _output.note(f"{failed} of {total} images failed")
     return 1 if failed else 0
+
+
+def _as_dict(result: Result) -> dict[str, Any]:
+    blobs = {
+        found.blob: {"shares": found.shares(), **({} if found.agreement is None else {"agreement": found.agreement})}
+        for found in result.segmentations
+    }
+    return {"source": result.source, "files": result.files, "error": result.error, "blobs": blobs}
 
 
 def _tell_agreement(precision: str, agreements: Sequence[tuple[float, Result]], total: int) -> None:
@@ -151,13 +167,13 @@ def _tell_agreement(precision: str, agreements: Sequence[tuple[float, Result]], 
     lowest, where = min(agreements, key=lambda pair: pair[0])
     compared = len({result.index for _, result in agreements})
     _output.note(
-        f"{precision}: {mean:.3%} of the labels agree with float32's ({compared} of {total} images compared; "
-        f"lowest {lowest:.3%}, {where.source.name})"
+        f"{precision}: {mean:.5f} of the labels agree with float32's ({compared} of {total} images compared; "
+        f"lowest {lowest:.5f}, {where.source.name})"
     )
 
 
 def _most(shares: dict[str, float]) -> str:
     """The classes with the largest shares, and how many others there are."""
-    shown = [f"{printable(name, 60)} {share:.1%}" for name, share in list(shares.items())[:_CLASSES_SHOWN]]
+    shown = [f"{printable(name, 60)} {share:.3f}" for name, share in list(shares.items())[:_CLASSES_SHOWN]]
     more = len(shares) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

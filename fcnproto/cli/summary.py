@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _nets, _options, _output
+from fcnproto.cli import _naming, _nets, _options, _output
 from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
     from fcnproto.inspect.summary import NetSummary
 
 
-@click.command("summary")
+@click.command("summary", cls=_naming.NetCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @_options.input_size_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_options.json_option
 @_nets.net_options(device="cpu")
 def command(
     model: Path,

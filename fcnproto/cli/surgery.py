@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output
+from fcnproto.cli import _files, _naming, _nets, _options, _output
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,24 @@ _no_interpolation = click.option(
     "--no-interpolation", is_flag=True, help='Leave layers called "up..." as they are instead of making them bilinear.'
 )
 
-_net = _nets.net_options(device="cpu")
+
+def _net(function: _options.Function) -> _options.Function:
+    """`--json`, and the options of the net."""
+    return _told_options(_nets.net_options(device="cpu")(function))
+
+
+def _told_options(function: _options.Function) -> _options.Function:
+    """`--json`: kept for `_tell`."""
+
+    def keep(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+        context.meta[_AS_JSON] = wanted
+
+    return click.option(
+        "--json", is_flag=True, expose_value=False, callback=keep, help="Print the results as JSON on stdout."
+    )(function)
+
+
+_AS_JSON = "fcnproto.surgery.as_json"
 
 
 @click.group("surgery")
@@ -42,7 +59,7 @@ def command() -> None:
     copied, coerced (into another shape), made, changed, kept (nothing came for it) or dropped (from the source)."""
 
 
-@command.command("transplant")
+@command.command("transplant", cls=_naming.NetCommand)
 @_model
 @click.argument("source", type=_path)
 @_output_weights
@@ -79,7 +96,7 @@ def transplant_command(
     _finish(net, output, report)
 
 
-@command.command("interpolate")
+@command.command("interpolate", cls=_naming.NetCommand)
 @_model
 @click.argument("weights", type=_path, required=False)
 @_output_weights
@@ -102,7 +119,7 @@ def interpolate_command(
     _finish(net, output, report)
 
 
-@command.command("expand-score")
+@command.command("expand-score", cls=_naming.NetCommand)
 @_model
 @click.argument("source", type=_path)
 @click.argument("layer")
@@ -137,7 +154,7 @@ def expand_command(
     _finish(net, output, report)
 
 
-@command.command("early-fusion")
+@command.command("early-fusion", cls=_naming.NetCommand)
 @_model
 @click.argument("source", type=_path)
 @_output_weights
@@ -162,7 +179,7 @@ def early_command(
     _finish(net, output, surgery.early_fusion(net, source, layer, source_layer))
 
 
-@command.command("late-fusion")
+@command.command("late-fusion", cls=_naming.NetCommand)
 @_model
 @click.option(
     "--stream", "streams", metavar="SUFFIX=WEIGHTS", multiple=True, required=True, help="As in --stream hha=W; repeat."
@@ -177,7 +194,7 @@ def late_command(model: Path, streams: Sequence[str], output: Path, nets: _nets.
     _finish(net, output, surgery.late_fusion(net, dict(_options.assignments(streams, "--stream"))))
 
 
-@command.command("convolutionalise")
+@command.command("convolutionalise", cls=_naming.NetCommand)
 @_model
 @click.argument("weights", type=_path, required=False)
 @click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
@@ -214,7 +231,7 @@ def convolutionalise_command(
     _write_both(nets, net, weights, output, output_weights, report, ())
 
 
-@command.command("set-classes")
+@command.command("set-classes", cls=_naming.NetCommand)
 @_model
 @click.argument("weights", type=_path, required=False)
 @click.option(
@@ -250,11 +267,12 @@ def classes_command(
     _write_both(nets, net, weights, output, output_weights, report, report.layers("changed"))
 
 
-@command.command("fold-normalisation")
+@command.command("fold-normalisation", cls=_naming.NetCommand)
 @_model
 @click.argument("weights", type=_path)
 @click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
 @click.option("--output-weights", required=True, type=_files.OutputFile(), help="Weights to write.")
+@_told_options
 @_nets.layers_option
 def fold_command(model: Path, weights: Path, output: Path, output_weights: Path) -> None:
     """Fold BatchNorm and Scale into the convolutions before them: the net computes the same without these layers."""
@@ -301,8 +319,7 @@ def _write_both(
     write_message(output, net)
     if made is not None and output_weights is not None:
         _save(made, output_weights)
-    for line in report.lines():
-        _output.print_line(line)
+    _tell(report)
 
 
 def _save(net: Net, path: Path) -> None:
@@ -315,5 +332,14 @@ def _save(net: Net, path: Path) -> None:
 
 def _finish(net: Net, output: Path, report: Report) -> None:
     _save(net, output)
+    _tell(report)
+
+
+def _tell(report: Report) -> None:
+    """What was done, on stdout."""
+    if click.get_current_context().meta[_AS_JSON]:
+        steps = [{"action": one.action, "layer": one.layer, "detail": one.detail} for one in report.steps]
+        _output.print_json({"steps": steps})
+        return
     for line in report.lines():
         _output.print_line(line)

@@ -19,11 +19,13 @@ from fcnproto.escaping import printable
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The net's prototxt.")
 @click.option("--weights", metavar="W[,W2]", required=True, help="Its weights; later files overwrite.")
 @click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="How many batches.")
+@_options.json_option
 @_nets.net_options(gpu=True, writes=True)
 def command(
     model: Path,
     weights: str,
     iterations: int,
+    as_json: bool,
     nets: _nets.NetOptions,
 ) -> None:
     """Run a trained net on its own test data and print the mean of every output."""
@@ -46,6 +48,10 @@ def command(
     finally:
         LOGGER.removeHandler(handler)
     weighted = loss_weights(net)
+    if as_json:
+        outputs = {name: list(map(float, values)) for name, values in means.result().items()}
+        _output.print_json({"loss": loss / iterations, "outputs": outputs, "iterations": iterations})
+        return
     _output.print_line(f"Loss: {figure(loss / iterations)}")
     for name, values in means.result().items():
         for value in values:

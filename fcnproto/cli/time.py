@@ -19,11 +19,13 @@ from fcnproto.escaping import printable
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The net's prototxt.")
 @click.option("--weights", metavar="W[,W2]", help="Weights; times hardly depend on them.")
 @click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="How many passes to average.")
+@_options.json_option
 @_nets.net_options("train", gpu=True)
 def command(
     model: Path,
     weights: str | None,
     iterations: int,
+    as_json: bool,
     nets: _nets.NetOptions,
 ) -> None:
     """Measure each layer's forward and backward time."""
@@ -31,6 +33,10 @@ def command(
 
     net = nets.load(model, _options.names(None, None, weights))
     times = time_layers(net, iterations, nets.shapes)
+    if as_json:
+        layers = [{"name": one.name, "forward": one.forward, "backward": one.backward} for one in times]
+        _output.print_json({"milliseconds": layers, "iterations": iterations})
+        return
     _output.print_line("Average time per layer:")
     for entry in times:
         _output.print_line(f"{printable(entry.name, 100):>10s}", f"forward: {entry.forward:g} ms.")

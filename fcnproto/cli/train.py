@@ -58,6 +58,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
 @click.option("--log-dir", type=_files.OutputFolder(), help="Folder for CSV and TensorBoard.")
 @click.option("--plot", type=_files.OutputFile(), help="The loss plot (PNG).")
 @click.option("--no-plot", is_flag=True, help="Draw no loss plot.")
+@_options.json_option
 @click.option("--progress/--no-progress", "live", default=None, help="Live line or log lines.  [default: by terminal]")
 def command(
     solver_file: Path,
@@ -77,6 +78,7 @@ def command(
     log_dir: Path | None,
     plot: Path | None,
     no_plot: bool,
+    as_json: bool,
     live: bool | None,
 ) -> None:
     """Train a net with its solver, as Caffe does.
@@ -122,6 +124,11 @@ def command(
             warnings.warn(message, FcnprotoWarning, stacklevel=2)
         with _Shown(live, log_dir, plot, no_plot).around(solver):
             solver.solve(state, iterations)
+        if as_json and distributed.rank() == 0:
+            losses = solver.losses
+            _output.print_json(
+                {"iterations": solver.iter, "loss": losses[-1] if losses else None, "snapshot": solver.last_snapshot}
+            )
 
 
 def _sampling(text: str | None) -> LossSampling | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _files, _nets, _output
+from fcnproto.cli import _files, _nets, _options, _output
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 @click.command("upgrade")
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=_files.OutputFile(may_be_input=True))
+@_options.json_option
 @_nets.layers_option
-def command(source: Path, target: Path) -> int:
+def command(source: Path, target: Path, as_json: bool) -> int:
     """Read the net or solver IN, in text (.prototxt) or binary (.caffemodel) form, and write it to OUT in the same form
     and in the current format.
 
@@ -41,4 +42,6 @@ def command(source: Path, target: Path) -> int:
             file.write(message.SerializeToString())
     else:
         write_message(target, message)
+    if as_json:
+        _output.print_json({"file": target, "binary": binary, "compatible": compatible})
     return 0 if compatible else 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _output
+from fcnproto.cli import _options, _output
 
 if TYPE_CHECKING:
     from fcnproto.zoo import ModelInfo
@@ -19,17 +19,21 @@ def command() -> None:
 
 
 @command.command("list")
-def list_models() -> None:
+@_options.json_option
+def list_models(as_json: bool) -> None:
     """List the nets."""
     from fcnproto import zoo
 
     infos = [zoo.info(name) for name in zoo.names()]
+    if as_json:
+        _output.print_json([asdict(info) for info in infos])
+        return
     rows = [
         (info.name, info.dataset, ", ".join(entry.blob for entry in info.inputs), _classes(info), _best_score(info))
         for info in infos
     ]
     _output.print_table(
-        ["name", "data set", "inputs", "classes", "mean IU in percent"],
+        ["name", "data set", "inputs", "classes", "mean IU"],
         rows,
         optional=["classes", "inputs", "data set"],
     )
@@ -38,16 +42,21 @@ def list_models() -> None:
 @command.command("path")
 @click.argument("name")
 @click.argument("kind", default="deploy")
-def print_path(name: str, kind: str) -> None:
+@_options.json_option
+def print_path(name: str, kind: str, as_json: bool) -> None:
     """Print the path of a net's file. KIND: deploy (the default), train, val, solver, weights."""
     from fcnproto import zoo
 
-    _output.print_line(str(zoo.path(name, kind)))
+    path = zoo.path(name, kind)
+    if as_json:
+        _output.print_json({"name": name, "kind": kind, "path": path})
+    else:
+        _output.print_line(str(path))
 
 
 @command.command("info")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_options.json_option
 def print_info(name: str, as_json: bool) -> None:
     """Print what is known of a net: inputs and means, classes, weights, published scores."""
     from fcnproto import zoo

@@ -61,8 +61,7 @@ def _histogram(labelling: Labelling) -> str:
         share = counts.get(label, 0) / total
         name = markup(labelling.title(label), _LONGEST)
         rows.append(
-            f'<tr><td>{name}</td><td class="number">{100 * share:.3g}%</td>'
-            f"<td>{_bar(math.sqrt(share), share == 0)}</td></tr>"
+            f'<tr><td>{name}</td><td class="number">{share:.3g}</td><td>{_bar(math.sqrt(share), share == 0)}</td></tr>'
         )
     title = f"Classes in {markup(labelling.where, _LONGEST)}: {len(labelling.samples)} images"
     return f'<h2>{title}</h2><table class="classes">{"".join(rows)}</table><p>Bars grow with the root of the share.</p>'

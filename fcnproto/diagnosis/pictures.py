@@ -63,8 +63,8 @@ def _values(labelling: Labelling, counts: Mapping[int, int], classes: int, allow
     void = counts.get(VOID, 0) if classes <= VOID else 0
     greys = _grey_levels()
     if classes == 2 and set(counts) <= {0, VOID} and void:
-        share = 100 * void / total
-        yield found("binary-masks", where, f"values 0 and 255 alone, {share:.3g}% of the pixels are 255", layers=layers)
+        share = void / total
+        yield found("binary-masks", where, f"values 0 and 255 alone, {share:.3g} of the pixels are 255", layers=layers)
         return
     wrong = sorted(value for value in known if not 0 <= value < classes)
     inner = [value for value in known if value]
@@ -73,14 +73,14 @@ def _values(labelling: Labelling, counts: Mapping[int, int], classes: int, allow
         yield found("colour-masks", where, seen, layers=layers)
         return
     if wrong:
-        share = 100 * sum(known[value] for value in wrong) / total
+        share = sum(known[value] for value in wrong) / total
         name = first_with(labelling.samples, wrong[0])
-        seen = f"labels {_listed(wrong)} ({share:.2g}% of the pixels) for {classes} classes, first in {name}"
+        seen = f"labels {_listed(wrong)} ({share:.2g} of the pixels) for {classes} classes, first in {name}"
         yield found("label-out-of-range", f"{where}: {name}", seen, layers=layers)
     if void and labelling.judged and labelling.ignored != VOID:
         name = first_with(labelling.samples, VOID)
         said = "no ignore_label" if labelling.ignored is None else f"ignore_label {labelling.ignored}"
-        seen = f"{100 * void / total:.2g}% of the pixels are 255, and the loss has {said}"
+        seen = f"{void / total:.2g} of the pixels are 255, and the loss has {said}"
         yield found("void-not-ignored", f"{where}: {name}", seen, layers=layers)
     if labelling.maps and not labelling.standard and not allow_empty:
         yield from _missing(labelling, known, classes)
@@ -106,7 +106,7 @@ def _missing(labelling: Labelling, known: Mapping[int, int], classes: int) -> It
         )
     rare = [label for label in range(classes) if 0 < known.get(label, 0) < _RARE * total]
     if rare:
-        shares = ", ".join(f"{labelling.title(label)} {100 * known[label] / total:.2g}%" for label in rare[:5])
+        shares = ", ".join(f"{labelling.title(label)} {known[label] / total:.2g}" for label in rare[:5])
         yield found("rare-class", labelling.where, f"of the pixels: {shares}", layers=labelling.layers)
 
 
@@ -128,7 +128,7 @@ def _interpolated(labelling: Labelling) -> Iterator[Finding]:
         if counted and inner / counted > worst[0]:
             worst = inner / counted, sample.name, values
     if edges >= _FEWEST_EDGES and between > _BETWEEN * edges:
-        seen = f"{100 * between / edges:.0f}% of the places where labels change hold a value between both"
+        seen = f"{between / edges:.2f} of the places where labels change hold a value between both"
         shown = ", ".join(map(str, worst[2][:5].tolist()))
         yield found(
             "interpolated-masks", f"{labelling.where}: {worst[1]}", f"{seen} ({shown}, ...)", layers=labelling.layers

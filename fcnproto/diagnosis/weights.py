@@ -33,7 +33,7 @@ def _few(subject: Subject) -> Iterator[Finding]:
         yield found(
             "few-weights",
             files,
-            f"{len(copied)} of {len(sizes)} layers and {100 * filled / total:.2g}% of the parameters get values; "
+            f"{len(copied)} of {len(sizes)} layers and {filled / total:.2g} of the parameters get values; "
             f"{some(missing)} get none",
         )
 

@@ -262,7 +262,7 @@ def endpoints(net: Net, *, losses: bool = False) -> tuple[tuple[str, ...], tuple
 def _everything(net: Net) -> tuple[tuple[str, ...], tuple[str, ...]]:
     outputs = _made(net, list(net.source_shapes))
     if not outputs:
-        raise GraphError(f"net {net.graph.name!r}: computes nothing of inputs: there is nothing to take away")
+        raise GraphError(f"{net.graph.title}: computes nothing of inputs: there is nothing to take away")
     return tuple(image_inputs(net, outputs)), tuple(outputs)
 
 

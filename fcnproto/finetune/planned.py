@@ -70,7 +70,7 @@ class Plan:
                 continue
             total = max(1, int(counts.sum()))
             named = zip([*self.classes[one.blob], "void"], counts, strict=True)
-            shares = ", ".join(f"{name} {int(count)} ({100 * count / total:.2g} %)" for name, count in named)
+            shares = ", ".join(f"{name} {int(count)} ({count / total:.2g})" for name, count in named)
             of = f" of {one.blob}" if len(self.base.scores) > 1 else ""
             yield f"pixels{of} to train on: {shares}"
 

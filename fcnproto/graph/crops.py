@@ -36,7 +36,7 @@ def read_offsets(graph: Graph, crop: str) -> None:
         listed = [f"{node.name!r} 0 where the map says {_said(offsets)}" for node, offsets in found.items()]
         more = f" and {len(listed) - _MOST_SAID} more" if len(listed) > _MOST_SAID else ""
         warnings.warn(
-            f"net {graph.name!r}: Crop layers without an offset begin at 0, as in Caffe 1.0, but by the coordinate "
+            f"{graph.title}: Crop layers without an offset begin at 0, as in Caffe 1.0, but by the coordinate "
             f"maps their bottoms lie elsewhere: {'; '.join(listed[:_MOST_SAID])}{more}. Nets of 2015 (the first FCN, "
             'HED, RCF, CRF-RNN) mean the latter: load(..., crop="aligned") or --crop aligned takes it',
             FcnprotoWarning,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-from fcnproto.errors import FcnprotoWarning
+from fcnproto.errors import FcnprotoWarning, net_title
 from fcnproto.schema import caffe_pb2
 
 # The most telling first: forks took fields of others over. A sign is a settings field, a field within one, or such a
@@ -71,8 +71,8 @@ def warn_undecided(net: caffe_pb2.NetParameter, dialect: str | None) -> None:
     if dialect is None and names:
         listed = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
         warnings.warn(
-            f"net {net.name!r}: BN is another layer in several forks, and nothing says which is meant ({listed}); read "
-            'as SegNet\'s (load(..., dialect="imcl"), --dialect imcl or ctpn, pspnet say otherwise)',
+            f"{net_title(net.name)}: BN is another layer in several forks, and nothing says which is meant ({listed}); "
+            'read as SegNet\'s (load(..., dialect="imcl"), --dialect imcl or ctpn, pspnet say otherwise)',
             FcnprotoWarning,
             stacklevel=3,
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from fcnproto.errors import FcnprotoWarning, GraphError
+from fcnproto.errors import FcnprotoWarning, GraphError, net_title
 from fcnproto.escaping import printable
 from fcnproto.graph.facts import TypeFacts
 from fcnproto.graph.rules import is_kept, net_state
@@ -78,12 +78,17 @@ class Graph:
     inputs: list[str]
     outputs: list[str]
 
+    @property
+    def title(self) -> str:
+        """How messages call the net."""
+        return net_title(self.name)
+
     def blob(self, name: str) -> Blob:
         """The last version of the blob called `name`; `GraphError` with the nearest name if there is none."""
         try:
             return self.blobs[name]
         except (KeyError, TypeError):
-            raise GraphError(f"no blob {name!r} in net {self.name!r}{suggestion(str(name), self.blobs)}") from None
+            raise GraphError(f"no blob {name!r} in {self.title}{suggestion(str(name), self.blobs)}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """The graph as tables with numbers for blobs: copied as it is, each layer would be a level of recursion."""
@@ -135,7 +140,7 @@ def build_graph(
     """
     state = net_state(net, phase, level, stages)
     if net.debug_info:
-        message = f"net {net.name!r}: debug_info has no effect in a net; the solver's debug_info has"
+        message = f"{net_title(net.name)}: debug_info has no effect in a net; the solver's debug_info has"
         warnings.warn(message, FcnprotoWarning, stacklevel=2)
     params = []
     for layer in net.layer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from fcnproto.errors import FcnprotoWarning, GraphError
+from fcnproto.errors import FcnprotoWarning, GraphError, net_title
 from fcnproto.schema import caffe_pb2
 
 
@@ -37,7 +37,9 @@ def net_state(
     for name, label in (("phase", caffe_pb2.Phase.Name), ("level", str)):
         if net.state.HasField(name) and getattr(net.state, name) != getattr(state, name):
             theirs, ours = label(getattr(net.state, name)), label(getattr(state, name))
-            message = f"net {net.name!r}: its state says {name} {theirs}, but it is built with {ours}, as asked for"
+            message = (
+                f"{net_title(net.name)}: its state says {name} {theirs}, but it is built with {ours}, as asked for"
+            )
             warnings.warn(message, FcnprotoWarning, stacklevel=2)
     state.stage.extend(stages)
     return state

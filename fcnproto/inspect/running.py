@@ -105,6 +105,17 @@ def read_arrays(path: PathLike, net: Net) -> dict[str, Tensor]:
     return {name: _tensor(array, file, name) for name, array in arrays.items()}
 
 
+def read_array(path: PathLike, name: str) -> Tensor:
+    """The input `name` in an .npy file, or under its own name in an .npz file. Raises `DataError`."""
+    file = Path(path)
+    if not is_archive(file):
+        return _tensor(read_npy(file), file, name)
+    found = dict(read_npz(file, lambda key: key == name))
+    if name not in found:
+        raise DataError(f"{file}: holds no array called {name!r}")
+    return _tensor(found[name], file, name)
+
+
 def _tensor(array: Array, file: Path, name: str) -> Tensor:
     if array.dtype.kind not in "fiub":
         raise DataError(f"{file}: {name!r} holds no numbers (its type is {array.dtype})")

@@ -6,6 +6,7 @@ Works on the meta device: nothing is computed and no weights are needed. Measure
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from fcnproto.errors import FcnprotoWarning, GraphError
+from fcnproto.errors import DataError, FcnprotoWarning, GraphError
+from fcnproto.escaping import one_line
 from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Shape
 from fcnproto.net import Net
@@ -88,17 +90,31 @@ def summarise(
         input_size: (height, width) of all image and label inputs; by default those in the prototxt, and 500 x 500 where
             it doesn't say (a warning tells).
         shapes: whole shapes of inputs, by name.
-        state: phase, level, stages, allow_python and base_dir, as for `Net`.
+        state: phase, level, stages, allow_python, base_dir, file and so on, as for `Net`.
 
     Raises:
-        GraphError: the layers don't fit together, or not this input size.
+        GraphError: the layers don't fit together, or not this input size; the message begins with `file`, if given.
     """
+    try:
+        return _summary(param, input_size, shapes or {}, state)
+    except (GraphError, DataError) as error:
+        if state.get("file") is not None:
+            error.args = (one_line(f"{os.fspath(state['file'])}: {error}"),)
+        raise
+
+
+def _summary(
+    param: caffe_pb2.NetParameter,
+    input_size: tuple[int, int] | None,
+    shapes: Mapping[str, Sequence[int]],
+    state: Mapping[str, Any],
+) -> NetSummary:
     net = Net(param, shapes=shapes, fill=False, **state).to("meta")
     sources = {
         blob: shape
         for node in net.graph.nodes
         if node.is_data and not (node.held and any(net.source_shapes[blob.name] is None for blob in node.tops))
-        for blob, shape in zip(node.tops, _source_shapes(net, node, input_size, shapes or {}), strict=True)
+        for blob, shape in zip(node.tops, _source_shapes(net, node, input_size, shapes), strict=True)
     }
     known = blob_shapes(net.graph, net.layers, sources)
     layers = []
@@ -155,7 +171,7 @@ def _source_shapes(
         shape = net.source_shapes[blob.name]
         if shape is None or None in shape[1:2]:
             raise GraphError(
-                f"net {net.graph.name!r}: nothing tells the shape of input {blob.name!r}; "
+                f"{net.graph.title}: nothing tells the shape of input {blob.name!r}; "
                 f"give it (--shape {blob.name}=N,C,H,W)"
             )
         extents = list(shape)

@@ -288,7 +288,7 @@ def warning(graph: Graph, places: Mapping[int, Place]) -> str:
         return ""
     more = f"; and {len(said) - _MOST_SAID} more" if len(said) > _MOST_SAID else ""
     return (
-        f"net {graph.name!r}: Caffe's gradient differs here, because its layers share memory: "
+        f"{graph.title}: Caffe's gradient differs here, because its layers share memory: "
         f"{'; '.join(said[:_MOST_SAID])}{more}. "
         "Here it is the true one; caffe_exact=True (train --caffe-exact) copies Caffe's"
     )

@@ -44,7 +44,7 @@ def gather(graph: Graph, sources: Sequence[str], args: Sequence[Any], inputs: Ma
 
     `sources` are the names that may be given. Raises `GraphError` for unknown names and for one given twice.
     """
-    where = f"net {graph.name!r}"
+    where = graph.title
     if len(args) > 1:
         raise GraphError(f"{where}: {len(args)} positional inputs; give inputs by name")
     first: Mapping[str, Any] = {}

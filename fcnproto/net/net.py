@@ -236,7 +236,7 @@ class Net(nn.Module):
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise GraphError(f"no layer {name!r} in net {self.graph.name!r}")
+        raise GraphError(f"no layer {name!r} in {self.graph.title}")
 
     def data_layers(self) -> list[Layer]:
         """The layers that read data by themselves, in order (Input layers left out)."""
@@ -322,12 +322,10 @@ class Net(nn.Module):
             for blob, _ in weighted:
                 if not everything[blob]:
                     why = why_missing(self.graph, blob, everything)
-                    raise GraphError(f"net {self.graph.name!r}: its loss can't be computed: {why}")
+                    raise GraphError(f"{self.graph.title}: its loss can't be computed: {why}")
         if weighted and not terms:
             names = ", ".join(repr(blob.producer.name) for blob, _ in weighted)
-            raise GraphError(
-                f"net {self.graph.name!r}: the loss ({names}) was not computed; give its label as an input"
-            )
+            raise GraphError(f"{self.graph.title}: the loss ({names}) was not computed; give its label as an input")
         return calling.total_loss(terms, self.dtype)
 
     def set_input_arrays(self, data: Any, labels: Any) -> None:
@@ -339,7 +337,7 @@ class Net(nn.Module):
             if layer.type == "MemoryData":
                 layer.set_input_arrays(data, labels)  # type: ignore[operator]
                 return
-        raise GraphError(f"net {self.graph.name!r}: no MemoryData layer to set arrays for")
+        raise GraphError(f"{self.graph.title}: no MemoryData layer to set arrays for")
 
     @property
     def _waits(self) -> bool:

@@ -50,7 +50,7 @@ def source_blob(graph: Graph, name: str) -> Blob:
                     return blob
     known = [blob.name for node in graph.nodes if node.is_data for blob in node.tops]
     what = "an inner blob, not an input" if name in graph.blobs else "not a blob of this net"
-    raise GraphError(f"net {graph.name!r}: {name!r} is {what}; the inputs are {', '.join(map(repr, known)) or 'none'}")
+    raise GraphError(f"{graph.title}: {name!r} is {what}; the inputs are {', '.join(map(repr, known)) or 'none'}")
 
 
 def runnable(graph: Graph, inputs: Sequence[str]) -> dict[Blob, bool]:
@@ -145,7 +145,7 @@ def make_plan(
     terms = tuple((positions.setdefault(value, len(positions)), *how) for value, *how in weighted)
     trace.output(tuple(positions))
     left_out = {
-        name: f"net {graph.name!r}: blob {name!r} can't be computed: {why_missing(graph, graph.blobs[name], known)}"
+        name: f"{graph.title}: blob {name!r} can't be computed: {why_missing(graph, graph.blobs[name], known)}"
         for name in graph.outputs
         if not known[graph.blobs[name]] and obstacles(graph, graph.blobs[name], known)
     }
@@ -158,7 +158,7 @@ def _wanted(graph: Graph, known: Mapping[Blob, bool], blobs: Sequence[str]) -> l
     for name in blobs:
         blob = graph.blob(name)
         if not known[blob]:
-            raise GraphError(f"net {graph.name!r}: blob {name!r} can't be computed: {why_missing(graph, blob, known)}")
+            raise GraphError(f"{graph.title}: blob {name!r} can't be computed: {why_missing(graph, blob, known)}")
         if name not in wanted:
             wanted.append(name)
     if not wanted:
@@ -166,12 +166,12 @@ def _wanted(graph: Graph, known: Mapping[Blob, bool], blobs: Sequence[str]) -> l
         held = [node for blob in lost for node in obstacles(graph, blob, known) if not node.is_data]
         decisive = [node for node in held if not (node.facts.is_loss or any(node.loss_weights))]
         if decisive:  # where losses alone are held, what they would judge is given
-            raise GraphError(f"net {graph.name!r}: no output can be computed: {decisive[0].held}")
+            raise GraphError(f"{graph.title}: no output can be computed: {decisive[0].held}")
         wanted = _ends(graph, known)
     if graph.outputs and not wanted:
         absent = sorted({name for top in graph.outputs for name in missing_inputs(graph, graph.blobs[top], known)})
         sources = [node for node in graph.nodes if node.is_data and any(blob.name in absent for blob in node.tops)]
-        raise GraphError(f"net {graph.name!r}: no output can be computed: {_missing(absent, sources)}")
+        raise GraphError(f"{graph.title}: no output can be computed: {_missing(absent, sources)}")
     return wanted
 
 

@@ -33,7 +33,7 @@ def image_inputs(net: Net, blobs: Sequence[str]) -> list[str]:
     needed = {name for blob in blobs for name in missing_inputs(net.graph, net.graph.blob(blob), nothing)}
     inputs = [name for name in net.source_shapes if name in needed.difference(self_made(net))]
     if not inputs:
-        raise GraphError(f"net {net.graph.name!r}: {', '.join(map(repr, blobs))} depends on no input")
+        raise GraphError(f"{net.graph.title}: {', '.join(map(repr, blobs))} depends on no input")
     return inputs
 
 
@@ -52,7 +52,7 @@ def score_blobs(net: Net) -> list[str]:
             found[_scores_of(net.graph.blobs[name]).name] = None
     candidates = [name for name in found if not net.graph.blobs[name].producer.is_data]
     if not candidates:
-        raise GraphError(f"net {net.graph.name!r}: no blob of class scores found; name it with blobs= or --blob")
+        raise GraphError(f"{net.graph.title}: no blob of class scores found; name it with blobs= or --blob")
     return candidates
 
 

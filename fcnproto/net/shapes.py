@@ -85,7 +85,7 @@ def source_shapes(
     unknown = set(given) - {blob.name for blob in sources}
     if unknown:
         known = ", ".join(repr(blob.name) for blob in sources) or "none"
-        raise GraphError(f"net {graph.name!r}: a shape for {min(unknown)!r}, which is no data top; they are {known}")
+        raise GraphError(f"{graph.title}: a shape for {min(unknown)!r}, which is no data top; they are {known}")
     return sources
 
 
@@ -174,7 +174,7 @@ class _Shapes:
                 self._go_on(index)
         if self.assumed:
             warnings.warn(
-                f"net {self.graph.name!r}: {self.assumed}",
+                f"{self.graph.title}: {self.assumed}",
                 FcnprotoWarning,
                 stacklevel=2,
             )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fcnproto.errors import FcnprotoWarning, PrototxtError
 from fcnproto.graph import Graph, Node
-from fcnproto.layers.registry import find
+from fcnproto.layers.registry import find, types
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fork_schema import ForkSchema
 from fcnproto.schema.unknown import told, unknown_fields
@@ -29,20 +29,20 @@ def warn_unknown(
     param: caffe_pb2.NetParameter, graph: Graph, file: str | None, schema: ForkSchema | None = None
 ) -> None:
     """One FcnprotoWarning of all unknown fields in a definition and all layers of the graph that only hold a place."""
-    types = Counter(node.type for node in graph.nodes if node.held and find(node.type) is None)
+    missing = Counter(node.type for node in graph.nodes if node.held and find(node.type) is None)
     forbidden = [node for node in graph.nodes if node.held and node.type == "Python" and not unknown_fields(node.param)]
     beyond = [node for node in graph.nodes if node.held and node.type != "Python" and find(node.type) is not None]
     said = [
         part
         for part in (
-            told(unknown_fields(param), types, param, None if schema is None else schema.has),
+            told(unknown_fields(param), missing, param, None if schema is None else schema.has, types()),
             _forbidden(forbidden),
             _beyond(beyond),
         )
         if part
     ]
     if said:
-        where = f"net {graph.name!r}" if file is None else file
+        where = graph.title if file is None else file
         warnings.warn(f"{where}: {'; '.join(said)}", FcnprotoWarning, stacklevel=4)
 
 

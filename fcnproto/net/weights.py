@@ -122,7 +122,7 @@ def _copy_tensors(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
     found = [name for name in stored if name in own]
     if own and not found:
         raise WeightsError(
-            f"{path}: fills no layer of net {net.graph.name!r}; its names are {_some(list(stored))}, "
+            f"{path}: fills no layer of {net.graph.title}; its names are {_some(list(stored))}, "
             f"the net's are {_some(list(own))}; is it the weight file of another net?"
         )
     with torch.no_grad():
@@ -219,7 +219,7 @@ def _nothing_fits(net: Net, path: Path, stored: Sequence[StoredLayer]) -> str:
     if not theirs:
         return f"{path}: holds no weights (it has {len(stored)} layers, none with blobs)"
     return (
-        f"{path}: fills no layer of net {net.graph.name!r}; its layers are {_some(theirs)}, "
+        f"{path}: fills no layer of {net.graph.title}; its layers are {_some(theirs)}, "
         f"the net's are {_some(ours)}; is it the weight file of another net?"
     )
 

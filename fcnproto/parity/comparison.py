@@ -63,7 +63,7 @@ def compare(net: Net, reference: Recording, *, tolerance: float = 1e-5, gradient
             _run_backward(net, reference, outputs)
             entries += comparer.gradients(inputs)
     if not any(entry.kind != "parameter" for entry in entries):
-        raise DataError(f"{reference.source}: has no blob in common with net {net.graph.name!r}; is it another net's?")
+        raise DataError(f"{reference.source}: has no blob in common with {net.graph.title}; is it another net's?")
     unknown = [name for name in reference.blobs if name not in {*names, *reference.inputs, *_copies(net)}]
     report = Report(
         net=net.graph.name,

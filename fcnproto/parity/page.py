@@ -95,7 +95,7 @@ def _row(entry: Entry, first: bool) -> str:
     found = entry.measures
     if found is None:
         return f'{start}<td colspan="7">other shape</td></tr>'
-    argmax = "" if found.argmax is None else f"{100 * found.argmax:.4g}%"
+    argmax = "" if found.argmax is None else f"{found.argmax:.6f}"
     return (
         f'{start}<td class="value">{found.max_rel:.2e}</td>'
         f"<td>{_bar(entry)}</td><td>{found.max_abs:.2e}</td><td>{found.mean_rel:.2e}</td>"

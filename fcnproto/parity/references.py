@@ -148,7 +148,7 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
             outputs = reader.forward(list(wanted.values()))
         except cv2.error as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"OpenCV {cv2.__version__} can't run net {net.graph.name!r}: {reason}") from error
+            raise DataError(f"OpenCV {cv2.__version__} can't run {net.graph.title}: {reason}") from error
     result = Recording(source=f"OpenCV {cv2.__version__} dnn", inputs=dict(inputs))
     result.blobs = dict(zip(wanted, (np.asarray(value) for value in outputs), strict=True))
     for name in result.blobs:
@@ -236,6 +236,6 @@ def _keep_computable(param: Any, net: Net, inputs: Mapping[str, Array]) -> None:
     }
     kept = [layer for layer in param.layer if layer.name not in idle]
     if not kept:
-        raise Error(f"net {net.graph.name!r}: no layer can be run on these inputs")
+        raise Error(f"{net.graph.title}: no layer can be run on these inputs")
     del param.layer[:]
     param.layer.extend(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fcnproto import precision
-from fcnproto.errors import UsageError
+from fcnproto.errors import FcnprotoWarning, UsageError
 from fcnproto.layers.activation import ReLU
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.base import Layer
@@ -131,6 +132,12 @@ def optimize(
         UsageError: an unknown precision or pass.
     """
     chosen, wanted = canonical(precision), chosen_passes(passes)
+    if cuda_graphs and net.device.type != "cuda":
+        warnings.warn(
+            f"CUDA graphs are for GPUs; this net is on the {net.device.type.upper()}, where they change nothing",
+            FcnprotoWarning,
+            stacklevel=2,
+        )
     fast = OptimizedNet.__new__(OptimizedNet)
     state = net.__getstate__()
     state["_modules"] = dict(state["_modules"])

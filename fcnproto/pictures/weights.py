@@ -89,7 +89,7 @@ def gradient_flow(net: Net) -> list[Flow]:
                 size = gradient.detach().abs()
                 flows.append(Flow(f"{layer.name}.{name}", float(size.mean(dtype=torch.float64)), float(size.max())))
     if not flows:
-        raise GraphError(f"net {net.graph.name!r}: no parameter has a gradient; run a backward pass first")
+        raise GraphError(f"{net.graph.title}: no parameter has a gradient; run a backward pass first")
     return flows
 
 

@@ -7,8 +7,9 @@ else sees it. The text is `name: value`, or `name {` with its lines and `}`, two
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from google.protobuf.message import Message
 
@@ -93,21 +94,20 @@ def told(
     types: Mapping[str, int],
     message: Message,
     theirs: Callable[[str, str], bool] | None = None,
+    known_types: Iterable[str] = (),
 ) -> str:
     """One sentence on everything unknown, with counts, the forks known to have it, and likely misspellings.
 
     `message` is the one that holds the fields; `types` are names of layer types with how many layers have them;
-    `theirs` says of a message's name and a field's whether a schema at hand has it. Empty where there is nothing to
-    tell."""
+    `theirs` says of a message's name and a field's whether a schema at hand has it; `known_types` are those that a
+    misspelt one may be meant for. Empty where there is nothing to tell."""
     parts = []
     if fields:
         tables = {fields_of(owner.DESCRIPTOR).name: owner for owner, _ in kept_within(message)}
         names = [f"{_counted(name, count)}{_about_field(name, tables, theirs)}" for name, count in fields.items()]
         parts.append(f"unknown fields are kept without effect: {_some(names)}")
     if types:
-        names = [
-            f"{_counted(name, count)}{_brackets(forks.named(forks.having_type(name)))}" for name, count in types.items()
-        ]
+        names = [f"{_counted(name, count)}{_about_type(name, known_types)}" for name, count in types.items()]
         parts.append(f"layers of unknown types hold their places, what needs them can't be computed: {_some(names)}")
     return "; ".join(parts) + " (strict=True, --strict refuses them)" if parts else ""
 
@@ -118,6 +118,12 @@ def _counted(name: str, count: int) -> str:
 
 def _brackets(text: str) -> str:
     return f" ({text})" if text else ""
+
+
+def _about_type(name: str, known_types: Iterable[str]) -> str:
+    known = forks.named(forks.having_type(name))
+    near = difflib.get_close_matches(name, list(known_types), n=1, cutoff=0.8) if not known else []
+    return _brackets(known or (f'did you mean "{near[0]}"?' if near else ""))
 
 
 def _about_field(name: str, tables: Mapping[str, Message], theirs: Callable[[str, str], bool] | None) -> str:

@@ -14,7 +14,7 @@ VALIDATION = "PASCAL VOC 2011 validation"
 
 @dataclass(frozen=True)
 class PaperScore:
-    """One figure of a paper, in percent. `model` is the zoo's name of the net, None where it has none."""
+    """One figure of a paper, from 0 to 1. `model` is the zoo's name of the net, None where it has none."""
 
     method: str
     data: str
@@ -29,16 +29,16 @@ class PaperScore:
 
 
 SCORES: tuple[PaperScore, ...] = (
-    PaperScore("FCN-AlexNet", VALIDATION, 39.8, "table 1", "voc-fcn-alexnet"),
-    PaperScore("FCN-VGG16", VALIDATION, 56.0, "table 1", "voc-fcn32s"),
-    PaperScore("FCN-GoogLeNet", VALIDATION, 42.5, "table 1", "voc-fcn-googlenet"),
-    PaperScore("FCN-32s-fixed", VALIDATION, 45.4, "table 2", "voc-fcn32s-fixed"),
-    PaperScore("FCN-32s", VALIDATION, 59.4, "table 2", "voc-fcn32s"),
-    PaperScore("FCN-16s", VALIDATION, 62.4, "table 2", "voc-fcn16s"),
-    PaperScore("FCN-8s", VALIDATION, 62.7, "table 2", "voc-fcn8s"),
-    PaperScore("R-CNN", "PASCAL VOC 2011 test", 47.9, "table 3"),
-    PaperScore("SDS", "PASCAL VOC 2011 test", 52.6, "table 3"),
-    PaperScore("SDS", "PASCAL VOC 2012 test", 51.6, "table 3"),
-    PaperScore("FCN-8s", "PASCAL VOC 2011 test", 62.7, "table 3", "voc-fcn8s"),
-    PaperScore("FCN-8s", "PASCAL VOC 2012 test", 62.2, "table 3", "voc-fcn8s"),
+    PaperScore("FCN-AlexNet", VALIDATION, 0.398, "table 1", "voc-fcn-alexnet"),
+    PaperScore("FCN-VGG16", VALIDATION, 0.560, "table 1", "voc-fcn32s"),
+    PaperScore("FCN-GoogLeNet", VALIDATION, 0.425, "table 1", "voc-fcn-googlenet"),
+    PaperScore("FCN-32s-fixed", VALIDATION, 0.454, "table 2", "voc-fcn32s-fixed"),
+    PaperScore("FCN-32s", VALIDATION, 0.594, "table 2", "voc-fcn32s"),
+    PaperScore("FCN-16s", VALIDATION, 0.624, "table 2", "voc-fcn16s"),
+    PaperScore("FCN-8s", VALIDATION, 0.627, "table 2", "voc-fcn8s"),
+    PaperScore("R-CNN", "PASCAL VOC 2011 test", 0.479, "table 3"),
+    PaperScore("SDS", "PASCAL VOC 2011 test", 0.526, "table 3"),
+    PaperScore("SDS", "PASCAL VOC 2012 test", 0.516, "table 3"),
+    PaperScore("FCN-8s", "PASCAL VOC 2011 test", 0.627, "table 3", "voc-fcn8s"),
+    PaperScore("FCN-8s", "PASCAL VOC 2012 test", 0.622, "table 3", "voc-fcn8s"),
 )

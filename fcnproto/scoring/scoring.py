@@ -280,14 +280,12 @@ def _default_pairs(net: Net) -> dict[str, str]:
         return judged
     found = score_blobs(net)
     if len(found) > 1:
-        raise GraphError(
-            f"net {net.graph.name!r}: has the score blobs {', '.join(found)}; say which labels belong to each"
-        )
+        raise GraphError(f"{net.graph.title}: has the score blobs {', '.join(found)}; say which labels belong to each")
     return {found[0]: "label"}
 
 
 def confusion_picture(scored: Scored) -> Image.Image:
-    """The confusion matrix as an image: a row per true class, the shares of its pixels by predicted class in percent.
+    """The confusion matrix as an image: a row per true class, the shares of its pixels by predicted class.
 
     The darker, the larger the share; the diagonal is green, errors are red. Classes without pixels have empty rows.
     """
@@ -310,7 +308,7 @@ def confusion_picture(scored: Scored) -> Image.Image:
             draw.rectangle(box, _shade(share, row == column) if totals[row] else "white", (225, 225, 225))
             if cell >= 30 and share >= 0.005:
                 colour = "white" if share > 0.55 else "black"
-                draw.text((x + cell / 2, y + cell / 2), f"{100 * share:.0f}", colour, font, anchor="mm")
+                draw.text((x + cell / 2, y + cell / 2), f"{share:.2f}", colour, font, anchor="mm")
     for column, name in enumerate(names):
         strip = Image.new("RGB", (top - 6, cell), "white")
         ImageDraw.Draw(strip).text((0, cell / 2), name, "black", font, anchor="lm")

@@ -35,8 +35,8 @@ def sources(segmenter: Segmenter, inputs: Mapping[str, PathLike]) -> tuple[str, 
             raise UsageError(f"input {name!r}: {os.fspath(place)} does not exist")
     open_inputs = [name for name in segmenter.inputs if name not in inputs]
     if len(open_inputs) != 1:
-        wanted = ", ".join(f"--input {name}=FOLDER" for name in (open_inputs or segmenter.inputs)[1:])
-        what = "needs images for" if open_inputs else "has all its images from --input; leave one to the images given:"
+        wanted = ", ".join(f"--image {name}=FOLDER" for name in (open_inputs or segmenter.inputs)[1:])
+        what = "needs images for" if open_inputs else "has all its images from --image; leave one to the images given:"
         raise UsageError(f"the net {what} {', '.join(segmenter.inputs)}; expected {wanted}")
     return open_inputs[0], {name: Path(place) for name, place in inputs.items()}
 

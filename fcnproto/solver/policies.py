@@ -13,6 +13,7 @@ import numpy as np
 
 from fcnproto.errors import SolverError
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import suggestion
 
 #: The fields of `SolverParameter` that each policy reads beside `base_lr`.
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -57,7 +58,8 @@ class LearningRatePolicy:
         }
         if param.lr_policy not in policies:
             given = f"lr_policy {param.lr_policy!r} is unknown" if param.lr_policy else "the solver gives no lr_policy"
-            raise SolverError(f"{given}; choose one of {', '.join(FIELDS)}")
+            near = suggestion(param.lr_policy, FIELDS) if param.lr_policy else ""
+            raise SolverError(f"{given}{near}; choose one of {', '.join(FIELDS)}")
         self._factor = policies[param.lr_policy]
         self._check()
 

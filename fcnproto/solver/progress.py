@@ -5,9 +5,9 @@ All of it listens to a solver; nothing here changes a run. Caffe's log lines are
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fcnproto.atomic import atomic_write
-from fcnproto.errors import DataError
+from fcnproto.errors import DataError, FcnprotoWarning
 from fcnproto.escaping import csv_cell, printable
 from fcnproto.pictures.chart import Curves
 from fcnproto.solver import distributed
@@ -124,10 +124,17 @@ class LogFolder(Listener):
         if self._train is None:
             self._train = self._open("train.csv", _TRAIN_COLUMNS, solver.iter)
             self._test = self._open("test.csv", _TEST_COLUMNS, solver.iter)
-            with contextlib.suppress(ImportError):
+            try:
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._board = SummaryWriter(str(self.folder), purge_step=solver.iter or None)
+            except ImportError:
+                warnings.warn(
+                    f"{self.folder}: gets CSV files, but nothing for TensorBoard, whose package isn't installed "
+                    "(pip install tensorboard)",
+                    FcnprotoWarning,
+                    stacklevel=2,
+                )
 
     def iterated(self, solver: Solver, iteration: int, loss: float, smoothed: float) -> None:
         self._train.writerow([iteration, self._seconds(), figure(solver.lr), repr(loss), repr(smoothed)])

@@ -55,7 +55,7 @@ class LossSampling:
         """
         losses = [layer for layer in net.layers if layer.type in _LOSSES]
         if not losses:
-            raise SolverError(f"net {net.graph.name!r} has no loss to sample; sampled are {', '.join(_LOSSES)}")
+            raise SolverError(f"{net.graph.title} has no loss to sample; sampled are {', '.join(_LOSSES)}")
         for layer in losses:
             assert isinstance(layer, LossLayer)
             if layer.ignore_label is None:

@@ -20,6 +20,7 @@ from fcnproto.data.alignment import randomly_moved
 from fcnproto.errors import FcnprotoWarning, SolverError
 from fcnproto.net import Net
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import suggestion
 from fcnproto.solver import policies
 from fcnproto.solver.detection import AP_VERSIONS
 from fcnproto.solver.optimizers import TYPES, CaffeOptimizer, param_groups
@@ -43,7 +44,9 @@ _EVALUATIONS = ("classification", "detection")
 def check(param: caffe_pb2.SolverParameter) -> None:
     """Raise `SolverError` for what can't be trained with, warn of fields that have no effect or are left at zero."""
     if param.type not in TYPES:
-        raise SolverError(f"type {param.type!r} is unknown; choose one of {', '.join(TYPES)}")
+        raise SolverError(
+            f"type {param.type!r} is unknown{suggestion(param.type, TYPES)}; choose one of {', '.join(TYPES)}"
+        )
     if param.average_loss < 1:
         raise SolverError(f"average_loss must be at least 1, not {param.average_loss}")
     if param.HasField("eval_type") and param.eval_type not in _EVALUATIONS:

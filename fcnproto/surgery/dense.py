@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fcnproto.errors import GraphError, UsageError
+from fcnproto.errors import GraphError, UsageError, net_title
 from fcnproto.graph import coord_map
 from fcnproto.graph.windows import DILATION_FIELDS, WindowMessage, dilations, is_same, pads_by_side
 from fcnproto.layers.placeholder import class_for
@@ -88,7 +88,7 @@ def shift_and_stitch(net: Net, data: Tensor, blob: str | None = None) -> Dense:
 
 def _only(names: Sequence[str], what: str, net: Net) -> str:
     if len(names) != 1:
-        raise GraphError(f"net {net.graph.name!r} has the {what}s {', '.join(names) or '(none)'}; one is needed")
+        raise GraphError(f"{net.graph.title} has the {what}s {', '.join(names) or '(none)'}; one is needed")
     return names[0]
 
 
@@ -111,7 +111,7 @@ def _needed(net: caffe_pb2.NetParameter, blob: str | None) -> list[caffe_pb2.Lay
     if blob is None:
         return list(net.layer)
     if not any(blob in layer.top for layer in net.layer):
-        raise GraphError(f"net {net.name!r} has no blob {blob!r}")
+        raise GraphError(f"{net_title(net.name)} has no blob {blob!r}")
     wanted, kept = {blob}, []
     for layer in reversed(net.layer):
         if not wanted.isdisjoint(layer.top):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from fcnproto.errors import GraphError, UsageError
+from fcnproto.errors import GraphError, UsageError, net_title
 from fcnproto.graph import coord_map
 from fcnproto.graph.rules import is_kept, net_state
 from fcnproto.graph.windows import WINDOW_FIELDS
@@ -53,7 +53,7 @@ def convolutionalise(
     if pad is not None:
         first = next((layer for layer in result.layer if layer.type == "Convolution"), None)
         if first is None:
-            raise GraphError(f"net {net.name!r} has no convolution whose padding could be set")
+            raise GraphError(f"{net_title(net.name)} has no convolution whose padding could be set")
         settings = first.convolution_param
         for name in ("pad", "pad_h", "pad_w", *WINDOW_FIELDS):
             settings.ClearField(name)
@@ -112,7 +112,9 @@ class _Convolution:
         """The layers that the last layer with parameters needs, itself and what follows it in place included."""
         learned = [layer for layer in self.layers if layer.type in ("InnerProduct", "Convolution")]
         if not learned:
-            raise GraphError(f"net {self.net.name!r} has no convolution or inner product; is it a classification net?")
+            raise GraphError(
+                f"{net_title(self.net.name)} has no convolution or inner product; is it a classification net?"
+            )
         last = learned[-1]
         wanted, kept = set(last.top), []
         for layer in reversed(self.layers):
@@ -150,7 +152,7 @@ class _Convolution:
                 if name in read:
                     shapes[name] = [1, *_source_shape(layer, index, given.get(name))[1:]]
         if not shapes:
-            raise GraphError(f"net {self.net.name!r} has no data layer whose blob is read")
+            raise GraphError(f"{net_title(self.net.name)} has no data layer whose blob is read")
         name = "input" if len(shapes) > 1 else next(iter(shapes))
         new = result.layer.add(name=name, type="Input", top=list(shapes))
         for shape in shapes.values():
@@ -233,7 +235,7 @@ def add_scores(
     stride = found.scale[0]
     if stride.denominator != 1 or any(scale != stride for scale in found.scale) or stride < 1:
         raise GraphError(
-            f"net {net.name!r}: its output has the stride {', '.join(map(str, found.scale))}; whole is needed"
+            f"{net_title(net.name)}: its output has the stride {', '.join(map(str, found.scale))}; whole is needed"
         )
     score = result.layer.add(name="score_fr", type="Convolution", bottom=[features], top=["score_fr"])
     for settings in LEARNED:

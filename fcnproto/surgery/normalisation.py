@@ -11,7 +11,7 @@ import os
 import torch
 from torch import Tensor
 
-from fcnproto.errors import GraphError
+from fcnproto.errors import GraphError, net_title
 from fcnproto.layers.arithmetic import Scale
 from fcnproto.layers.batch_norm import BatchNorm
 from fcnproto.layers.convolution import Convolution
@@ -44,7 +44,7 @@ def fold_normalisation(
         if layer.type == "Convolution" and not any(param.name for param in layer.param):
             _fold(result, layer, source, folded, report)
     if not folded:
-        raise GraphError(f"net {net.name!r}: no BatchNorm directly follows a convolution")
+        raise GraphError(f"{net_title(net.name)}: no BatchNorm directly follows a convolution")
     made = load(result)
     with torch.no_grad():
         for name, blobs in made.params.items():

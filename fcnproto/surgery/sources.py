@@ -74,7 +74,7 @@ def _reader(blob: Tensor) -> Callable[[], Array]:
 
 def title(source: Source) -> str:
     """How messages call a source."""
-    return f"net {source.graph.name!r}" if isinstance(source, Net) else os.fspath(source)
+    return source.graph.title if isinstance(source, Net) else os.fspath(source)
 
 
 def find(layers: Sequence[SourceLayer], name: str, source: Source) -> SourceLayer:

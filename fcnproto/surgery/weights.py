@@ -53,7 +53,7 @@ def transplant(
                 plan += _match(net, target, layer, source, report)
         if not plan:
             raise WeightsError(
-                f"{title(source)}: none of its layers ({_some(layers)}) is in net {net.graph.name!r}"
+                f"{title(source)}: none of its layers ({_some(layers)}) is in {net.graph.title}"
                 + (f" with the suffix {suffix!r}" if suffix else "")
             )
         for tensor, blob in plan:
@@ -185,7 +185,7 @@ def transfer_classes(
 
 def _score_blobs(net: Net, layer: str) -> list[Tensor]:
     if layer not in net.params:
-        raise UsageError(f"net {net.graph.name!r} has no layer {layer!r} with weights")
+        raise UsageError(f"{net.graph.title} has no layer {layer!r} with weights")
     return net.params[layer]
 
 

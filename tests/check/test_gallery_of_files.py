@@ -366,7 +366,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     before = sorted(os.listdir(tmp_path))
     assert main(["check", str(path)]) == 1
     out = capsys.readouterr().out
-    assert "fault: net '' [no-loss]" in out and out.endswith("1 fault\n")
+    assert "fault: the net [no-loss]" in out and out.endswith("1 fault\n")
     assert main(["check", str(path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["counts"] == {"fault": 1, "suspect": 0, "note": 0}

@@ -64,7 +64,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     [
         (["segmnt"], "no command 'segmnt'; did you mean 'segment'? (see: fcnproto --help)"),
         (["--nonsense"], "No such option '--nonsense'"),
-        (["zoo", "path"], "Missing argument 'NAME' (see: fcnproto zoo --help)"),
+        (["zoo", "path"], "Missing argument 'NAME' (see: fcnproto zoo path --help)"),
         (["segment", "a", "b", "c", "-o", "d", "--max-side", "0"], "'--max-side'"),
         (["summary", "a", "--input-size", "10x"], "'10x': expected HEIGHTxWIDTH"),
         (["run", "a", "--device", "tpu9"], "--device tpu9: not a device of this machine"),

@@ -39,8 +39,8 @@ def test_files_and_folders(tmp_path: Path, net: list[str], capsys: pytest.Captur
     assert main(["segment", *arguments, "--classes", str(tmp_path / "names.txt")]) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
-        f"{tmp_path / 'in' / 'a.png'}: blue 33.3%, green 33.3%, red 33.3%",
-        f"{tmp_path / 'b.png'}: blue 33.3%, green 33.3%, red 33.3%",
+        f"{tmp_path / 'in' / 'a.png'}: blue 0.333, green 0.333, red 0.333",
+        f"{tmp_path / 'b.png'}: blue 0.333, green 0.333, red 0.333",
     ]
     assert captured.err == ""
     assert (labels_in(tmp_path / "out" / "deep" / "a_labels.png") == truth).all()
@@ -108,7 +108,7 @@ def test_preprocessing_options(tmp_path: Path, net: list[str]) -> None:
         (["--scale", "big"], "--scale big: not a number"),
         (["--channels", "cmyk"], "--channels cmyk: expected one of bgr"),
         (["--resize", "5x5x5"], "--resize '5x5x5': expected HEIGHTxWIDTH"),
-        (["--input", "hha"], "--input hha: expected BLOB=VALUE"),
+        (["--input", "hha"], "--image hha: expected BLOB=VALUE"),
         (["--input", "hha=."], "'hha' is no image input; these are 'data'"),
     ],
 )
@@ -185,9 +185,9 @@ def test_precision_reports_its_agreement(tmp_path: Path, net: list[str], capsys:
     for extra in ([], ["--no-optimize"]):
         assert main(["segment", *arguments, "--precision", "bf16", *extra]) == 0
         captured = capsys.readouterr()
-        assert captured.out.splitlines()[0].endswith("; 70.000% of the labels as in float32")
+        assert captured.out.splitlines()[0].endswith("; 0.70000 of the labels as in float32")
         assert captured.err.splitlines() == [
-            "fcnproto: bf16: 85.000% of the labels agree with float32's (2 of 2 images compared; lowest 70.000%, a.png)"
+            "fcnproto: bf16: 0.85000 of the labels agree with float32's (2 of 2 images compared; lowest 0.70000, a.png)"
         ]
     assert main(["segment", *arguments, "--precision", "bf16", "--compare", "0"]) == 0
     assert capsys.readouterr().err == ""

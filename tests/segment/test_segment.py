@@ -175,7 +175,7 @@ class TestInputs:
     def test_wrong_names(self, tmp_path: Path) -> None:
         self.images(tmp_path)
         net = self.net(tmp_path)
-        with pytest.raises(UsageError, match="--input hha="):
+        with pytest.raises(UsageError, match="--image hha="):
             segment(net, tmp_path / "a.png", tmp_path / "out")
         with pytest.raises(UsageError, match="'depth' is no image input; these are 'color', 'hha'"):
             segment(net, tmp_path / "a.png", tmp_path / "out", inputs={"depth": tmp_path})
