@@ -100,11 +100,11 @@ def test_preprocessing() -> None:
 @pytest.mark.parametrize(
     ("name", "mean_iu"),
     [
-        ("voc-fcn32s", 63.6),
-        ("voc-fcn16s", 65.0),
-        ("voc-fcn8s", 65.5),
-        ("voc-fcn8s-atonce", 65.4),
-        ("voc-fcn-alexnet", 48.0),
+        ("voc-fcn32s", 0.636),
+        ("voc-fcn16s", 0.650),
+        ("voc-fcn8s", 0.655),
+        ("voc-fcn8s-atonce", 0.654),
+        ("voc-fcn-alexnet", 0.480),
     ],
 )
 def test_published_scores(name: str, mean_iu: float) -> None:

@@ -35,6 +35,25 @@ def json_option(function: Function) -> Function:
     return click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")(function)
 
 
+_AS_JSON = "fcnproto.as_json"
+
+
+def json_flag(function: Function) -> Function:
+    """`--json` of commands that share what prints their results: it asks `wants_json`."""
+
+    def keep(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+        context.meta[_AS_JSON] = wanted
+
+    return click.option(
+        "--json", is_flag=True, expose_value=False, callback=keep, help="Print the results as JSON on stdout."
+    )(function)
+
+
+def wants_json() -> bool:
+    """Whether the command that runs was given `--json`."""
+    return bool(click.get_current_context().meta.get(_AS_JSON, False))
+
+
 def binary_masks_option(function: Function) -> Function:
     """`--binary-masks`: how masks of 0 and 255 are read."""
     return click.option("--binary-masks", is_flag=True, help="Masks' values 0 and 255 are the labels 0 and 1.")(

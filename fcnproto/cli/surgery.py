@@ -36,21 +36,7 @@ _no_interpolation = click.option(
 
 def _net(function: _options.Function) -> _options.Function:
     """`--json`, and the options of the net."""
-    return _told_options(_nets.net_options(device="cpu")(function))
-
-
-def _told_options(function: _options.Function) -> _options.Function:
-    """`--json`: kept for `_tell`."""
-
-    def keep(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
-        context.meta[_AS_JSON] = wanted
-
-    return click.option(
-        "--json", is_flag=True, expose_value=False, callback=keep, help="Print the results as JSON on stdout."
-    )(function)
-
-
-_AS_JSON = "fcnproto.surgery.as_json"
+    return _options.json_flag(_nets.net_options(device="cpu")(function))
 
 
 @click.group("surgery")
@@ -272,7 +258,7 @@ def classes_command(
 @click.argument("weights", type=_path)
 @click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
 @click.option("--output-weights", required=True, type=_files.OutputFile(), help="Weights to write.")
-@_told_options
+@_options.json_flag
 @_nets.layers_option
 def fold_command(model: Path, weights: Path, output: Path, output_weights: Path) -> None:
     """Fold BatchNorm and Scale into the convolutions before them: the net computes the same without these layers."""
@@ -337,7 +323,7 @@ def _finish(net: Net, output: Path, report: Report) -> None:
 
 def _tell(report: Report) -> None:
     """What was done, on stdout."""
-    if click.get_current_context().meta[_AS_JSON]:
+    if _options.wants_json():
         steps = [{"action": one.action, "layer": one.layer, "detail": one.detail} for one in report.steps]
         _output.print_json({"steps": steps})
         return

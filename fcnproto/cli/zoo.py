@@ -19,13 +19,13 @@ def command() -> None:
 
 
 @command.command("list")
-@_options.json_option
-def list_models(as_json: bool) -> None:
+@_options.json_flag
+def list_models() -> None:
     """List the nets."""
     from fcnproto import zoo
 
     infos = [zoo.info(name) for name in zoo.names()]
-    if as_json:
+    if _options.wants_json():
         _output.print_json([asdict(info) for info in infos])
         return
     rows = [

@@ -149,7 +149,7 @@ def test_outputs_that_are_inputs_are_refused(tmp_path: Path, net: list[str], cap
         f"surgery set-classes {model} --classes 4 -o {tmp_path / 'n.prototxt'} --output-weights {tmp_path / 'n.prototxt'}",
         f"run {model} {weights} --image data={image} -o {image}",
         f"features {model} {weights} {image} --blobs score -o {image} --format npz",
-        f"parity {model} {weights} --reference float64 --json {weights}",
+        f"parity {model} {weights} --reference float64 --json-file {weights}",
         f"convert {model} {weights} {weights}",
         f"score folders {tmp_path} {truth} --classes {classes} --picture {truth / 'a.png'}",
         f"hha {truth} --camera nyud -o {truth}",

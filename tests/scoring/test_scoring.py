@@ -258,23 +258,23 @@ def test_command_on_the_nets_own_data_layer_beside_published_scores(
     source = {name: " ".join(row) for row in rows for name in [row[0]]}
     own = [" ".join(row) for row in rows if row[0] == "voc-fcn8s"]
     for data, figure, where in (
-        ("2011 seg11valid", "65.5", "FCN repository (fcn.berkeleyvision.org)"),
-        ("2012 test", "67.2", "FCN repository (fcn.berkeleyvision.org)"),
-        ("2011 validation", "62.7", "Long, Shelhamer, Darrell, CVPR 2015, table 2"),
-        ("2011 test", "62.7", "Long, Shelhamer, Darrell, CVPR 2015, table 3"),
-        ("2012 test", "62.2", "Long, Shelhamer, Darrell, CVPR 2015, table 3"),
+        ("2011 seg11valid", "0.655", "FCN repository (fcn.berkeleyvision.org)"),
+        ("2012 test", "0.672", "FCN repository (fcn.berkeleyvision.org)"),
+        ("2011 validation", "0.627", "Long, Shelhamer, Darrell, CVPR 2015, table 2"),
+        ("2011 test", "0.627", "Long, Shelhamer, Darrell, CVPR 2015, table 3"),
+        ("2012 test", "0.622", "Long, Shelhamer, Darrell, CVPR 2015, table 3"),
     ):
-        assert f"voc-fcn8s mean IU 25.0 {figure} PASCAL VOC {data} {where}" in own
+        assert f"voc-fcn8s mean IU 0.250 {figure} PASCAL VOC {data} {where}" in own
     for method, figure, table in (
-        ("R-CNN", "47.9", 3), ("SDS", "51.6", 3), ("FCN-AlexNet", "39.8", 1), ("FCN-VGG16", "56.0", 1),
-        ("FCN-GoogLeNet", "42.5", 1), ("FCN-32s-fixed", "45.4", 2), ("FCN-32s", "59.4", 2), ("FCN-16s", "62.4", 2),
+        ("R-CNN", "0.479", 3), ("SDS", "0.516", 3), ("FCN-AlexNet", "0.398", 1), ("FCN-VGG16", "0.560", 1),
+        ("FCN-GoogLeNet", "0.425", 1), ("FCN-32s-fixed", "0.454", 2), ("FCN-32s", "0.594", 2), ("FCN-16s", "0.624", 2),
     ):  # fmt: skip
         assert f"{method} mean IU {figure} PASCAL VOC" in source[method]
         assert source[method].endswith(f"Long, Shelhamer, Darrell, CVPR 2015, table {table}")
-    assert any(row[:4] == ["SDS", "mean", "IU", "52.6"] and "2011 test" in " ".join(row) for row in rows)
+    assert any(row[:4] == ["SDS", "mean", "IU", "0.526"] and "2011 test" in " ".join(row) for row in rows)
     assert main(["score", "net", "val.prototxt", "w.caffemodel", "--json"]) == 0
     published = json.loads(capsys.readouterr().out)["published"]
-    assert {("R-CNN", 47.9), ("SDS", 52.6), ("voc-fcn8s", 65.5)} <= {
+    assert {("R-CNN", 0.479), ("SDS", 0.526), ("voc-fcn8s", 0.655)} <= {
         (one["net"], one["metrics"]["mean IU"]) for one in published
     }
     # A net of other classes in a folder of that name isn't the published one.
@@ -295,18 +295,18 @@ def test_the_papers_figures() -> None:
         (score.method, score.data.removeprefix("PASCAL VOC "), score.table): score.mean_iu for score in papers.SCORES
     }
     assert found == {
-        ("FCN-AlexNet", "2011 validation", "table 1"): 39.8,
-        ("FCN-VGG16", "2011 validation", "table 1"): 56.0,
-        ("FCN-GoogLeNet", "2011 validation", "table 1"): 42.5,
-        ("FCN-32s-fixed", "2011 validation", "table 2"): 45.4,
-        ("FCN-32s", "2011 validation", "table 2"): 59.4,
-        ("FCN-16s", "2011 validation", "table 2"): 62.4,
-        ("FCN-8s", "2011 validation", "table 2"): 62.7,
-        ("R-CNN", "2011 test", "table 3"): 47.9,
-        ("SDS", "2011 test", "table 3"): 52.6,
-        ("SDS", "2012 test", "table 3"): 51.6,
-        ("FCN-8s", "2011 test", "table 3"): 62.7,
-        ("FCN-8s", "2012 test", "table 3"): 62.2,
+        ("FCN-AlexNet", "2011 validation", "table 1"): 0.398,
+        ("FCN-VGG16", "2011 validation", "table 1"): 0.560,
+        ("FCN-GoogLeNet", "2011 validation", "table 1"): 0.425,
+        ("FCN-32s-fixed", "2011 validation", "table 2"): 0.454,
+        ("FCN-32s", "2011 validation", "table 2"): 0.594,
+        ("FCN-16s", "2011 validation", "table 2"): 0.624,
+        ("FCN-8s", "2011 validation", "table 2"): 0.627,
+        ("R-CNN", "2011 test", "table 3"): 0.479,
+        ("SDS", "2011 test", "table 3"): 0.526,
+        ("SDS", "2012 test", "table 3"): 0.516,
+        ("FCN-8s", "2011 test", "table 3"): 0.627,
+        ("FCN-8s", "2012 test", "table 3"): 0.622,
     }
     assert {score.model for score in papers.SCORES if score.model} <= set(zoo.names())
 
