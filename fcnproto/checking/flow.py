@@ -33,13 +33,17 @@ class Flow:
 
 def zero_parameters(net: Net) -> set[Place]:
     """The parameter blobs all of whose values are 0."""
+    blobs = {
+        (index, k): getattr(layer, name)
+        for index, layer in enumerate(net.layers)
+        for k, name in enumerate(layer.blob_names)
+        if (index, k) not in net.shared_blobs
+    }
+    if not blobs:
+        return set()
     with torch.no_grad():
-        return {
-            (index, k)
-            for index, layer in enumerate(net.layers)
-            for k, name in enumerate(layer.blob_names)
-            if (index, k) not in net.shared_blobs and not bool(getattr(layer, name).any())
-        }
+        moved = torch.stack([blob.any() for blob in blobs.values()]).tolist()  # from a GPU all at once
+    return {place for place, any_is in zip(blobs, moved, strict=True) if not any_is}
 
 
 def flow(net: Net, zeros: Set[Place]) -> Flow:

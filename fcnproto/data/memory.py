@@ -24,6 +24,7 @@ class MemoryData(SourceLayer):
     differences = "batches are copies of the rows handed over (Caffe shares the memory)."
     config_field = "memory_data_param"
     tops = (2, 2)
+    may_read_ahead = False  # other arrays may be handed over before
     position_fields = ("row",)
 
     def __init__(self, param: Any, num_tops: int | None = None) -> None:

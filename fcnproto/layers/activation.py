@@ -408,6 +408,7 @@ class Threshold(Pointwise):
     """Caffe's Threshold: 1 where x > threshold, else 0. It has no gradient."""
 
     config_field = "threshold_param"
+    stops_gradient = True
 
     def forward(self, x: Tensor) -> Tensor:
         return (x > self.config.threshold).to(x.dtype)

@@ -280,6 +280,7 @@ class ArgMax(Layer):
 
     config_field = "argmax_param"
     kind = "arithmetic"
+    stops_gradient = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.given_axis: int | None = self.config.axis if self.config.HasField("axis") else None

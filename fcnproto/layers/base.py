@@ -99,6 +99,8 @@ class Layer(nn.Module):
     """`forward` takes `overwrite=True`, by which the layer may write over its bottom's memory."""
     holds_place: ClassVar[bool] = False
     """It stands for a layer that can't be computed (`layers/placeholder.py`)."""
+    stops_gradient: ClassVar[bool] = False
+    """No gradient passes from a top to the bottoms, or it depends on the values whether one does (ArgMax, Filter)."""
     gradient_reads_top: ClassVar[bool] = True
     """The gradient may need what the layer gave; False where it surely needs the bottoms and blobs alone, so that a
     layer behind may overwrite the top."""

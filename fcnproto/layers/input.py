@@ -33,6 +33,7 @@ class Input(SourceLayer):
     """Caffe's Input: tops that the caller gives. Shapes in `input_param`: none, one for all tops, or one for each."""
 
     config_field = "input_param"
+    may_read_ahead = False
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.top_shapes(shapes)
@@ -57,6 +58,7 @@ class DummyData(SourceLayer):
 
     config_field = "dummy_data_param"
     makes_data = True
+    may_read_ahead = False
     replaced_fields = dict.fromkeys(("num", "channels", "height", "width"), "shape")
 
     def setup(self, shapes: Sequence[Shape]) -> None:

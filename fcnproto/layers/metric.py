@@ -29,6 +29,7 @@ class Accuracy(Layer):
     config_field = "accuracy_param"
     kind = "loss"
     judges = True
+    stops_gradient = True
     bottoms = (2, 2)
     tops = (1, 2)
     force_backward_refuses = (0, 1)

@@ -364,6 +364,7 @@ class Silence(Layer):
     tops = (0, 0)
     kind = "shaping"
     idle = True
+    stops_gradient = True
 
     def keeps_images_apart(self) -> bool:
         return True
@@ -383,6 +384,7 @@ class Filter(Layer):
     bottoms = (2, None)
     tops = (1, None)
     kind = "shaping"
+    stops_gradient = True
 
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
         return selector if bottom == len(self.param.bottom) - 1 else None

@@ -52,6 +52,8 @@ class SourceLayer(Layer):
     tops: ClassVar[tuple[int, int | None]] = (1, None)
     position_fields: ClassVar[tuple[str, ...]] = ()
     """Attributes that say which item comes next: saved and restored with a snapshot."""
+    may_read_ahead: ClassVar[bool] = True
+    """Whether the next batch may be read early, in another thread: it depends on the layer and its files alone."""
     handles: ClassVar[tuple[str, ...]] = ()
     """Attributes with open files or what was read from them: None in a copy, and made anew when needed."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +49,20 @@ from fcnproto.schema.upgrade import needs_upgrade, upgrade_net
 __all__ = ["LearnableParam", "Net", "Outputs", "load"]
 
 PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a data layer gave: its tops, and where they came from, for messages."""
+
+    tops: tuple[Tensor, ...]
+    origin: str
+
+
+def read_batch(layer: Layer) -> Batch:
+    """The next batch of a data layer, as it gives it."""
+    tops = tuple(layer())
+    return Batch(tops, layer.origin() if isinstance(layer, SourceLayer) else "")
 
 
 class Net(nn.Module):
@@ -394,10 +408,11 @@ class Net(nn.Module):
         for node, layer in zip(self.graph.nodes, self.layers, strict=True):
             if not node.is_data or node.held or node.type == "Input" or any(blob.name in values for blob in node.tops):
                 continue
-            for blob, value in zip(node.tops, layer(), strict=True):
+            batch = (self.feed or read_batch)(layer)
+            for blob, value in zip(node.tops, batch.tops, strict=True):
                 values[blob.name] = self._cast(blob.name, value.to(self.device))
-            if isinstance(layer, SourceLayer) and (origin := layer.origin()):
-                origins.append(origin)
+            if batch.origin:
+                origins.append(batch.origin)
         return origins
 
     def _terms(self, outputs: Mapping[str, Tensor]) -> tuple[Term, ...]:
@@ -458,6 +473,9 @@ class Net(nn.Module):
 
     transform: Callable[[nn.Module], Any] | None = None
     """Applied to the module of every new plan before it is run; the solver's compiling goes this way."""
+
+    feed: Callable[[Layer], Batch] | None = None
+    """How a data layer's next batch is had, if not by calling it; the solver's reading ahead goes this way."""
 
     def _tensors(self) -> Iterator[Tensor]:
         layers = self.layers

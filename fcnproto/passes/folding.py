@@ -114,6 +114,7 @@ class FoldedChain(nn.Module):
         self._watch = watch
         self._sizes: Latest[tuple[int, int, torch.dtype], tuple[tuple[int, ...], _Layout, _Surroundings]]
         self._sizes = Latest(_SIZES_KEPT, _BYTES_KEPT)
+        self._indices: Latest[tuple[Any, ...], tuple[Tensor, Tensor]] = Latest(_SIZES_KEPT * len(self.taps))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         blobs = [step.layer.blob(k) for step in self._steps for k in range(len(step.layer.blob_names))]
@@ -254,9 +255,14 @@ class FoldedChain(nn.Module):
 
     def _expand(self, x: Tensor, layout: _Layout, size: tuple[int, int], i: int) -> Tensor:
         """The border map of the blob after step `i` for an image of `size`, from what the canvas became."""
-        for axis in range(2):
-            index = expansion(self._sweeps(axis), layout.canvas[axis], size[axis], i + 1)
-            x = x.index_select(2 + axis, torch.tensor(index, device=x.device))
+        key = (*size, i, x.device)
+        found = self._indices.get(key)
+        if found is None:
+            lines = [expansion(self._sweeps(axis), layout.canvas[axis], size[axis], i + 1) for axis in range(2)]
+            with torch.inference_mode(False):
+                found = torch.tensor(lines[0], device=x.device), torch.tensor(lines[1], device=x.device)
+            self._indices.put(key, found)
+        x = x.index_select(2, found[0]).index_select(3, found[1])
         return x.contiguous(memory_format=torch.channels_last)
 
     def _plain_step(self, i: int, x: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ call: a change in the tensors of one portion shows at the next call but one, one
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from fcnproto.net.arriving import Arriving
 
 _BYTES_AT_ONCE = 16 * 2**20
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -26,7 +27,7 @@ class LateSums:
     def __init__(self) -> None:
         self._counts: dict[_Portion, list[Hashable]] = {}
         self._known: dict[_Portion, int] = {}
-        self._pending: list[tuple[Any, Tensor, _Portion]] = []
+        self._pending: list[tuple[Arriving, _Portion]] = []
 
     def look(self, tensors: Mapping[Hashable, Tensor], counts: Mapping[Hashable, Hashable]) -> set[Hashable]:
         """The keys whose tensors, or others in one portion with them, have been found changed since the last look.
@@ -46,15 +47,15 @@ class LateSums:
         self._known = {portion: total for portion, total in self._known.items() if portion in self._counts}
         if not self._pending and tensors:
             for portion in [each for each in portions if each not in self._known] or [next(iter(self._known))]:
-                self._pending.append((*_ask([tensors[key] for key in portion]), portion))
+                self._pending.append((_ask([tensors[key] for key in portion]), portion))
         return changed
 
     def _judge(self) -> set[Hashable]:
-        if not all(event.query() for event, *_ in self._pending):
+        if not all(total.is_here for total, _ in self._pending):
             return set()
         changed: set[Hashable] = set()
-        for _, total, portion in self._pending:
-            before, found = self._known.pop(portion, None), int(total)  # at the end of the line from now on
+        for total, portion in self._pending:
+            before, found = self._known.pop(portion, None), int(total.value)  # at the end of the line from now on
             if before is not None and before != found:
                 changed.update(portion)
             self._known[portion] = found
@@ -75,27 +76,13 @@ def _portions(tensors: Mapping[Hashable, Tensor]) -> list[_Portion]:
     return [tuple(portion) for portion in portions]
 
 
-def _ask(tensors: Sequence[Tensor]) -> tuple[Any, Tensor]:
-    """The sum of all bits, read as whole numbers, on its way to the CPU, and the event that tells when it is there.
+def _ask(tensors: Sequence[Tensor]) -> Arriving:
+    """The sum of all bits, read as whole numbers, on its way to the CPU.
 
     Of numbers of 4 bytes at most, whose sum has room for their signs.
     """
     values = torch.cat([flat_view(tensor) for tensor in tensors]) if len(tensors) > 1 else flat_view(tensors[0])
-    total = values.view(INTEGERS[min(4, values.element_size())]).sum(dtype=torch.int64)
-    if not total.is_cuda:
-        return _There(), total
-    event: Any = torch.cuda.Event()
-    with torch.cuda.device(total.device):
-        here = total.to("cpu", non_blocking=True)
-        event.record(torch.cuda.current_stream(total.device))
-    return event, here
-
-
-class _There:
-    """Stands for the event where nothing has to come over."""
-
-    def query(self) -> bool:
-        return True
+    return Arriving(values.view(INTEGERS[min(4, values.element_size())]).sum(dtype=torch.int64))
 
 
 def flat_view(tensor: Tensor) -> Tensor:

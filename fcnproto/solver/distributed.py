@@ -1,7 +1,8 @@
 """Several workers training one net, as `torchrun` starts them: who is who, and what they agree on.
 
 Caffe's multi-GPU meaning: gradients are averaged over the workers before the update, each reads its own data (the data
-layers see to that), rank 0 tests, writes and prints. Gloo connects CPUs, NCCL GPUs. Averaging itself is in `engine`.
+layers see to that), rank 0 tests, writes and prints. Gloo connects processes, NCCL GPUs. Averaging itself is in
+`engine`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def worker_group(device: str | None = None) -> Iterator[str | None]:
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # what workers agree on doesn't wait for their GPUs
         timeout=_PATIENCE,
         device_id=torch.device(device) if on_gpu and device else None,
     )
@@ -87,16 +88,11 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-def _device() -> torch.device:
-    """Where tensors for an exchange must be: NCCL knows GPUs only."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
 def any_of(flags: list[bool]) -> list[bool]:
     """For each flag whether any worker has set it: all get the same answer at the same iteration."""
     if world_size() == 1:
         return flags
-    values = torch.tensor([int(flag) for flag in flags], device=_device())
+    values = torch.tensor([int(flag) for flag in flags], device="cpu")
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return [bool(value) for value in values.tolist()]
 

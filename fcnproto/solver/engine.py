@@ -19,7 +19,9 @@ from fcnproto.errors import FcnprotoWarning, SolverError, first_line
 from fcnproto.net import Net, Outputs
 from fcnproto.passes import optimize
 from fcnproto.solver import distributed
+from fcnproto.solver.feeding import Feeder, batch_size
 from fcnproto.solver.optimizers import CaffeOptimizer
+from fcnproto.solver.reach import all_get_gradients
 from fcnproto.solver.sampling import LossSampling
 
 
@@ -64,13 +66,12 @@ class _WithLoss(nn.Module):
 class Engine:
     """Runs the train net forward and backward.
 
-    `scaler` is the loss scaler of float16 (switched off for every other precision), `batch` what the data layers gave
-    in the last forward pass, by top; `images` is the size of that batch.
+    `scaler` is the loss scaler of float16 (switched off for every other precision), `feeder` reads what the net works
+    on, on a GPU ahead of it; `images` is the size of the last pass's batch.
     """
 
     def __init__(self, net: Net, options: Options) -> None:
         self.net, self.options = net, options
-        self.batch: dict[str, Tensor] = {}
         self.images = 1
         device = net.device
         if options.channels_last:
@@ -82,7 +83,9 @@ class Engine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         if options.compile:
             net.transform = _compiled
-        self._module: nn.Module = _WithLoss(optimize(net) if options.optimize else net)
+        self._called = optimize(net) if options.optimize else net
+        self._module: nn.Module = _WithLoss(self._called)
+        self.feeder = Feeder(self._called, reads_ahead=device.type == "cuda")
         trainable = any(parameter.requires_grad for parameter in net.parameters())
         if distributed.world_size() > 1 and trainable:
             with warnings.catch_warnings():
@@ -93,7 +96,8 @@ class Engine:
                     self._module,
                     device_ids=[device.index or 0] if device.type == "cuda" else None,
                     broadcast_buffers=False,
-                    find_unused_parameters=True,
+                    gradient_as_bucket_view=True,
+                    find_unused_parameters=not all_get_gradients(net),
                 )
         elif distributed.world_size() > 1:
             distributed.broadcast(net)
@@ -103,11 +107,15 @@ class Engine:
 
         `last` says that the iteration's gradients are complete after this pass's backward: then workers average them.
         """
-        with self._no_sync(last), self._precision(), self._recorded():
+        with self._no_sync(last), self._precision(), self._fed():
             loss, outputs = self._module(inputs)
-        first = next(iter([*inputs.values(), *self.batch.values()]), None)
-        self.images = first.shape[0] if first is not None and first.dim() else 1
+        self.images = batch_size(self.batch, inputs)
         return loss, outputs
+
+    @property
+    def batch(self) -> dict[str, Tensor]:
+        """What the data layers gave in the last forward pass, by top, as they gave it."""
+        return self.feeder.batch
 
     def replay(self, inputs: Mapping[str, Tensor]) -> Any:
         """The last forward pass once more, layer by layer on the same data, for those who watch by hooks."""
@@ -124,19 +132,14 @@ class Engine:
             yield
 
     @contextlib.contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """Keep what the data layers give in `batch` (no copies; hooks only while a pass runs, so that nets pickle)."""
-        self.batch = {}
-
-        def keep(layer: Any, arguments: Any, tops: tuple[Tensor, ...]) -> None:
-            self.batch.update(zip(layer.param.top, tops, strict=False))
-
-        handles = [layer.register_forward_hook(keep) for layer in self.net.data_layers()]
+    def _fed(self) -> Iterator[None]:
+        """Let the net's batches come from the feeder (only while a pass runs, so that nets pickle)."""
+        self.feeder.batch = {}
+        self._called.feed = self.feeder
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._called.feed = None
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Add this pass's gradients to `.grad`. A net whose loss needs no gradient is left alone, as in Caffe."""

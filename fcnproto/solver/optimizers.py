@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.errors import SolverError
+from fcnproto.net.arriving import Arriving
 from fcnproto.schema.blobs import StoredBlob
 from fcnproto.solver import buckets
 
@@ -66,6 +67,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
     """Names of the per-parameter state blobs, in the order of Caffe's solver state."""
     refuses_momentum: ClassVar[bool] = False
     """AdaGrad and RMSProp have no momentum; Caffe aborts where one is given."""
+    _step_supports_amp_scaling = True  # torch's GradScaler sets `grad_scale` and `found_inf`, and waits for nothing
 
     def __init__(
         self,
@@ -193,6 +195,12 @@ class CaffeOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        overflow: Tensor | None = getattr(self, "found_inf", None)
+        if overflow is not None and float(Arriving(overflow).value):
+            return loss  # float16 can't hold the scaled gradients: the step is left out
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if scale is not None:
+            self._unscale(scale)
         scales = self._clip_scales()
         for group in self.param_groups:
             rate = group["lr"] * group["lr_mult"]
@@ -208,6 +216,14 @@ class CaffeOptimizer(torch.optim.Optimizer):
                 torch._foreach_add_(weights, updates)
             group["iteration"] += 1
         return loss
+
+    def _unscale(self, scale: Tensor) -> None:
+        """Bring gradients of a scaled loss to their true size, as `GradScaler.unscale_` does."""
+        factor = scale.double().reciprocal().float()
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is not None:
+                    tensor.grad.mul_(factor.to(tensor.device))
 
     def _clip_scales(self) -> dict[torch.device, Tensor]:
         """Per device the factor that brings the norm over all parameters down to `clip_gradients`; empty when off."""

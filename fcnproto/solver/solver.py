@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fcnproto.escaping import printable
 from fcnproto.net import Net
+from fcnproto.net.arriving import Arriving
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_solver
 from fcnproto.schema.upgrade import upgrade_solver
@@ -124,6 +125,7 @@ class Solver:
         self.request: Callable[[], Request] = lambda: Request.NONE
         self.last_snapshot: str | None = None
         self.stopping = False
+        self._end = 0
         self._snapshot_wanted = False
         self._rate: float | None = None
         self._watch = health.LossWatch()
@@ -178,27 +180,24 @@ class Solver:
             self._examined = True  # once, since the net's values are looked through
             settings.warn_of_vain_training(self.net)
         values = {name: self._tensor(value) for name, value in inputs.items()}
-        end = self.iter + iterations
-        self._tell("started", end)
+        self._end = self.iter + iterations
+        self._tell("started", self._end)
         error: BaseException | None = None
         try:
-            while self.iter < end and not self.stopping:
+            while self.iter < self._end and not self.stopping:
                 self._iterate(values)
         except BaseException as raised:
             error = raised
             raise
         finally:
+            self.engine.feeder.stand_back()
             self._tell("finished", error)
 
     def _iterate(self, inputs: Mapping[str, Tensor]) -> None:
         """One iteration, in Caffe's order."""
         param = self.param
         self.clear_gradients()
-        if (
-            param.test_interval
-            and self.iter % param.test_interval == 0
-            and (self.iter > 0 or param.test_initialization)
-        ):
+        if self._tests_at(self.iter):
             self.test(**inputs)
             if self.stopping:
                 return
@@ -209,7 +208,8 @@ class Solver:
         if self._displays():
             pace = self._pace.lap(self.iter, param.display)
             self.say(f"Iteration {self.iter} {pace}, loss = {figure(smoothed)}")
-            for line in output_lines("Train", outputs, loss_weights(self.net)):
+            shown = {name: value.value for name, value in outputs.items()}
+            for line in output_lines("Train", shown, loss_weights(self.net)):
                 self.say(line)
         for _, on_gradients_ready in self._callbacks:
             on_gradients_ready()
@@ -217,8 +217,22 @@ class Solver:
         self.apply_update()
         self._tell("iterated", self.iter - 1, loss, smoothed)
         self.obey()
-        if self._snapshot_wanted or (param.snapshot and self.iter % param.snapshot == 0):
+        if self._snapshot_wanted or self._snapshots_at(self.iter):
             self.snapshot()
+
+    def _tests_at(self, iteration: int) -> bool:
+        interval = self.param.test_interval
+        return bool(interval) and iteration % interval == 0 and (iteration > 0 or self.param.test_initialization)
+
+    def _snapshots_at(self, iteration: int) -> bool:
+        return bool(self.param.snapshot) and iteration % self.param.snapshot == 0
+
+    def _goes_on(self) -> bool:
+        """Whether the next iteration comes right after this one, as far as can be known. One that is traced reads its
+        data itself, so that it shows them."""
+        after = self.iter + 1
+        between = self._tests_at(after) or self._snapshots_at(after) or self.param.debug_info
+        return after < self._end and not between and not self.stopping
 
     def clear_gradients(self) -> None:
         """Begin an iteration without the gradients of the last one."""
@@ -269,18 +283,28 @@ class Solver:
             self.test()
         self.say("Optimization Done.")
 
-    def _forward_backward(self, inputs: Mapping[str, Tensor]) -> tuple[float, Mapping[str, Tensor]]:
-        """`iter_size` passes, whose gradients add up; the mean of their losses and the last one's outputs."""
+    def _forward_backward(self, inputs: Mapping[str, Tensor]) -> tuple[float, Mapping[str, Arriving]]:
+        """`iter_size` passes, whose gradients add up; the mean of their losses, and the last one's outputs where they
+        are displayed.
+
+        A GPU is never waited for to the end: the loss comes over while the backward pass runs, and is read before the
+        update, so that a loss that has gone wrong leaves the weights that it came from.
+        """
         total, size = 0.0, self.param.iter_size
+        outputs: dict[str, Arriving] = {}
         failure: health.DivergedError | None = None
         tracing = self.param.debug_info and self._displays()
         for index in range(size):
             last = index == size - 1
+            self.engine.feeder.goes_on = not last or self._goes_on()
             with debug.traced(self.net, self.say, tracing) as log_gradients:
-                loss, outputs = self.engine.forward(inputs, last)
+                loss, tops = self.engine.forward(inputs, last)
+                value = Arriving(loss)
+                if last and self._displays():
+                    outputs = {name: Arriving(top) for name, top in tops.items()}
                 self.engine.backward(loss, last)
                 log_gradients()
-            self.losses.append(float(loss.detach()))
+            self.losses.append(float(value.value))
             total += self.losses[-1]
             failure = failure or self._failure(inputs)
             if failure is not None and distributed.world_size() == 1:
@@ -333,6 +357,7 @@ class Solver:
         where one does, `DivergedError` where a parameter is not finite: the last good snapshot stays the last one.
         """
         self._snapshot_wanted = False
+        self.engine.feeder.stand_back()
         fresh = self._place.acquire()
         try:
             return self._snapshot()
@@ -374,6 +399,7 @@ class Solver:
             path, passed_over = snapshots.latest(self._place.prefix)
             for reason in passed_over:
                 settings.warn(f"snapshot passed over: {reason}")
+        self.engine.feeder.stand_back()
         opened, model = snapshots.open_snapshot(Path(path))
         with opened as state:
             # All that can be wrong with the state shows before the first value is changed.

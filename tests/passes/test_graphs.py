@@ -11,6 +11,7 @@ import golden_cases
 import pytest
 import torch
 from golden_cases import deviation
+from gpu_waits import waits
 from torch import Tensor, nn
 
 import fcnproto
@@ -243,16 +244,13 @@ def test_a_recording_that_fails_leaves_stream_and_device() -> None:
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.skipif(not hasattr(torch._C, "_cuda_set_sync_debug_mode"), reason="torch can't tell who waits here")
 @pytest.mark.parametrize("graphs", [False, True])
 def test_no_call_waits_for_the_gpu(graphs: bool) -> None:
     fast, x = fcnproto.optimize(fcn().to("cuda"), cuda_graphs=graphs), image().cuda()
     with torch.no_grad():
         for _ in range(3):
             fast(data=x)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waits() as found:
             for _ in range(3):
                 fast(data=x)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    assert not found

@@ -66,7 +66,7 @@ def test_others_are_looked_at_when_the_tensors_are() -> None:
 
 def test_nothing_is_judged_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     there = [False]
-    monkeypatch.setattr(sums._There, "query", lambda self: there[0])
+    monkeypatch.setattr(sums.Arriving, "is_here", property(lambda self: there[0]))
     given, late = tensors(), LateSums()
     assert not look(late, given)
     given[0].data.add_(1)

@@ -233,3 +233,26 @@ def test_loading_history_forgets_what_a_frozen_parameter_had() -> None:
     assert optimizer.history[0].tolist() == [1, 1]
     optimizer.load_history([torch.zeros(2)])
     assert optimizer.history[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_torchs_scaler_is_followed(unscaled: bool) -> None:
+    """Scaled gradients come to their size, and a step whose gradients overflowed is left out."""
+    weight, plain = (torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0])) for _ in range(2))
+    optimizer, other = (optimizers.SGD([w], lr=0.1, momentum=0.9) for w in (weight, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor in (1.0, float("inf"), 3.0):
+        for w, loss in ((weight, scaler.scale((weight * factor).sum())), (plain, (plain * factor).sum())):
+            w.grad = None
+            loss.backward()
+        if unscaled:
+            scaler.unscale_(optimizer)
+        before = weight.detach().clone()
+        scaler.step(optimizer)
+        scaler.update()
+        if np.isfinite(factor):
+            other.step()
+            assert torch.equal(weight, plain)
+        else:
+            assert torch.equal(weight, before)
+    assert scaler.get_scale() == 512
