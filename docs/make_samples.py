@@ -34,9 +34,9 @@ MODEL, CASE = "voc-fcn8s", "voc_fcn8s_train"
 def exported_module() -> str:
     """What `fcnproto convert` writes for FCN-8s."""
     path = fcnproto.zoo.path(MODEL, "deploy")
-    net = Net(read_net(path), fill=False).to("meta")
+    net = Net(read_net(path), file=path, fill=False).to("meta")
     shapes = blob_shapes(net, input_shapes(net, endpoints(net)[0]))
-    return make_source(net, shapes, "voc_fcn8s.safetensors", title=MODEL, about=about_inputs(net, path)).text
+    return make_source(net, shapes, "voc_fcn8s.safetensors", title=MODEL, about=about_inputs(net)).text
 
 
 def parity_report(round_down: bool) -> str:

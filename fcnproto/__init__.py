@@ -23,11 +23,13 @@ from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
     from fcnproto.diagnosis import check
+    from fcnproto.finetune.creating import create_model
     from fcnproto.layers.base import Layer, Pointwise
     from fcnproto.layers.registry import register as register_layer
     from fcnproto.net import Net, load
     from fcnproto.passes import optimize
     from fcnproto.solver import Solver
+    from fcnproto.zoo import names as list_models
 
 __version__ = "0.1.0"
 
@@ -65,6 +67,8 @@ __all__ = [
     "WeightsError",
     "__version__",
     "check",
+    "create_model",
+    "list_models",
     "load",
     "optimize",
     "register_layer",
@@ -78,6 +82,8 @@ __getattr__, __dir__ = lazily(
         "Pointwise": "fcnproto.layers.base",
         "Solver": "fcnproto.solver",
         "check": "fcnproto.diagnosis",
+        "create_model": "fcnproto.finetune.creating",
+        "list_models": "fcnproto.zoo:names",
         "load": "fcnproto.net",
         "optimize": "fcnproto.passes",
         "register_layer": "fcnproto.layers.registry:register",

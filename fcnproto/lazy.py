@@ -29,3 +29,10 @@ def lazily(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any]
         return sorted({*vars(sys.modules[package]), *names})
 
     return get, names_of
+
+
+def later(name: str) -> Any:
+    """The object "module:attribute", its module imported now: for what a room hands on to one on a floor below its own,
+    such as the methods of a net that segment an image or draw it."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -10,12 +10,15 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fcnproto import zoo
 from fcnproto.data.database import Data
@@ -24,18 +27,21 @@ from fcnproto.data.image_data import ImageData
 from fcnproto.data.paths import resolve
 from fcnproto.data.published import NYUDSegDataLayer, PublishedLayer
 from fcnproto.data.window_data import WindowData
-from fcnproto.errors import DataError, FcnprotoWarning
+from fcnproto.errors import DataError, FcnprotoWarning, GraphError, LayerError, UsageError
 from fcnproto.graph import Graph, Node, build_graph
-from fcnproto.images import Kind, Preprocessing, read_mean
+from fcnproto.images import Preprocessing, as_image, read_mean, resize, to_blob
 from fcnproto.layers.base import Layer
+from fcnproto.meta import ByBlob, ImageInput, Meta, ScoreOutput, of_record
 from fcnproto.net import Net
 from fcnproto.net.net import type_facts
+from fcnproto.net.roles import fixed_image_size, image_inputs, score_blobs
+from fcnproto.net.shapes import assumed_shapes, blob_shapes
 from fcnproto.schema.text import read_net
 from fcnproto.zoo import ModelInfo
 
 # The mean of ImageNet and VOC in the order BGR: what almost every Caffe net was trained with.
 _ASSUMED_MEAN = (104.00699, 116.66877, 122.67892)
-_KINDS: dict[str, Kind] = {"BGR": "bgr", "RGB": "rgb", "HHA": "rgb", "D": "depth"}
+_MOST_CLASSES = 65536
 
 
 def zoo_record(model: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> ModelInfo | None:
@@ -55,29 +61,118 @@ def _is_called(weights: str | os.PathLike[str], record: ModelInfo) -> bool:
     return name in (Path(urlsplit(record.weights_url or "").path).name, f"{record.name}.caffemodel")
 
 
-def known_net(
-    net: Net, model: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None
-) -> ModelInfo | None:
-    """The net of the zoo that `net`, read from these files, certainly is: what it was trained on names its classes.
-
-    It is one if the prototxt or the weights are the zoo's own file; or if it has that net's layers, and the weights
-    (without weights the prototxt) are called as the published ones. A net of one's own with as many classes is none.
-    """
-    own = zoo.owner(model) or (None if weights is None else zoo.owner(weights))
-    if own is not None:
-        return zoo.info(own)
-    if weights is None:
-        found = zoo_record(model)
-    else:
-        found = next((one for one in map(zoo.info, zoo.names()) if _is_called(weights, one)), None)
-    return found if found is not None and has_layers_of(net, found) else None
+def record_of(net: Net) -> ModelInfo | None:
+    """The net of the zoo that this one certainly is: loaded from the zoo's own prototxt, or holding weights that are,
+    byte by byte, those of a net of the zoo with its layers. Never by the names of files or the number of classes."""
+    return _recognised(net)[0]
 
 
-def own_record(net: Net) -> ModelInfo | None:
-    """The net of the zoo whose own prototxt `net` was loaded from; None for other nets."""
+def _recognised(net: Net) -> tuple[ModelInfo | None, str]:
+    """`record_of`, and how it was recognised."""
+    for weights in reversed(net._copied):
+        name = zoo.weights_of(weights)
+        if name is not None and has_layers_of(net, zoo.info(name)):
+            return zoo.info(name), f"its weights are {name}'s, byte by byte"
     file = net.layers[0].prototxt if net.layers else None
     owner = None if file is None else zoo.owner(file)
-    return None if owner is None else zoo.info(owner)
+    return (None, "") if owner is None else (zoo.info(owner), f"loaded as the zoo's {owner}")
+
+
+def meta_of(net: Net) -> Meta:
+    """What belongs to a net: what `Net.meta` says it is, found out. Raises `DataError` for a mean file that is
+    missing."""
+    record, why = _recognised(net)
+    told = [*_said(net), *([] if record is None else [of_record(record, why)])]
+    try:
+        scores = score_blobs(net)
+        images = image_inputs(net, scores)
+    except GraphError:
+        scores, images = [], net.inputs
+    inputs = [_input(net, blob) for blob in images if _is_image(net, blob)]
+    outputs = [_output(blob, count, told) for blob, count in _counts(net, scores, images).items()]
+    own = any(_names_from(one, output.blob, len(output.classes)) for one in told for output in outputs)
+    called = next((one.name for one in told if one.name and (own or one is net._given)), "")
+    published = told[0].scores if own and told else ()
+    return Meta(called or net.graph.name, ByBlob(inputs), ByBlob(outputs), published)
+
+
+def _is_image(net: Net, blob: str) -> bool:
+    shape = net.source_shapes.get(blob)
+    return shape is None or len(shape) == 4
+
+
+def _input(net: Net, blob: str) -> ImageInput:
+    how = preprocessing_of(net, blob, quiet=True)
+    order = ""
+    for one in _all_said(net):
+        order = next((entry.order for entry in one.inputs if entry.blob == blob), order)
+    return ImageInput.of(blob, how, order if order == "HHA" and how.kind == "rgb" else "")
+
+
+def _counts(net: Net, scores: Sequence[str], images: Sequence[str]) -> dict[str, int]:
+    """How many classes each score blob has, as far as the layers tell."""
+    try:
+        found = blob_shapes(net.graph, net.layers, assumed_shapes(net.source_shapes, net.graph), partial=True)
+    except LayerError:
+        return {}
+    sizes = {blob: found.get(net.graph.blobs[blob], ()) for blob in scores}
+    return {blob: shape[1] for blob, shape in sizes.items() if len(shape) > 1 and 1 < shape[1] <= _MOST_CLASSES}
+
+
+def _names_from(meta: Meta, blob: str, count: int) -> ScoreOutput | None:
+    """What a meta says of a score blob of so many classes: of that blob, else of one with as many."""
+    fitting = [output for output in meta.outputs if output.named and len(output.classes) == count]
+    fitting.sort(key=lambda output: output.blob != blob)
+    return fitting[0] if fitting else None
+
+
+def _output(blob: str, count: int, told: Sequence[Meta]) -> ScoreOutput:
+    for one in told:
+        found = _names_from(one, blob, count)
+        if found is not None:
+            return replace(found, blob=blob)
+    alike = published_with(count)
+    why = "nobody says the names of its classes"
+    why += f" (it has as many as {alike}, but isn't known to be a net for it)" if alike else ""
+    return ScoreOutput(blob, tuple(f"class {label}" for label in range(count)), False, why=why)
+
+
+def _said(net: Net) -> list[Meta]:
+    """What was set, and what the files say that the net was read from."""
+    return [*([] if net._given is None else [net._given]), *net._told]
+
+
+def _all_said(net: Net) -> Iterator[Meta]:
+    """The same, and what the zoo says of the net, or of one with the same layers."""
+    yield from _said(net)
+    record = record_of(net)
+    if record is not None:
+        yield of_record(record, f"known of {record.name}")
+    record = similar_record(net)
+    if record is not None:
+        yield of_record(record, f"its layers are those of {record.name}")
+
+
+def prepared(net: Net, images: Any) -> dict[str, Tensor]:
+    """The inputs for an image, or for the images of all inputs, of one size: see `Net.preprocess`."""
+    inputs = net.meta.inputs
+    if not inputs:
+        raise UsageError(f"net {net.graph.name!r}: has no input for images")
+    given = images if isinstance(images, Mapping) else {inputs[0].blob: images}
+    missing = [entry.blob for entry in inputs if entry.blob not in given]
+    if missing or len(given) > len(inputs):
+        listed = ", ".join(repr(entry.blob) for entry in inputs)
+        raise UsageError(f"net {net.graph.name!r}: give an image for each of its inputs: {listed}")
+    opened = {entry.blob: as_image(given[entry.blob], entry.preprocessing.kind) for entry in inputs}
+    if len({image.size for image in opened.values()}) > 1:
+        listed = ", ".join(f"{blob} {image.width}x{image.height}" for blob, image in opened.items())
+        raise DataError(f"the images of one scene differ in size: {listed}")
+    values = {}
+    for entry in inputs:
+        size, image = fixed_image_size(net, entry.blob), opened[entry.blob]
+        blob = to_blob(image if size is None else resize(image, *size), entry.preprocessing)
+        values[entry.blob] = torch.from_numpy(blob)[None].to(net.device)
+    return values
 
 
 def similar_record(net: Net) -> ModelInfo | None:
@@ -143,23 +238,26 @@ def _settings(node: Node, any_classes: bool) -> list[tuple[str, str]]:
     return found
 
 
-def preprocessing_of(net: Net, blob: str, record: ModelInfo | None) -> Preprocessing:
-    """How images become the input `blob`: as the net's data layer says, else its record, else that of the zoo's net
-    with the same layers, else the usual way.
+def preprocessing_of(net: Net, blob: str, quiet: bool = False) -> Preprocessing:
+    """How images become the input `blob`: as was set (`net.meta`), else as the net's data layer says, else the files
+    that it was read from, else the zoo, of its own nets and of those with the same layers; else the usual way.
 
     The usual way is BGR with ImageNet's mean for three channels, grey without a mean for one; `why` says which it was.
+    Warns of a data layer's crop that is not applied, unless `quiet`.
     """
+    if net._given is not None and any(entry.blob == blob for entry in net._given.inputs):
+        return net._given.inputs[blob].preprocessing
     for layer in net.data_layers():
         if blob in layer.param.top:
-            found = _of_published(layer, list(layer.param.top).index(blob)) or _of_transform(net, layer, blob)
+            found = _of_published(layer, list(layer.param.top).index(blob)) or _of_transform(net, layer, blob, quiet)
             if found is not None:
                 return found
-    known = record or similar_record(net)
-    for entry in known.inputs if known is not None else ():
-        if entry.blob == blob and entry.channels in _KINDS and known is not None:
-            why = f"known of {known.name}" if record is not None else f"its layers are those of {known.name}"
-            return Preprocessing(_KINDS[entry.channels], np.array(entry.mean), why=why)
-    if _channels(net, blob) == 1:
+    channels = _channels(net, blob)
+    for one in _all_said(net):
+        for entry in one.inputs:
+            if entry.blob == blob and channels in (None, entry.channels):
+                return entry.preprocessing
+    if channels == 1:
         return Preprocessing("grey", why="assumed")
     return Preprocessing("bgr", np.array(_ASSUMED_MEAN), why="assumed")
 
@@ -178,7 +276,7 @@ def _of_published(layer: Layer, top: int) -> Preprocessing | None:
     return Preprocessing("bgr", None if mean is None else np.array(mean, dtype=np.float64).reshape(-1), why=why)
 
 
-def _of_transform(net: Net, layer: Layer, blob: str) -> Preprocessing | None:
+def _of_transform(net: Net, layer: Layer, blob: str, quiet: bool) -> Preprocessing | None:
     """What a data layer does to its images, which is nothing where it has no `transform_param`."""
     transform, scale = layer.param.transform_param, layer.param.transform_param.scale
     if not isinstance(layer, (Data, ImageData, WindowData)) or list(layer.param.top).index(blob) != 0:
@@ -188,7 +286,7 @@ def _of_transform(net: Net, layer: Layer, blob: str) -> Preprocessing | None:
     mean = np.array(list(transform.mean_value)) if transform.mean_value else None
     if transform.mean_file:
         mean = read_mean(resolve(transform.mean_file, layer.base_dir, f"mean file of layer {layer.name!r}"))
-    if transform.crop_size:
+    if transform.crop_size and not quiet:
         warnings.warn(
             f"layer {layer.name!r}: its crop_size {transform.crop_size} is not applied to images that are given; "
             "they count as a whole",
@@ -204,15 +302,13 @@ def _channels(net: Net, blob: str) -> int | None:
     return shape[1] if shape is not None and len(shape) == 4 else None
 
 
-def class_names(blob: str, count: int, record: ModelInfo | None) -> tuple[str, ...] | None:
-    """The names of the `count` classes of score blob `blob` from the net's record; None where it says none.
+def class_names(blob: str, count: int, meta: Meta) -> tuple[str, ...] | None:
+    """The names of the `count` classes of score blob `blob` from what is known of its net; None where nobody says them.
 
     How many classes there are says nothing: nets of 21 classes are not all VOC's.
     """
-    fitting = [output for output in record.outputs if len(output.classes) == count] if record is not None else []
-    # The output with the blob's name comes first: two may have equally many classes.
-    fitting.sort(key=lambda output: output.blob != blob)
-    return fitting[0].classes if fitting else None
+    found = _names_from(meta, blob, count)
+    return None if found is None else found.classes
 
 
 def published_with(count: int) -> str | None:

@@ -18,6 +18,7 @@ from fcnproto.data.datasets import ImageFolder
 from fcnproto.errors import DataError, UsageError, WeightsError
 from fcnproto.finetune.data import balanced_weights, split
 from fcnproto.finetune.nets import read_base
+from fcnproto.meta import of_record
 from fcnproto.netspec import NetSpec
 from fcnproto.netspec import layers as L
 from fcnproto.scenes.scenes import draw_scene
@@ -190,6 +191,7 @@ def test_weights_of_the_old_classes_by_name(tmp_path: Path) -> None:
         for blobs in old.params.values():
             for blob in blobs:
                 blob.normal_()
+    old.meta = of_record(zoo.info("voc-fcn8s"), "given")  # written beside the weights; names of folders say nothing
     old.save(folder / "old.caffemodel")
     base = read_base(str(folder / "train.prototxt"), 3)
     assert base.record is not None and list(base.images["data"].mean) == pytest.approx(

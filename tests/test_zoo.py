@@ -121,7 +121,7 @@ def test_palette() -> None:
 
 
 def test_definitions_are_found_from_any_folder(tmp_path: Path) -> None:
-    checkout = Path(zoo.__file__).parents[1]
+    checkout = Path(zoo.__file__).parents[2]
     code = (
         f"import sys; sys.path.insert(0, {str(checkout)!r})\n"
         "from fcnproto import zoo\n"

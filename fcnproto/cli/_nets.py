@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from fcnproto.cli import _options
 from fcnproto.cli._caffe_flags import one_gpu
@@ -23,6 +24,32 @@ if TYPE_CHECKING:
     from fcnproto.schema import caffe_pb2
 
 _PHASES = click.Choice(["test", "train"], case_sensitive=False)
+
+
+class ZooFile(click.Path):
+    """A file, or the name of a net of the zoo where there is no such file: then its file of a kind (`zoo.path`)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(path_type=Path)
+        self.kind = kind
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The path. `UsageError` where the zoo's net has no such file."""
+        from fcnproto import zoo
+
+        return super().convert(zoo.located(value, self.kind), parameter, context)
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The zoo's names that begin so, and files."""
+        from fcnproto import zoo
+
+        names = [CompletionItem(name) for name in zoo.names() if name.startswith(incomplete)]
+        return [*names, *super().shell_complete(context, parameter, incomplete)]
+
+
+MODEL, VAL, TRAIN, SOLVER, WEIGHTS = (ZooFile(kind) for kind in ("deploy", "val", "train", "solver", "weights"))
 
 
 @dataclass(frozen=True)

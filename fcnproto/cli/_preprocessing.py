@@ -42,8 +42,6 @@ def input_options(function: _options.Function) -> _options.Function:
 
 def input_values(
     net: Net,
-    model: Path,
-    weights: Path | None,
     images: Sequence[str],
     arrays: Sequence[str],
     settings: Mapping[str, Any],
@@ -56,7 +54,7 @@ def input_values(
     from fcnproto.inspect.running import read_array, read_arrays
 
     pictures = [text for text in arrays if Path(text).suffix.lower() in SUFFIXES]
-    values = _image_values(net, model, weights, [*images, *pictures], settings) if images or pictures else {}
+    values = _image_values(net, [*images, *pictures], settings) if images or pictures else {}
     for text in arrays:
         if text in pictures:
             continue
@@ -72,14 +70,12 @@ def input_values(
     return values
 
 
-def _image_values(
-    net: Net, model: Path, weights: Path | None, images: Sequence[str], settings: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def _image_values(net: Net, images: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Tensor]:
     from fcnproto.inspect.running import image_value
     from fcnproto.net.roles import fixed_image_size
-    from fcnproto.preprocessing import known_net, preprocessing_of
+    from fcnproto.preprocessing import preprocessing_of
 
-    record, inputs = known_net(net, model, weights), list(net.source_shapes)
+    inputs = list(net.source_shapes)
     if not inputs:
         raise UsageError("the net has no inputs")
     hows, values = {}, {}
@@ -89,7 +85,7 @@ def _image_values(
             name, path = inputs[0], text
         if name in values:
             raise UsageError(f"--image: input {name!r} is given twice; name the other as BLOB=FILE")
-        hows[name] = override(preprocessing_of(net, name, record), name, inputs, settings)
+        hows[name] = override(preprocessing_of(net, name), name, inputs, settings)
         size = (
             fixed_image_size(net, name)
             if settings["resize"] is None and settings["crop"] is None

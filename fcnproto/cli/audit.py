@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _naming, _options, _output
+from fcnproto.cli import _naming, _nets, _options, _output
 from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @click.command("audit", cls=_naming.NetCommand)
-@click.argument("net", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.argument("net", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @_options.json_option
 def command(net: Path, weights: Path | None, as_json: bool) -> int:
     """List what the net in NET (a prototxt, a solver, or a caffemodel) would touch, without running anything of it.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command("check", cls=_naming.NetCommand)
-@click.argument("net", metavar="NET_OR_SOLVER", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path), nargs=-1)
+@click.argument("net", metavar="NET_OR_SOLVER", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS, nargs=-1)
 @click.option("--images", metavar="DIR", type=click.Path(path_type=Path), help="Images, instead of the net's own data.")
 @click.option("--masks", metavar="DIR", type=click.Path(path_type=Path), help="Their masks, of the same names.")
 @click.option("--classes", metavar="FILE", type=click.Path(path_type=Path), help="The classes' names, one a line.")

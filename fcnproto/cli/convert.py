@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command("convert", cls=_naming.NetCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS)
 @click.argument("out", type=_files.OutputFile(makes_folder=True))
 @_files.format_option("safetensors", "pt", "caffemodel", "caffemodel.h5", "pt2", "onnx")
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs that a .py speaks of.")
@@ -91,4 +91,4 @@ def _convert(
     if is_state:
         load_state(net, weights)
     title = net.graph.name or _options.title(model)
-    return convert(net, out, size=input_size, title=title, about=about_inputs(net, model, weights), losses=losses)
+    return convert(net, out, size=input_size, title=title, about=about_inputs(net), losses=losses)

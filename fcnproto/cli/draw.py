@@ -13,8 +13,8 @@ _FORMATS = (".svg", ".png", ".html")
 
 
 @click.command("draw", cls=_naming.NetCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @click.option(
     "-o",
     "--output",

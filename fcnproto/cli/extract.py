@@ -32,6 +32,7 @@ def command(
     Left out is what only the built net has: Split layers, the phase that layers inherit from the net, include and
     exclude rules that have done their work.
     """
+    from fcnproto.meta import comment, read_beside
     from fcnproto.schema.definition import net_definition
     from fcnproto.schema.extract import loadable
     from fcnproto.schema.text import format_message, write_message
@@ -44,10 +45,11 @@ def command(
             _output.warning(
                 f"{weights}: does not say the shape of input {names}; give it with --shape {unknown[0]}=N,C,H,W"
             )
+    head = comment(read_beside(weights))
     if output is not None:
-        write_message(output, net)
+        write_message(output, net, head)
     if as_json:
-        text = {"file": output} if output is not None else {"prototxt": format_message(net)}
+        text = {"file": output} if output is not None else {"prototxt": head + format_message(net)}
         _output.print_json({"name": net.name, "layers": len(net.layer), **text})
     elif output is None:
-        _output.print_text(format_message(net).rstrip("\n"))
+        _output.print_text(head + format_message(net).rstrip("\n"))

@@ -13,8 +13,8 @@ from fcnproto.errors import UsageError
 
 
 @click.command("features", cls=_naming.NetCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS)
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--blobs", metavar="A,B", callback=_options.names, required=True, help="The blobs to write.")
 @click.option(
@@ -53,14 +53,14 @@ def command(
     from fcnproto.images import find_images
     from fcnproto.inspect.features import FORMATS, extract_features, summary
     from fcnproto.net.roles import fixed_image_size, image_inputs
-    from fcnproto.preprocessing import known_net, preprocessing_of
+    from fcnproto.preprocessing import preprocessing_of
 
     kind = _files.ending(output, chosen_format, ".txt")
     if kind not in FORMATS:
         raise UsageError(f"-o {output}: the name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     net = nets.load(model, weights)
     name = image_inputs(net, blobs)[0]
-    how = preprocessing_of(net, name, known_net(net, model, weights))
+    how = preprocessing_of(net, name)
     how = _preprocessing.override(how, name, [name], settings)
     _preprocessing.tell_assumptions({name: how})
     size = (

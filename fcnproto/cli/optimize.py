@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @click.command("optimize", cls=_naming.NetCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @click.option("--explain", "explains", is_flag=True, help="A line for each layer that a pass takes, not one a pass.")
 @click.option("--passes", metavar="A,B", callback=_options.names, help="Some of the passes.  [default: all]")
 @_options.input_size_option

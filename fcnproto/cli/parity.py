@@ -56,8 +56,8 @@ def _is_old_file(word: str) -> bool:
 
 
 @click.command("parity", cls=ParityCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @click.option("--golden", metavar="FILE", type=click.Path(path_type=Path), help="A recording: npz or HDF5.")
 @click.option("--reference", type=click.Choice(["opencv", "caffe", "float64"]), help="Compute the reference now.")
 @_preprocessing.input_options
@@ -125,7 +125,7 @@ def command(
         if weights is None:
             _take_params(net, recording)
     else:
-        recording = _compute(net, str(reference), model, weights, images, arrays, settings)
+        recording = _compute(net, str(reference), images, arrays, settings)
     chosen = _TOLERANCES[reference or "golden"] if tolerance is None else tolerance
     report = compare(net, recording, tolerance=chosen, gradient_tolerance=gradient_tolerance)
     report.net = report.net or _options.title(model)
@@ -162,8 +162,6 @@ def _take_params(net: Net, recording: Recording) -> None:
 def _compute(
     net: Net,
     reference: str,
-    model: Path,
-    weights: Path | None,
     images: Sequence[str],
     arrays: Sequence[str],
     settings: dict[str, Any],
@@ -171,7 +169,7 @@ def _compute(
     from fcnproto.parity import caffe_reference, float64_reference, opencv_reference, random_inputs
 
     if arrays or images:
-        values = _preprocessing.input_values(net, model, weights, images, arrays, {**settings, "crop": None})
+        values = _preprocessing.input_values(net, images, arrays, {**settings, "crop": None})
         inputs = {name: value.numpy() for name, value in values.items()}
     else:
         inputs = random_inputs(net, settings["input_size"])

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @click.command("pictures", cls=_naming.NetCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @click.option(
     "-o", "--output", metavar="DIR", type=_files.OutputFolder(), required=True, help="Folder for the pictures."
 )
@@ -54,7 +54,7 @@ def command(
     from fcnproto.atomic import atomic_write
 
     net = nets.load(model, weights)
-    inputs = _preprocessing.input_values(net, model, weights, images, arrays, {**settings, "crop": None})
+    inputs = _preprocessing.input_values(net, images, arrays, {**settings, "crop": None})
     output.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     written: list[Path] = []

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @click.command("run", cls=_naming.NetCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path), required=False)
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @_preprocessing.input_options
 @click.option("--blobs", metavar="A,B", callback=_options.names, help="Blobs to give besides the net's outputs.")
 @click.option(
@@ -59,7 +59,7 @@ def command(
         raise UsageError("--labels names the classes of --top-k, which is not given")
     net = nets.load(model, weights)
     with torch.no_grad():
-        outputs = _run(net, model, weights, images, arrays, blobs, settings)
+        outputs = _run(net, images, arrays, blobs, settings)
     results = {name: value.float().cpu().numpy() for name, value in outputs.items()}
     if as_json:
         _output.print_json(_as_dict(results, top_k, labels))
@@ -104,8 +104,6 @@ def _write(output: Path, results: Mapping[str, Any], chosen_format: str | None) 
 
 def _run(
     net: Net,
-    model: Path,
-    weights: Path | None,
     images: Sequence[str],
     arrays: Sequence[str],
     blobs: Sequence[str],
@@ -115,7 +113,7 @@ def _run(
     from fcnproto.net.roles import computable_outputs, score_blobs
 
     if arrays or images:
-        values = _preprocessing.input_values(net, model, weights, images, arrays, settings)
+        values = _preprocessing.input_values(net, images, arrays, settings)
     elif net.inputs:
         raise UsageError(f"the net needs {', '.join(map(repr, net.inputs))}: give --image or --input")
     else:

@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fcnproto.data.datasets import ImageFolders
+    from fcnproto.meta import ScoreOutput
     from fcnproto.net import Net
     from fcnproto.scoring import Scored
     from fcnproto.zoo import ModelInfo
 
 _path = click.Path(path_type=Path)
-_DATA_SETS = ("voc", "sbd", "nyud", "siftflow", "context")
+_DATA_SETS = {
+    "voc": "voc-fcn32s",
+    "sbd": "voc-fcn32s",
+    "nyud": "nyud-fcn32s-color",
+    "siftflow": "siftflow-fcn32s",
+    "context": "pascalcontext-fcn32s",
+}
+"""The published data sets, each with a net of the zoo that is trained on its classes."""
 
 
 def _result_options(function: _options.Function) -> _options.Function:
@@ -96,14 +104,14 @@ def folders_command(
 
 
 @command.command("net", cls=_naming.NetCommand)
-@click.argument("model", type=_path)
-@click.argument("weights", type=_path)
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS)
 @click.option("--images", metavar="[BLOB=]DIR", multiple=True, help="Folder of images; with --masks.")
 @click.option(
     "--masks", metavar="[BLOB=]DIR", multiple=True, help="Folder of masks with the images' names (sem=A, geo=B)."
 )
 @click.option(
-    "--data", "data_set", type=click.Choice(_DATA_SETS), help="A published data set; with --root and --split."
+    "--data", "data_set", type=click.Choice(list(_DATA_SETS)), help="A published data set; with --root and --split."
 )
 @click.option(
     "--mean",
@@ -138,7 +146,7 @@ def net_command(
     net = nets.load(model, weights)
     record = zoo_record(model, weights)
     names, tables = _options.classes_and_colours(classes, colours)
-    outputs = _outputs(net, record, names)
+    outputs = _outputs(net, record, names, settings["data_set"])
     items, count = _items(net, record, outputs, tables, settings)
     named = next(iter(outputs.values()))[1] if outputs else ()
     with _progress() as told:
@@ -170,7 +178,7 @@ def _numbers(texts: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def _outputs(
-    net: Net, record: ModelInfo | None, names: Mapping[str, Sequence[str]]
+    net: Net, record: ModelInfo | None, names: Mapping[str, Sequence[str]], data_set: str | None
 ) -> dict[str, tuple[str, Sequence[str]]] | None:
     """Score blobs with their labels and class names (none where unknown); None where the net itself says them."""
     from fcnproto.net.assigning import assign
@@ -178,9 +186,12 @@ def _outputs(
 
     pairs = judged_blobs(net)
     known: dict[str, Sequence[str]] = {}
+    for output in net.meta.outputs:
+        labelled = _labelled(data_set, output) if data_set is not None else None
+        if output.named or labelled is not None:
+            known[output.blob] = labelled or output.classes
     if record is not None and all(output.blob in net.graph.blobs for output in record.outputs):
         pairs = {output.blob: output.label for output in record.outputs}
-        known = {output.blob: output.classes for output in record.outputs}
     if not pairs:
         found = score_blobs(net)
         if not names and len(found) > 1:
@@ -189,6 +200,15 @@ def _outputs(
     if names:
         known |= assign(names, "--classes", {blob: (label,) for blob, label in pairs.items()}, needed=False)
     return {blob: (label, known.get(blob, ())) for blob, label in pairs.items()}
+
+
+def _labelled(data_set: str, output: ScoreOutput) -> Sequence[str] | None:
+    """The classes that a published data set's labels for a score blob have, if there are as many as the net's."""
+    from fcnproto import zoo
+    from fcnproto.meta import of_record
+    from fcnproto.preprocessing import class_names
+
+    return class_names(output.blob, len(output.classes), of_record(zoo.info(_DATA_SETS[data_set]), ""))
 
 
 def _items(
@@ -204,7 +224,7 @@ def _items(
     if settings["images"] or settings["masks"]:
         if not settings["images"] or not settings["masks"] or settings["data_set"] is not None:
             raise UsageError("--images and --masks go together, and without --data")
-        folders = _folders(net, record, outputs or {}, tables, settings)
+        folders = _folders(net, outputs or {}, tables, settings)
         return (folders[index] for index in range(len(folders))), len(folders)
     if settings["data_set"] is not None:
         found = _published(record, settings)
@@ -217,7 +237,6 @@ def _items(
 
 def _folders(
     net: Net,
-    record: ModelInfo | None,
     outputs: Mapping[str, tuple[str, Sequence[str]]],
     tables: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -238,7 +257,7 @@ def _folders(
     masks = assign(_options.named(settings["masks"], "--masks"), "--masks", labels)
     colours = assign(tables, "--colours", labels, needed=False)
     means = assign(_options.named(settings["means"], "--mean"), "--mean", inputs, needed=False)
-    how = {blob: preprocessing_of(net, blob, record) for blob in inputs}
+    how = {blob: preprocessing_of(net, blob) for blob in inputs}
     for blob, mean in means.items():
         how[blob] = dataclasses.replace(how[blob], mean=parse_mean(mean), why="")
     _preprocessing.tell_assumptions(how)

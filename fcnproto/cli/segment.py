@@ -20,8 +20,8 @@ _CLASSES_SHOWN = 8
 
 
 @click.command("segment", cls=_naming.NetCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("model", type=_nets.MODEL)
+@click.argument("weights", type=_nets.WEIGHTS)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER...")
 @click.option("-o", "--output", required=True, type=_files.OutputFolder(), help="Folder for the results.")
 @click.option("--probs", is_flag=True, help="Write the probabilities too: .npz, 4 bytes for each pixel and class.")
@@ -87,7 +87,7 @@ def command(
     nets BGR and the mean of ImageNet are assumed.
     """
     import fcnproto
-    from fcnproto.preprocessing import known_net, read_class_names
+    from fcnproto.preprocessing import read_class_names
     from fcnproto.segment import Segmenter, segment
 
     if settings["cuda_graphs"] and no_optimize:
@@ -97,7 +97,6 @@ def command(
         net if no_optimize else fcnproto.optimize(net, cuda_graphs=settings["cuda_graphs"]),
         blobs=settings["blobs"],
         classes=None if classes is None else read_class_names(classes),
-        record=known_net(net, model, weights),
         longest_side=settings["max_side"],
         fixed_size=_preprocessing.fixed_size(settings["resize"], net),
         probabilities=settings["probs"],

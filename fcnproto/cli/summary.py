@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("summary", cls=_naming.NetCommand)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=_nets.MODEL)
 @_options.input_size_option
 @_options.json_option
 @_nets.net_options(device="cpu")

@@ -13,12 +13,13 @@ from fcnproto.cli import _files, _naming, _nets, _options, _output
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
+    from fcnproto.meta import Meta
     from fcnproto.net import Net
     from fcnproto.schema import caffe_pb2
     from fcnproto.surgery import Report
 
 _path = click.Path(path_type=Path)
-_model = click.argument("model", type=_path)
+_model = click.argument("model", type=_nets.MODEL)
 _output_weights = click.option(
     "-o",
     "--output",
@@ -27,7 +28,9 @@ _output_weights = click.option(
     help="Weights to write (.caffemodel, .caffemodel.h5, .safetensors); - is stdout, a .caffemodel.",
 )
 _start = click.option(
-    "--weights", type=_path, help="Values that the net has before; without, those of its fillers (zeros if none)."
+    "--weights",
+    type=_nets.WEIGHTS,
+    help="Values that the net has before; without, those of its fillers (zeros if none).",
 )
 _no_interpolation = click.option(
     "--no-interpolation", is_flag=True, help='Leave layers called "up..." as they are instead of making them bilinear.'
@@ -47,7 +50,7 @@ def command() -> None:
 
 @command.command("transplant", cls=_naming.NetCommand)
 @_model
-@click.argument("source", type=_path)
+@click.argument("source", type=_nets.WEIGHTS)
 @_output_weights
 @_start
 @click.option("--suffix", default="", help="Added to the source's layer names to find the net's.")
@@ -84,7 +87,7 @@ def transplant_command(
 
 @command.command("interpolate", cls=_naming.NetCommand)
 @_model
-@click.argument("weights", type=_path, required=False)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @_output_weights
 @click.option("--layer", "layers", metavar="NAME", multiple=True, help='By default all with "up" in their names.')
 @_net
@@ -107,7 +110,7 @@ def interpolate_command(
 
 @command.command("expand-score", cls=_naming.NetCommand)
 @_model
-@click.argument("source", type=_path)
+@click.argument("source", type=_nets.WEIGHTS)
 @click.argument("layer")
 @_output_weights
 @_start
@@ -142,7 +145,7 @@ def expand_command(
 
 @command.command("early-fusion", cls=_naming.NetCommand)
 @_model
-@click.argument("source", type=_path)
+@click.argument("source", type=_nets.WEIGHTS)
 @_output_weights
 @click.option("--layer", help="The net's first layer, by default the first with image weights.")
 @click.option("--from", "source_layer", metavar="LAYER", help="The source's first layer, likewise.")
@@ -182,7 +185,7 @@ def late_command(model: Path, streams: Sequence[str], output: Path, nets: _nets.
 
 @command.command("convolutionalise", cls=_naming.NetCommand)
 @_model
-@click.argument("weights", type=_path, required=False)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
 @click.option("--output-weights", type=_files.OutputFile(), help="Weights to write.")
 @click.option("--pad", type=click.IntRange(min=0), help="Padding of the first convolution (100 in the published FCNs).")
@@ -214,12 +217,12 @@ def convolutionalise_command(
     if classes is not None:
         net, head = surgery.add_scores(net, classes, label=label)
         report += head
-    _write_both(nets, net, weights, output, output_weights, report, ())
+    _write_both(nets, net, model, weights, output, output_weights, report, ())
 
 
 @command.command("set-classes", cls=_naming.NetCommand)
 @_model
-@click.argument("weights", type=_path, required=False)
+@click.argument("weights", type=_nets.WEIGHTS, required=False)
 @click.option(
     "--classes", metavar="[BLOB=]N", multiple=True, required=True, help="Number of classes; repeat for tasks."
 )
@@ -250,12 +253,12 @@ def classes_command(
             raise UsageError("--classes: expected a number, or BLOB=NUMBER for each score blob")
         wanted = {name: int(text) for name, text in texts.items()}
     net, report = surgery.set_classes(read_net(model), wanted)
-    _write_both(nets, net, weights, output, output_weights, report, report.layers("changed"))
+    _write_both(nets, net, model, weights, output, output_weights, report, report.layers("changed"))
 
 
 @command.command("fold-normalisation", cls=_naming.NetCommand)
 @_model
-@click.argument("weights", type=_path)
+@click.argument("weights", type=_nets.WEIGHTS)
 @click.option("-o", "--output", required=True, type=_files.OutputFile(), help="Prototxt to write; - is stdout.")
 @click.option("--output-weights", required=True, type=_files.OutputFile(), help="Weights to write.")
 @_options.json_flag
@@ -266,7 +269,8 @@ def fold_command(model: Path, weights: Path, output: Path, output_weights: Path)
     from fcnproto.schema.text import read_net, write_message
 
     net, made, report = surgery.fold_normalisation(read_net(model), weights)
-    write_message(output, net)
+    made.meta = _meta(model, weights)
+    write_message(output, net, _comment(net, made.meta))
     _finish(made, output_weights, report)
 
 
@@ -285,35 +289,62 @@ def _check_weights(weights: Path | None, output_weights: Path | None) -> None:
 def _write_both(
     nets: _nets.NetOptions,
     net: caffe_pb2.NetParameter,
+    model: Path,
     weights: Path | None,
     output: Path,
     output_weights: Path | None,
     report: Report,
     leave_out: Sequence[str],
 ) -> None:
-    """Write a definition, and its weights out of those of the net that it was made from."""
+    """Write a definition, and its weights out of those of the net MODEL that it was made from."""
     from fcnproto import surgery
     from fcnproto.schema.text import write_message
 
+    meta = _meta(model, weights)
     made = None
     if weights is not None and output_weights is not None:
         made = replace(nets, shapes={}).load(net)
+        made.meta = meta
         with surgery.opened(weights) as layers:
             stored = {layer.name for layer in layers}
         report += surgery.transplant(made, weights, leave_out=[name for name in leave_out if name in stored])
         report = surgery.with_interpolation(made, report)
-    write_message(output, net)
+    write_message(output, net, _comment(net, meta))
     if made is not None and output_weights is not None:
         _save(made, output_weights)
     _tell(report)
 
 
+def _meta(model: Path, weights: Path | None) -> Meta:
+    """What is known of the net MODEL with these weights."""
+    from fcnproto.meta import Meta
+    from fcnproto.net import Net
+    from fcnproto.net.described import known_meta, take_meta
+    from fcnproto.schema.text import read_net
+
+    net = Net(read_net(model, quiet=True), fill=False, file=model, base_dir=model.resolve().parent)
+    for file in [model] if weights is None else [model, weights]:
+        take_meta(net, file)
+    return known_meta(net) or Meta()
+
+
+def _comment(definition: caffe_pb2.NetParameter, meta: Meta) -> str:
+    """The comment that says so of a net made of it: what still fits."""
+    from fcnproto.meta import comment
+    from fcnproto.net import Net
+    from fcnproto.net.described import known_meta
+
+    made = Net(definition, fill=False)
+    made.meta = meta
+    return comment(known_meta(made))
+
+
 def _save(net: Net, path: Path) -> None:
     from fcnproto.atomic import is_stream
-    from fcnproto.net.weights import save_weights
+    from fcnproto.net.weights import save_with_meta
 
     # The name says the format, but stdout, a device or a pipe has none.
-    save_weights(net, path, format_of=Path("net.caffemodel") if is_stream(path) and not path.suffix else None)
+    save_with_meta(net, path, format_of=Path("net.caffemodel") if is_stream(path) and not path.suffix else None)
 
 
 def _finish(net: Net, output: Path, report: Report) -> None:

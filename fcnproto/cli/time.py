@@ -16,7 +16,7 @@ from fcnproto.escaping import printable
 
 
 @click.command("time", cls=CaffeCommand, short_help="Measure each layer's time.")
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="The net's prototxt.")
+@click.option("--model", type=_nets.MODEL, required=True, help="The net's prototxt, or a name of the zoo.")
 @click.option("--weights", metavar="W[,W2]", help="Weights; times hardly depend on them.")
 @click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="How many passes to average.")
 @_options.json_option

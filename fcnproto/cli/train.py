@@ -28,7 +28,13 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
 
 
 @click.command("train", cls=CaffeCommand, short_help="Train a net.")
-@click.option("--solver", "solver_file", type=click.Path(path_type=Path), required=True, help="The solver.prototxt.")
+@click.option(
+    "--solver",
+    "solver_file",
+    type=_nets.SOLVER,
+    required=True,
+    help="The solver.prototxt, or a name of the zoo: its solver.prototxt.",
+)
 @click.option("--weights", metavar="W[,W2]", help="Weights to begin with; in place of the solver's own.")
 @click.option(
     "--snapshot",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command("upgrade")
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=_nets.MODEL)
 @click.argument("target", metavar="OUT", type=_files.OutputFile(may_be_input=True))
 @_options.json_option
 @_nets.layers_option
@@ -26,6 +26,7 @@ def command(source: Path, target: Path, as_json: bool) -> int:
     format; OUT is written then too. OUT may be IN, or - for stdout.
     """
     from fcnproto.atomic import atomic_write
+    from fcnproto.meta import comment, from_comment
     from fcnproto.schema.kinds import HEAD_BYTES, looks_binary
     from fcnproto.schema.text import write_message
     from fcnproto.schema.upgrading import read_binary_net, read_text, upgrade
@@ -41,7 +42,7 @@ def command(source: Path, target: Path, as_json: bool) -> int:
         with atomic_write(target) as file:
             file.write(message.SerializeToString())
     else:
-        write_message(target, message)
+        write_message(target, message, comment(from_comment(source)))
     if as_json:
         _output.print_json({"file": target, "binary": binary, "compatible": compatible})
     return 0 if compatible else 1

@@ -59,7 +59,7 @@ def _of_samples(net: Net, labelling: Labelling) -> Iterator[Batch]:
     blob = image_blob(net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FcnprotoWarning)
-        how = preprocessing_of(net, blob, None)
+        how = preprocessing_of(net, blob)
     for sample in labelling.samples:
         if sample.pixels is None or sample.labels is None or sample.faults:
             continue

@@ -29,7 +29,8 @@ from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
 from fcnproto.net import Net
 from fcnproto.net.tensor_files import read_safetensors, write_safetensors
-from fcnproto.preprocessing import known_net, preprocessing_of
+from fcnproto.net.weights import header
+from fcnproto.preprocessing import preprocessing_of
 from fcnproto.schema.weights import open_weights
 
 FORMATS = (".safetensors", ".pt", ".caffemodel.h5", ".h5", ".caffemodel", ".py", ".pt2", ".onnx")
@@ -134,10 +135,9 @@ def _weights_name(out: Path) -> str:
     return f"{out.name[: -len('.py')]}.safetensors"
 
 
-def about_inputs(net: Net, model: Path, weights: Path | None = None) -> list[str]:
-    """A line for each input of an exported net: how images become it, where that is known of these files."""
-    record = known_net(net, model, weights)
-    hows = {name: preprocessing_of(net, name, record) for name in endpoints(net)[0]}
+def about_inputs(net: Net) -> list[str]:
+    """A line for each input of an exported net: how images become it, where that is known."""
+    hows = {name: preprocessing_of(net, name) for name in endpoints(net)[0]}
     return [f"Input {name}: {how}." for name, how in hows.items() if how.why != "assumed"]
 
 
@@ -250,7 +250,7 @@ def _convert_net(net: Net, made: Path, kind: str, options: _Options) -> str:
     twin = independent(net).eval()
     if kind == ".py":
         made.write_text(source.text, encoding="utf-8")
-        write_safetensors(made.with_name(weights_name), state, {"format": "pt", "net": net.graph.name})
+        write_safetensors(made.with_name(weights_name), state, header(net))
         return _check_module(net, twin, source, made, options.size)
     examples = make_examples(twin, source.inputs, source.outputs, options.size)
     write = _write_program if kind == ".pt2" else _write_onnx

@@ -15,7 +15,9 @@ from fcnproto.data.folder_layer import LAYER, MODULE
 from fcnproto.errors import GraphError, UsageError, WeightsError
 from fcnproto.images import Preprocessing
 from fcnproto.layers.placeholder import class_for
+from fcnproto.meta import ByBlob, ImageInput, Meta, ScoreOutput
 from fcnproto.net import Net, load
+from fcnproto.net.described import take_meta, told_in
 from fcnproto.net.roles import judged_blobs
 from fcnproto.preprocessing import preprocessing_of, zoo_record
 from fcnproto.schema import caffe_pb2
@@ -68,6 +70,19 @@ class Base:
             return augmentation
         return replace(augmentation, colour=0.0)
 
+    def meta(self, classes: Mapping[str, tuple[str, ...]]) -> Meta:
+        """What belongs to the net once it is trained on these classes, by score blob."""
+        orders = {entry.blob: entry.channels for entry in self.record.inputs} if self.record is not None else {}
+        inputs = [
+            ImageInput.of(blob, replace(how, why=f"made of {self.name}"), "HHA" if orders.get(blob) == "HHA" else "")
+            for blob, how in self.images.items()
+        ]
+        outputs = [
+            ScoreOutput(one.blob, classes[one.blob], True, one.label, IGNORE_LABEL, f"made of {self.name}")
+            for one in self.scores
+        ]
+        return Meta(self.name, ByBlob(inputs), ByBlob(outputs))
+
     def train(
         self, source: Mapping[str, Any], losses: Mapping[str, caffe_pb2.LayerParameter]
     ) -> caffe_pb2.NetParameter:
@@ -100,11 +115,12 @@ def read_base(model: str, classes: int | Mapping[str, int] | None = None) -> Bas
     if not path.is_file():
         raise UsageError(f"{model!r} is neither a prototxt nor a net of the zoo ({', '.join(zoo.names())})")
     param = read_net(path)
-    built = Net(param, "train", base_dir=path.resolve().parent, fill=False)
+    built = Net(param, "train", base_dir=path.resolve().parent, file=path, fill=False)
+    take_meta(built, path)
     layers = _between_data_and_losses(param, built)
     read = {name for layer in layers.layer for name in layer.bottom if name not in layer.top}
     record = zoo.info(model) if model in zoo.names() else zoo_record(path)
-    images = {name: preprocessing_of(built, name, record) for name in built.source_shapes if name in read}
+    images = {name: preprocessing_of(built, name) for name in built.source_shapes if name in read}
     blobs = [name for name in dict.fromkeys(top for layer in layers.layer for top in layer.top) if name not in read]
     if not images or not blobs:
         raise UsageError(f"{model}: fine-tuning takes nets that make maps of scores of images; this one has none")
@@ -120,7 +136,7 @@ def read_base(model: str, classes: int | Mapping[str, int] | None = None) -> Bas
     if classes is not None:
         net, report = surgery.set_classes(net, classes if isinstance(classes, int) else dict(classes))
     makers = surgery.score_layers(net)
-    known = {output.blob: output.classes for output in record.outputs} if record is not None else {}
+    known = {output.blob: output.classes for output in built.meta.outputs if output.named}
     scores = tuple(Scores(blob, labels[blob], tuple(makers[blob]), known.get(blob, ())) for blob in blobs)
     del net.layer[: len(images)]
     generic = path.stem in ("train", "trainval", "val", "test", "deploy")
@@ -217,8 +233,10 @@ def first_weights(
                 if not settings.HasField("weight_filler"):
                     settings.weight_filler.type = "msra"
         net = load(definition)
+        net.meta = base.meta(classes)
         return net, surgery.with_interpolation(net, Report(list(base.report.steps))), False
     net, report = load(definition), Report(list(base.report.steps))
+    net.meta = base.meta(classes)
     has_scores = False
     for suffix, file in weights.items():
         moved, scored = _move(base, net, file, suffix, classes)
@@ -239,8 +257,11 @@ def _move(base: Base, net: Net, file: Path, suffix: str, classes: Mapping[str, t
         stored = {layer.name: tuple(layer.blobs[0].shape) for layer in layers}
     left_out: list[str] = []
     by_class: dict[str, dict[int, int]] = {}
+    said = told_in(file)
     for one in base.scores:
         new = classes[one.blob]
+        if said is not None and any(output.blob == one.blob for output in said.outputs):
+            one = replace(one, known=said.outputs[one.blob].classes)  # the weights' own word of their classes
         known = {place: one.known.index(name) for place, name in enumerate(new) if name in one.known}
         for layer in one.layers:
             old = layer[: len(layer) - len(suffix)] if suffix and layer.endswith(suffix) else layer

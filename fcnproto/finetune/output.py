@@ -15,6 +15,7 @@ from fcnproto.finetune.data import folders, layer_options
 from fcnproto.finetune.nets import make_loss
 from fcnproto.finetune.planned import Plan
 from fcnproto.finetune.settings import OPTIMIZATIONS
+from fcnproto.meta import comment
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import write_message
 from fcnproto.schema.weights import write_blob
@@ -45,7 +46,7 @@ def write_files(made: Plan, fresh: bool = True) -> None:
         listed = str((output / f"{part}.txt").resolve())
         options = layer_options(settings, base, data, listed, part == "train")
         write_message(output / f"{part}.prototxt", base.train(options, losses))
-    write_message(output / "deploy.prototxt", base.deploy())
+    write_message(output / "deploy.prototxt", base.deploy(), comment(base.meta(made.classes)))
     solver = caffe_pb2.SolverParameter()
     solver.CopyFrom(made.solver)
     solver.train_net = str((output / "train.prototxt").resolve())

@@ -16,7 +16,7 @@ import fcnproto.data
 import fcnproto.dialects
 import fcnproto.layers
 import fcnproto.scenes  # noqa: F401  these register the layer types
-from fcnproto import precision
+from fcnproto import precision, zoo
 from fcnproto.data.alignment import warn_unaligned
 from fcnproto.errors import DataError, FcnprotoWarning, GraphError, LayerError
 from fcnproto.escaping import one_line
@@ -33,6 +33,7 @@ from fcnproto.net import caffe_memory, calling
 from fcnproto.net import params as binding
 from fcnproto.net import shapes as sizing
 from fcnproto.net.calling import Outputs, Term
+from fcnproto.net.described import Described, take_meta, with_new_names
 from fcnproto.net.locking import Lock
 from fcnproto.net.making import make_layers
 from fcnproto.net.params import LearnableParam
@@ -40,7 +41,7 @@ from fcnproto.net.plan import Plan, make_plan, runnable, why_missing
 from fcnproto.net.refusals import caffe_refusals
 from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.net.unknown import Unknown, refuse_unknown, warn_unknown
-from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_weights, warn_missing
+from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_with_meta, warn_missing
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fork_schema import ForkSchema
 from fcnproto.schema.text import read_net
@@ -65,7 +66,7 @@ def read_batch(layer: Layer) -> Batch:
     return Batch(tops, layer.origin() if isinstance(layer, SourceLayer) else "")
 
 
-class Net(nn.Module):
+class Net(Described, nn.Module):
     """A Caffe net: call it with tensors for its input blobs, get a dict of its output blobs.
 
     Made by `load`. `params` lists each layer's blobs, `inputs` and `outputs` are Caffe's names, `graph` is the layer
@@ -446,15 +447,18 @@ class Net(nn.Module):
         report, filled = copy_weights(self, Path(path), may_fill_nothing)
         self._unfilled -= filled
         self._copied.append(Path(path))
+        take_meta(self, Path(path))
         warn_missing([path], report.missing)
         return report
 
     def save(self, path: PathLike) -> None:
         """Write the weights by suffix: .caffemodel, .caffemodel.h5 (or .h5), .safetensors.
 
-        The file appears under its name only when it is complete. Raises `WeightsError` for another suffix.
+        The file appears under its name only when it is complete. What is known of the net's images and classes (`meta`)
+        goes into the header of a .safetensors, into `x.caffemodel.json` beside an x.caffemodel. Raises `WeightsError`
+        for another suffix.
         """
-        save_weights(self, Path(path))
+        save_with_meta(self, Path(path))
 
     # What torch calls.
 
@@ -499,6 +503,14 @@ class Net(nn.Module):
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self._tie()
         return result
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As in torch, before the layers take theirs."""
+        renamed = with_new_names(self, state_dict, prefix)
+        if renamed.keys() != state_dict.keys():
+            state_dict.clear()
+            state_dict.update(renamed)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _replicate_for_data_parallel(self) -> Net:
         replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
@@ -549,9 +561,11 @@ def load(
     """Read a net from a prototxt, with its weights.
 
     Args:
-        net: path of the .prototxt (any version of the format), or an upgraded `NetParameter`.
-        weights: path of a .caffemodel, .caffemodel.h5 or .safetensors, or several (later ones overwrite).
-            Without, and for layers that the file lacks, parameters hold their fillers' values.
+        net: path of the .prototxt (any version of the format), or an upgraded `NetParameter`; or the name of a net of
+            the zoo (`list_models`), whose deploy.prototxt is read then.
+        weights: path of a .caffemodel, .caffemodel.h5 or .safetensors, or several (later ones overwrite); or the name
+            of a net of the zoo, for the weights that come along or were fetched. Without, and for layers that the file
+            lacks, parameters hold their fillers' values.
         phase: "train" or "test"; with `level` and `stages` it selects the layers (Caffe: NetState).
         device: where the parameters go; the CPU by default.
         allow_python: permit the import of modules that Python layers name (they run with your rights).
@@ -581,12 +595,13 @@ def load(
     """
     target = None if device is None else calling.usable_device(device)
     sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
+    sources = [zoo.located(source, "weights") for source in sources]
     if isinstance(net, caffe_pb2.NetParameter):
         name, definition, base_dir, file = "", net, None, None
     else:
-        file, base_dir = net, Path(net).resolve().parent
-        name = f"{os.fspath(net)}: "
-        definition = read_net(net, strict=strict and caffe_proto is None, quiet=True)
+        file = zoo.located(net)
+        base_dir, name = Path(file).resolve().parent, f"{os.fspath(file)}: "
+        definition = read_net(file, strict=strict and caffe_proto is None, quiet=True)
     try:
         result = Net(
             definition,
@@ -609,6 +624,8 @@ def load(
         if caffe_exact and (refused := caffe_refusals(result)):
             said = "; ".join(f"{where!r}: {reason}" if where != "net" else reason for where, reason in refused)
             warnings.warn(f"{name}the original Caffe refuses this net: {said}", FcnprotoWarning, stacklevel=2)
+        if file is not None:
+            take_meta(result, Path(file))
         copy_all(result, sources)
         result.fill_params()
     except (GraphError, DataError) as error:

@@ -64,7 +64,18 @@ def read_safetensors(path: PathLike) -> dict[str, Tensor]:
         raise WeightsError(f"{file}: this is not a readable safetensors file ({_reason(error)})") from error
 
 
-def _check(file: Path) -> None:
+def read_metadata(path: PathLike) -> dict[str, str]:
+    """The texts in a file's header, by name. Raises `WeightsError` as `read_safetensors`."""
+    try:
+        found = _check(Path(path)).get("__metadata__")
+    except OSError as error:
+        raise WeightsError(f"{path}: can't be read: {error.strerror or error}") from None
+    texts = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in texts if isinstance(value, str)}
+
+
+def _check(file: Path) -> dict[str, Any]:
+    """The header, as JSON, once its tensors' places are known to be in the file."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(8)
@@ -84,6 +95,7 @@ def _check(file: Path) -> None:
         if begin < last and end > begin:
             raise WeightsError(f"{file}: the tensors {before!r} and {name!r} overlap")
         last, before = max(last, end), name
+    return header
 
 
 def _place(file: Path, name: str, entry: Any, held: int) -> tuple[int, int, str]:

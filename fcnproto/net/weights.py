@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcnproto.atomic import is_stream
 from fcnproto.errors import FcnprotoWarning, WeightsError
 from fcnproto.layers.base import Layer
 from fcnproto.layers.placeholder import class_for
+from fcnproto.meta import KEY, to_text, write_beside
+from fcnproto.net.described import known_meta, take_meta, with_new_names
 from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 from fcnproto.schema import caffe_pb2
@@ -112,7 +115,7 @@ def copy_weights(
 
 
 def _copy_tensors(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
-    stored, own = read_safetensors(path), net.state_dict()
+    stored, own = with_new_names(net, read_safetensors(path)), net.state_dict()
     for name, value in stored.items():
         if name in own and value.shape != own[name].shape:
             raise WeightsError(
@@ -152,6 +155,7 @@ def copy_all(net: Net, paths: Sequence[str | os.PathLike[str]]) -> None:
         report, filled = copy_weights(net, Path(path))
         net._unfilled -= filled
         net._copied.append(Path(path))
+        take_meta(net, Path(path))
         missing = [layer for layer in report.missing if missing is None or layer in missing]
     warn_missing(paths, missing or [])
 
@@ -309,4 +313,21 @@ def _save_safetensors(net: Net, path: Path) -> None:
             continue  # shared by name: stored once, under the owner
         seen.add(value.data_ptr())
         tensors[key] = value.detach().cpu().contiguous()
-    write_safetensors(path, tensors, {"format": "pt", "net": net.graph.name})
+    write_safetensors(path, tensors, header(net))
+
+
+def header(net: Net) -> dict[str, str]:
+    """The texts in the header of a .safetensors file of a net's."""
+    meta = known_meta(net)
+    return {"format": "pt", "net": net.graph.name} | ({} if meta is None else {KEY: to_text(meta)})
+
+
+def save_with_meta(net: Net, path: Path, format_of: Path | None = None) -> None:
+    """`save_weights`, with what is known of the net's images and classes where the format has no place for it: beside
+    the file."""
+    save_weights(net, path, format_of=format_of)
+    if not path.name.lower().endswith(".safetensors") and not is_stream(path):
+        try:
+            write_beside(path, known_meta(net))
+        except OSError as error:
+            raise WeightsError(f"{path}.json: can't be written: {error.strerror or error}") from error

@@ -351,10 +351,10 @@ def format_message(message: Message) -> str:
     return "".join(lines)
 
 
-def write_message(path: PathLike, message: Message) -> None:
-    """Writes a message as a text file, whole or not at all."""
+def write_message(path: PathLike, message: Message, comment: str = "") -> None:
+    """Writes a message as a text file, whole or not at all, below lines of comment."""
     with atomic_write(path, "w") as file:
-        file.write(format_message(message))
+        file.write(comment + format_message(message))
 
 
 def _format_fields(message: Message, indent: str, lines: list[str]) -> None:

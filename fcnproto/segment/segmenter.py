@@ -29,10 +29,9 @@ from fcnproto.net import Net
 from fcnproto.net.roles import image_inputs, images_stay_apart, score_blobs
 from fcnproto.passes import optimize
 from fcnproto.precision import canonical, computing
-from fcnproto.preprocessing import class_names, own_record, preprocessing_of, published_with
+from fcnproto.preprocessing import class_names, preprocessing_of, published_with
 from fcnproto.segment.folder import Partners, check_folder, sources, write
 from fcnproto.segment.pipeline import Stages, overlap
-from fcnproto.zoo import ModelInfo
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
@@ -107,9 +106,7 @@ class Segmenter:
         net: the net; it is put into no other state than it is in.
         blobs: the score blobs; by default those that `score_blobs` finds.
         preprocessing: for each input blob how images become it; what is missing is found out (`preprocessing.py`).
-        classes: names of the classes for every score blob with so many; by default the record's.
-        record: which net of the zoo it is, for these defaults; by default the one whose prototxt was loaded. Without it
-            the classes have no names.
+        classes: names of the classes for every score blob with so many; by default those of `net.meta`, if it has any.
         longest_side: larger images are shrunk for the net (None: never); results have the image's own size.
         fixed_size: (height, width) to which every image is scaled for the net instead.
         probabilities: compute the probabilities as well.
@@ -124,7 +121,6 @@ class Segmenter:
     blobs: Sequence[str] = ()
     preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)
     classes: Sequence[str] | None = None
-    record: ModelInfo | None = None
     longest_side: int | None = None
     fixed_size: tuple[int, int] | None = None
     probabilities: bool = False
@@ -133,14 +129,13 @@ class Segmenter:
 
     def __post_init__(self) -> None:
         self._given_blobs, self._told = bool(self.blobs), False
-        self.record = self.record or own_record(self.net)
         self.blobs = list(self.blobs) or score_blobs(self.net)
         self.inputs = image_inputs(self.net, self.blobs)
         unknown = [name for name in self.preprocessing if name not in self.inputs]
         if unknown:
             raise UsageError(f"{unknown[0]!r} is no image input; these are {', '.join(map(repr, self.inputs))}")
         self.preprocessing = {
-            name: self.preprocessing.get(name) or preprocessing_of(self.net, name, self.record) for name in self.inputs
+            name: self.preprocessing.get(name) or preprocessing_of(self.net, name) for name in self.inputs
         }
         own = getattr(self.net, "precision", "fp32")
         self.precision = canonical(self.precision or own)
@@ -285,7 +280,7 @@ class Segmenter:
     def names(self, blob: str, count: int) -> tuple[str, ...] | None:
         """The names of the classes of a score blob. UsageError where those given are too few or too many for all."""
         if self.classes is None:
-            found = class_names(blob, count, self.record)
+            found = class_names(blob, count, self.net.meta)
             if found is None and not self._told and (alike := published_with(count)):
                 self._told = True
                 warnings.warn(
@@ -298,8 +293,13 @@ class Segmenter:
         if len(self.classes) == count:
             return tuple(self.classes)
         if len(self.blobs) > 1:
-            return class_names(blob, count, self.record)
+            return class_names(blob, count, self.net.meta)
         raise UsageError(f"{len(self.classes)} class names are given, but blob {blob!r} has {count} classes")
+
+
+def segment_image(net: Net, images: Any, **options: Any) -> list[Segmentation]:
+    """The segmentations of one image, or of the images of all inputs: see `Net.segment`."""
+    return Segmenter(net, **options)(images)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from fcnproto.escaping import printable
 from fcnproto.layers.loss import LossLayer
 from fcnproto.net import Net
 from fcnproto.net.roles import judged_blobs, unsplit
-from fcnproto.preprocessing import class_names, own_record
+from fcnproto.preprocessing import class_names
 from fcnproto.scoring.metrics import confusion_matrix, metrics
 from fcnproto.solver.log import LONGEST_NAME, figure
 
@@ -63,7 +63,7 @@ class TestScores:
             found, where = metrics(matrix), printable(blob, LONGEST_NAME)
             accuracy = figure(found.pixel_accuracy)
             yield f"    Test score: {where} mean IU {figure(found.mean_iu)}, pixel accuracy {accuracy}"
-            names = class_names(blob, len(matrix), own_record(self.net)) or [f"class {k}" for k in range(len(matrix))]
+            names = class_names(blob, len(matrix), self.net.meta) or [f"class {k}" for k in range(len(matrix))]
             for name, value in zip(names, found.class_iu, strict=True):
                 if not math.isnan(value):
                     yield f"    Test score: {where} {printable(name, LONGEST_NAME)} IU {figure(value)}"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcnproto import zoo
 from fcnproto.escaping import printable
 from fcnproto.net import Net
 from fcnproto.net.arriving import Arriving
@@ -39,7 +40,8 @@ class Solver:
     """Caffe's solver.
 
     Args:
-        solver: path of a solver.prototxt, or a `SolverParameter` (which is copied and brought up to date).
+        solver: path of a solver.prototxt, the name of a net of the zoo, or a `SolverParameter` (which is copied and
+            brought up to date).
         device: where to train; by default what `solver_mode` and `device_id` say, the CPU where there is no GPU.
         options: precision, memory layout and compiling; Caffe's arithmetic by default.
         allow_python: permit the import of modules that the nets' Python layers name.
@@ -86,7 +88,8 @@ class Solver:
             self.param.CopyFrom(solver)
             upgrade_solver(self.param)
         else:
-            self.param, self._file = read_solver(solver, strict=strict and caffe_proto is None), Path(solver)
+            self._file = Path(zoo.located(solver, "solver"))
+            self.param = read_solver(self._file, strict=strict and caffe_proto is None)
         settings.check(self.param)
         if self.param.debug_info and options is not None and (options.compile or options.optimize):
             settings.warn("debug_info shows test nets only where the train net is compiled or rewritten")

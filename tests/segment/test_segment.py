@@ -16,13 +16,14 @@ import fcnproto
 from fcnproto import zoo
 from fcnproto.errors import DataError, UsageError
 from fcnproto.images import Preprocessing
+from fcnproto.meta import Meta, of_record
 from fcnproto.net.roles import score_blobs
 from fcnproto.preprocessing import (
     background_labels,
     class_names,
-    known_net,
     preprocessing_of,
     read_class_names,
+    record_of,
     similar_record,
     zoo_record,
 )
@@ -440,23 +441,25 @@ class TestRecognising:
         assert zoo_record(tmp_path / "net.prototxt", tmp_path / "my.caffemodel") is None
 
     def test_names_of_files_are_not_enough(self, tmp_path: Path) -> None:
-        """Neither one's own weights beside a published prototxt, nor a net of one's own called as a published one."""
+        """Neither a published net's prototxt under its name, nor weights called as the published ones."""
         (tmp_path / "voc-fcn8s").mkdir()
         published = tmp_path / "voc-fcn8s" / "deploy.prototxt"
         published.write_bytes(zoo.path("voc-fcn8s", "deploy").read_bytes())
-        net = fcnproto.Net(read_net(published), fill=False)
-        assert known_net(net, published, tmp_path / "mine.caffemodel") is None
-        record = known_net(net, published, tmp_path / "fcn8s-heavy-pascal.caffemodel")
+        net = fcnproto.Net(read_net(published), fill=False, file=published)
+        net._copied.append(tmp_path / "fcn8s-heavy-pascal.caffemodel")
+        assert record_of(net) is None and net.meta.classes == tuple(f"class {label}" for label in range(21))
+        assert "nobody says the names" in net.meta.source and net.meta.inputs[0].mean == zoo.info("voc-fcn8s").mean
+        place = zoo.path("voc-fcn8s", "deploy")
+        record = record_of(fcnproto.Net(read_net(place), fill=False, file=place))
         assert record is not None and record.name == "voc-fcn8s"
-        record = known_net(net, zoo.path("voc-fcn8s", "deploy"), tmp_path / "mine.caffemodel")
-        assert record is not None and record.name == "voc-fcn8s"
-        own = fcnproto.load(colour_net(tmp_path)[0])
-        assert known_net(own, published, tmp_path / "fcn8s-heavy-pascal.caffemodel") is None
+        (tmp_path / "fcn-mini.prototxt").write_bytes(zoo.path("fcn-mini", "deploy").read_bytes())
         weights = tmp_path / "copied.caffemodel"
         weights.write_bytes(zoo.path("fcn-mini", "weights").read_bytes())
-        record = known_net(own, tmp_path / "net.prototxt", weights)
+        copy = fcnproto.load(tmp_path / "fcn-mini.prototxt")
+        assert record_of(copy) is None
+        record = record_of(fcnproto.load(tmp_path / "fcn-mini.prototxt", weights))
         assert record is not None and record.name == "fcn-mini"
-        loaded = Segmenter(fcnproto.optimize(fcnproto.load(zoo.path("fcn-mini", "deploy"))))
+        loaded = Segmenter(fcnproto.optimize(fcnproto.load("fcn-mini")))
         assert loaded.names("score", 11) == zoo.info("fcn-mini").classes
 
     def test_layers_tell_what_images_need(self, tmp_path: Path) -> None:
@@ -487,17 +490,18 @@ class TestRecognising:
         net = fcnproto.load(tmp_path / "n.prototxt", shapes={"data": (1, 3, 8, 8)})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            how = preprocessing_of(net, "data", None)
+            how = preprocessing_of(net, "data")
         assert (how.kind, how.mean, how.why) == ("bgr", None, "from layer 'd'")
         assert how.scale == (0.5 if kind == "WindowData" else 1)
 
     def test_class_names(self) -> None:
-        sift_flow = fcnproto.zoo.info("siftflow-fcn8s")
+        record = fcnproto.zoo.info("siftflow-fcn8s")
+        sift_flow = of_record(record, "known")
         assert class_names("score_geo", 3, sift_flow) == ("sky", "horizontal", "vertical")
-        assert class_names("score_sem", 33, sift_flow) == sift_flow.classes
+        assert class_names("score_sem", 33, sift_flow) == record.classes
         assert class_names("score", 21, sift_flow) is None
         # As many classes as a published net has are no reason to have its names.
-        assert all(class_names("score", count, None) is None for count in (3, 11, 21, 33, 40, 60))
+        assert all(class_names("score", count, Meta()) is None for count in (3, 11, 21, 33, 40, 60))
 
     def test_as_many_classes_as_a_published_net(self, tmp_path: Path) -> None:
         (tmp_path / "n.prototxt").write_text(
@@ -530,7 +534,7 @@ class TestRecognising:
             read_class_names(tmp_path / "c.txt")
 
     def test_assumed(self, tmp_path: Path) -> None:
-        how = preprocessing_of(fcnproto.load(colour_net(tmp_path)[0]), "data", None)
+        how = preprocessing_of(fcnproto.load(colour_net(tmp_path)[0]), "data")
         assert (how.kind, how.why) == ("bgr", "assumed")
 
     @pytest.mark.skipif(not (SHARED / "fcn").is_dir(), reason="the published prototxts are not here")

@@ -1,7 +1,7 @@
 """The nets that come with the package: where their files are, and what is known of each.
 
 A model is a folder with `model.json` and prototxt files (`models/` in a checkout, `fcnproto/_models` once installed);
-adding one takes no change here. Knows nothing of downloading or running nets.
+adding one takes no change here. Knows nothing of running nets; what was fetched from elsewhere is in `zoo/cache.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any
 
 from fcnproto.errors import Error, UsageError
 from fcnproto.schema.fields import suggestion
-
-__all__ = ["Input", "ModelInfo", "Output", "Score", "definitions", "info", "names", "palette", "path"]
+from fcnproto.zoo import cache
 
 # The files that a kind may be in, the preferred one first: some nets were published with train and val files, others
 # with trainval and test files.
@@ -122,8 +121,8 @@ def path(name: str, kind: str) -> Path:
     """The file of a model.
 
     Kinds: train or trainval, val or test (each finds the other where only that was published), deploy, solver, and
-    weights where they come with the package. Raises `UsageError` for an unknown name or kind and for weights that
-    do not come along; its message says where they are published.
+    weights where they come with the package or were fetched. Raises `UsageError` for an unknown name or kind and for
+    weights that are not here; its message says where they are published.
     """
     folder = _folder(name)
     if kind not in _FILES:
@@ -131,23 +130,41 @@ def path(name: str, kind: str) -> Path:
     for file in _FILES[kind]:
         if (folder / file).is_file():
             return folder / file
+    if kind == "weights" and (found := cache.fetched().get(name)):
+        return found.path
     url = info(name).weights_url if kind == "weights" else None
-    hint = f"; its authors published them at {url}" if url else ""
+    hint = f"; its authors published them at {url}, and `fcnproto zoo fetch {name}` gets them" if url else ""
     raise UsageError(f"{name} comes without a {kind} file{hint}")
 
 
+def located(model: str | os.PathLike[str], kind: str = "deploy") -> str | os.PathLike[str]:
+    """The file that a program's user means: a path as it is, or the net's file of that kind where there is no such file
+    and the zoo has a net of that name. Raises `UsageError` where that net has no such file."""
+    text = os.fspath(model)
+    if os.path.dirname(text) or os.path.lexists(text) or text not in names():
+        return model
+    return path(text, kind)
+
+
 def owner(file: str | os.PathLike[str]) -> str | None:
-    """The model whose own file this is (at its place, or weights of the same bytes); None for other files."""
-    place = Path(os.path.realpath(file))
+    """The model whose own prototxt this is, at its place; None for other files."""
+    folder = os.path.dirname(os.path.realpath(file))
+    return next((name for name in names() if folder == os.path.realpath(_folder(name))), None)
+
+
+def weights_of(file: str | os.PathLike[str]) -> str | None:
+    """The model whose weights a file holds, by its bytes: those that come along, and those that were fetched."""
+    place = Path(file)
+    try:
+        size = place.stat().st_size
+    except OSError:
+        return None
     for name in names():
-        folder = _folder(name).resolve()
-        if place.parent == folder:
+        weights = _folder(name) / "weights.caffemodel"
+        if weights.is_file() and weights.stat().st_size == size and filecmp.cmp(place, weights, shallow=False):
             return name
-        weights = folder / "weights.caffemodel"
-        both = place.suffix == ".caffemodel" and weights.is_file() and place.is_file()
-        if both and filecmp.cmp(place, weights, shallow=False):
-            return name
-    return None
+    alike = {one.sha256: name for name, one in cache.fetched().items() if one.size == size}
+    return alike.get(cache.sha256(place)) if alike else None
 
 
 @functools.cache
@@ -207,7 +224,7 @@ def palette(count: int = 256) -> list[Colour]:
 @functools.cache
 def _root() -> Path:
     """The folder of the models: installed with the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for root in (package / "_models", package.parent / "models"):
         if (root / "catalog.py").is_file():
             return root
