@@ -226,7 +226,7 @@ def to_blob(image: Image.Image, preprocessing: Preprocessing) -> Array:
     else:
         blob = (values if preprocessing.kind == "rgb" else values[:, :, ::-1]).transpose(2, 0, 1)
     if preprocessing.mean is not None:
-        blob = blob - _fitting_mean(preprocessing.mean, blob.shape)
+        blob = blob - fitting_mean(preprocessing.mean, blob.shape)
     if preprocessing.scale != 1.0:
         blob = blob * np.float32(preprocessing.scale)
     return np.ascontiguousarray(blob, dtype=np.float32)
@@ -241,7 +241,11 @@ def _log_depth(values: Array) -> Array:
     return logarithm
 
 
-def _fitting_mean(mean: Array, shape: Sequence[int]) -> Array:
+def fitting_mean(mean: Array, shape: Sequence[int]) -> Array:
+    """A mean as it is taken off a blob of `shape` (channels, height, width), as that or (channels, 1, 1).
+
+    A mean image of another size counts by its average in each channel, with a warning. Raises `DataError`.
+    """
     channels = mean.shape[0]
     if channels not in (1, shape[0]):
         raise DataError(f"the mean has {channels} channels, the input has {shape[0]}")

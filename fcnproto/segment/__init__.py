@@ -11,10 +11,9 @@ from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
     from fcnproto.net.roles import score_blobs
+    from fcnproto.segment.results import Result, Segmentation
     from fcnproto.segment.segmenter import (
-        Result,
         Scene,
-        Segmentation,
         Segmenter,
         is_out_of_memory,
         segment,
@@ -33,9 +32,9 @@ __all__ = [
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "Result": "fcnproto.segment.segmenter",
+        "Result": "fcnproto.segment.results",
         "Scene": "fcnproto.segment.segmenter",
-        "Segmentation": "fcnproto.segment.segmenter",
+        "Segmentation": "fcnproto.segment.results",
         "Segmenter": "fcnproto.segment.segmenter",
         "is_out_of_memory": "fcnproto.segment.segmenter",
         "score_blobs": "fcnproto.net.roles",

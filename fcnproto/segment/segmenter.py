@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
@@ -26,71 +25,37 @@ from fcnproto.errors import DataError, Error, FcnprotoWarning, LayerError, Usage
 from fcnproto.images import Preprocessing, as_image, find_images, limit_side, pixel_count, resize, to_blob
 from fcnproto.inspect.running import run_with
 from fcnproto.net import Net
+from fcnproto.net.arriving import Arriving, send
 from fcnproto.net.roles import image_inputs, images_stay_apart, score_blobs
 from fcnproto.passes import optimize
 from fcnproto.precision import canonical, computing
-from fcnproto.preprocessing import class_names, preprocessing_of, published_with
-from fcnproto.segment.folder import Partners, check_folder, sources, write
+from fcnproto.preprocessing import background_labels, class_names, preprocessing_of, published_with
+from fcnproto.segment import sending
+from fcnproto.segment.fetching import Labelled, fetch
+from fcnproto.segment.folder import Partners, check_folder, sources
 from fcnproto.segment.pipeline import Stages, overlap
+from fcnproto.segment.results import MOST_CLASSES, Result, Segmentation
+from fcnproto.segment.writing import Writers
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
 
-_MOST_CLASSES = 256
 _BATCH_PIXELS, _MOST_IN_BATCH = 2**18, 16
 _AHEAD, _PIXELS_AHEAD = 16, 2**24
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """What one score blob says of an image.
-
-    `labels` is (height, width) uint8, the class with the highest score (the lowest of equals); `probabilities`
-    (classes, height, width) float32, the softmax over the classes, or None where it wasn't asked for; both in the size
-    of the image. `names` are the classes' names if known. `agreement`, where it was asked for, is the share of pixels
-    (0..1) whose label is the one that computing in float32 gives.
-    """
-
-    blob: str
-    labels: Array
-    names: tuple[str, ...] | None
-    probabilities: Array | None = None
-    agreement: float | None = None
-
-    def name(self, label: int) -> str:
-        """The name of a class, or "class 7"."""
-        return self.names[label] if self.names is not None else f"class {label}"
-
-    def shares(self) -> dict[str, float]:
-        """The classes that occur with their shares of the image's pixels (0..1), the largest first."""
-        counts = np.bincount(self.labels.ravel(), minlength=_MOST_CLASSES)
-        order = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))
-        return {self.name(int(label)): float(counts[label] / self.labels.size) for label in order}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One image of `segment`: `files` written and the `segmentations`, or the `error` that prevented it.
-
-    It is image `index` (from 0) of `total`.
-    """
-
-    source: Path
-    index: int
-    total: int
-    files: tuple[Path, ...] = ()
-    segmentations: tuple[Segmentation, ...] = ()
-    error: str | None = None
-
-
-@dataclass(frozen=True)
 class Scene:
-    """One scene made ready for a net: its images by input, their `size` (height, width), and the inputs' values."""
+    """One scene made ready for a net: its images by input, their `size` (height, width), and the inputs' values.
+
+    Values of inputs in `means` are the images' bytes, whose mean and order of channels the net's device sees to.
+    """
 
     images: Mapping[str, Image.Image]
     size: tuple[int, int]
     values: Mapping[str, Tensor]
     compare: bool = False
+    means: Mapping[str, Array | None] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,6 +108,7 @@ class Segmenter:
             self.net = optimize(self.net)  # of the same weights; so that float32 can be computed too
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"batch must be 1 or more, not {self.batch}")
+        self._means = sending.Means()
         self._may_batch = images_stay_apart(self.net, self.blobs)
 
     def most_at_once(self, scene: Scene) -> int:
@@ -174,11 +140,19 @@ class Segmenter:
             raise DataError(f"the images of one scene differ in size: {listed}")
         size = next(iter(sizes.values()))
         height, width = self.fixed_size or limit_side(size, self.longest_side)
-        values = {
-            name: torch.from_numpy(to_blob(resize(images[name], height, width), self.preprocessing[name]))[None]
-            for name in self.inputs
-        }
-        return Scene(images, size, values, compare)
+        values, means = {}, {}
+        for name, how in ((name, self.preprocessing[name]) for name in self.inputs):
+            image = resize(images[name], height, width)
+            if self._sends_bytes and sending.suits(how):
+                values[name], means[name] = sending.pixels_of(image, how)
+            else:
+                values[name] = torch.from_numpy(to_blob(image, how))[None]
+        return Scene(images, size, values, compare, means)
+
+    @property
+    def _sends_bytes(self) -> bool:
+        """Whether the net's device is far away and quick, so that images go there as bytes."""
+        return self.net.device.type == "cuda"
 
     def __call__(self, images: Mapping[str, Any] | Any, compare: bool = False) -> list[Segmentation]:
         """Segment one image (or the images of all inputs, of one size); one result for each score blob.
@@ -209,9 +183,10 @@ class Segmenter:
 
     def _run_together(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
         try:
-            outputs = self._scores(scenes, self.precision or "fp32")
-            exact = self._scores(scenes, "fp32") if self._compares(scenes) else None
-            return [self._segmentations(k, scene, outputs, exact) for k, scene in enumerate(scenes)]
+            maps = [self._scores(scenes, self.precision or "fp32")]
+            if self.precision != "fp32" and any(scene.compare for scene in scenes):
+                maps.append(self._scores(scenes, "fp32"))
+            return self._segmentations(scenes, maps)
         except DataError as error:
             return [_without_values(error)] * len(scenes)
         except (RuntimeError, MemoryError) as error:
@@ -219,32 +194,44 @@ class Segmenter:
                 raise
             return [_without_values(_too_large(scenes[0], error))] * len(scenes)
 
-    def _compares(self, scenes: Sequence[Scene]) -> bool:
-        return self.precision != "fp32" and any(scene.compare for scene in scenes)
-
     def _segmentations(
-        self, k: int, scene: Scene, outputs: Mapping[str, Tensor], exact: Mapping[str, Tensor] | None
-    ) -> list[Segmentation] | Exception:
-        """The results of scene number `k` of those whose scores are given."""
-        try:
-            found = [self._segmentation(blob, scores[k : k + 1], scene.size) for blob, scores in outputs.items()]
-            if exact is None or not scene.compare:
-                return found
-            truth = [self._segmentation(blob, scores[k : k + 1], scene.size) for blob, scores in exact.items()]
-        except DataError as error:
-            return _without_values(error)
-        return [
-            replace(ours, agreement=float((ours.labels == theirs.labels).mean()))
-            for ours, theirs in zip(found, truth, strict=True)
+        self, scenes: Sequence[Scene], maps: Sequence[Mapping[str, Tensor]]
+    ) -> list[list[Segmentation] | Exception]:
+        """Each scene's results from the maps of scores in this precision and, where asked for, in float32."""
+        given = [
+            [
+                self._labelled(blob, scores[k : k + 1], scene.size)
+                for outputs in maps[: 2 if scene.compare else 1]
+                for blob, scores in outputs.items()
+            ]
+            for k, scene in enumerate(scenes)
         ]
+        fetch(label for labels in given for label in labels)
+        return [self._results(labels, len(maps[0])) for labels in given]
+
+    def _results(self, labels: Sequence[Labelled], count: int) -> list[Segmentation] | Exception:
+        """A scene's results: the first `count` are those asked for, the rest the same in float32."""
+        for each in labels:
+            if not each.finite:
+                reason = "holds values that are no numbers; are the weights those of this net?"
+                return DataError(f"blob {each.blob!r} {reason}")
+        found = [
+            Segmentation(each.blob, each.labels, self.names(each.blob, each.classes), each.probabilities)
+            for each in labels[:count]
+        ]
+        return (
+            [
+                replace(ours, agreement=float((ours.labels == theirs.labels).mean()))
+                for ours, theirs in zip(found, labels[count:], strict=True)
+            ]
+            if labels[count:]
+            else found
+        )
 
     @torch.no_grad()
     def _scores(self, scenes: Sequence[Scene], precision: str) -> dict[str, Tensor]:
         """The maps of class scores of all scenes, by blob."""
-        values = {
-            name: torch.cat([scene.values[name] for scene in scenes]).to(self.net.device, self.net.dtype)
-            for name in self.inputs
-        }
+        values = {name: self._value(name, scenes).to(self.net.dtype) for name in self.inputs}
         height, width = scenes[0].shape[2:]
         try:
             with computing(precision, self.net.device):
@@ -260,22 +247,30 @@ class Segmenter:
         return maps
 
     def _is_map(self, blob: str, scores: Tensor, count: int) -> bool:
-        fits = scores.ndim == 4 and scores.shape[0] == count and 2 <= scores.shape[1] <= _MOST_CLASSES
+        fits = scores.ndim == 4 and scores.shape[0] == count and 2 <= scores.shape[1] <= MOST_CLASSES
         if not fits and self._given_blobs:
             raise UsageError(
                 f"blob {blob!r} has shape {tuple(scores.shape)}; a map of class scores has shape (1, 2..256, h, w)"
             )
         return fits
 
-    def _segmentation(self, blob: str, scores: Tensor, size: tuple[int, int]) -> Segmentation:
-        if not torch.isfinite(scores).all():
-            raise DataError(f"blob {blob!r} holds values that are no numbers; are the weights those of this net?")
-        count = scores.shape[1]
+    def _value(self, name: str, scenes: Sequence[Scene]) -> Tensor:
+        """An input's value for all scenes, on the net's device."""
+        device, first = self.net.device, scenes[0]
+        value = send(torch.cat([scene.values[name] for scene in scenes]), device)
+        if name not in first.means:
+            return value
+        mean = first.means[name]
+        on_device = None if mean is None else self._means.on(device, name, mean)
+        return sending.to_blobs(value, self.preprocessing[name], on_device)
+
+    def _labelled(self, blob: str, scores: Tensor, size: tuple[int, int]) -> Labelled:
+        """The labels of one image's scores, and its probabilities where asked for, on the net's device still."""
+        finite = torch.isfinite(scores).all()
         if tuple(scores.shape[2:]) != size:
             scores = functional.interpolate(scores.float(), size=size, mode="bilinear", align_corners=False)
-        labels = scores.argmax(1)[0].to("cpu", torch.uint8).numpy()
-        probabilities = functional.softmax(scores.float(), 1)[0].cpu().numpy() if self.probabilities else None
-        return Segmentation(blob, labels, self.names(blob, count), probabilities)
+        probabilities = Arriving(functional.softmax(scores.float(), 1)[0]) if self.probabilities else None
+        return Labelled(blob, scores.shape[1], scores.argmax(1)[0].to(torch.uint8), finite, probabilities)
 
     def names(self, blob: str, count: int) -> tuple[str, ...] | None:
         """The names of the classes of a score blob. UsageError where those given are too few or too many for all."""
@@ -333,6 +328,7 @@ def segment(
     with_legend: bool = True,
     recursive: bool = False,
     workers: int = 2,
+    writers: int = 0,
     compared: int = 5,
 ) -> Iterator[Result]:
     """Segment image files and folders, write the results to `out_dir`, and give a `Result` for each image.
@@ -354,6 +350,8 @@ def segment(
         with_legend: draw the legend beside the overlay.
         recursive: look into subfolders (but not into `out_dir`); results go to subfolders of the same names.
         workers: threads that read, and as many that write.
+        writers: processes that write instead (0: none), for a GPU that is quicker than the threads. They import the
+            script that calls this, so there the call must stand behind `if __name__ == "__main__":`.
         compared: in another precision than float32, the number of images (spread evenly over all) whose labels are
             compared with those that float32 gives; see `Segmentation.agreement`.
 
@@ -369,20 +367,22 @@ def segment(
     check_folder(folder, given)
     if not files:
         raise UsageError(f"no images in {', '.join(map(str, given)) or 'an empty list'}")
-    if workers < 1:
-        raise UsageError(f"workers must be 1 or more, not {workers}")
+    if workers < 1 or writers < 0:
+        what, least, given_number = ("workers", 1, workers) if workers < 1 else ("writers", 0, writers)
+        raise UsageError(f"{what} must be {least} or more, not {given_number}")
     partners = {blob: Partners(place) for blob, place in further.items()}
     count = min(compared, len(files)) if segmenter.precision != "fp32" else 0
     chosen = {(2 * k + 1) * len(files) // (2 * count) for k in range(count)}
     jobs = [_Job(index, path, name, index in chosen) for index, (path, name) in enumerate(files)]
-    kept = {os.path.realpath(path) for path, _ in files}
+    pen = Writers(writers, {os.path.realpath(path) for path, _ in files})
 
     def read(job: _Job) -> Scene:
         paths = {main: job.path} | {blob: found.of(job.path) for blob, found in partners.items()}
         return replace(segmenter.prepare(segmenter.read(paths)), compare=job.compare)
 
     def write_files(job: _Job, scene: Scene, found: list[Segmentation]) -> Result:
-        written = write(scene.images[main], found, folder / job.name, with_legend, kept)
+        bare = [background_labels(one.names) for one in found]
+        written = pen.write(scene.images[main], found, folder / job.name, bare, with_legend)
         return Result(job.path, job.index, len(files), tuple(written), tuple(found))
 
     def failed(job: _Job, error: Exception) -> Result:
@@ -402,7 +402,15 @@ def segment(
         most=segmenter.most_at_once,
         size=lambda job: pixel_count(job.path),
     )
-    return overlap(jobs, stages, ahead=_AHEAD, limit=_PIXELS_AHEAD, workers=workers)
+    workers = max(workers, writers)
+    return _ended_by(pen.close, overlap(jobs, stages, ahead=_AHEAD, limit=_PIXELS_AHEAD, workers=workers))
+
+
+def _ended_by(end: Callable[[], None], results: Iterator[Result]) -> Iterator[Result]:
+    try:
+        yield from results
+    finally:
+        end()
 
 
 @dataclass(frozen=True)
