@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from fcnproto.data.python_faults import fault_line
 from fcnproto.data.python_layer import (
+    Phase,
     PythonBlob,
     PythonBlobs,
     PythonLayer,
@@ -161,8 +162,8 @@ class Python(Layer):
         own = getattr(type(self.instance), method, None)
         return own is None or (method != "setup" and own is getattr(PythonLayer, method))
 
-    def _phase(self) -> int:
-        return int(caffe_pb2.TRAIN if self.training else caffe_pb2.TEST)
+    def _phase(self) -> Phase:
+        return Phase(caffe_pb2.TRAIN if self.training else caffe_pb2.TEST)
 
     def _top_blob(self, index: int) -> PythonBlob:
         """The blob of a top: the bottom's own where the layer works in place."""

@@ -144,6 +144,16 @@ class PythonBlobs(list[PythonBlob]):
         return self[-1]
 
 
+class Phase(int):
+    """A layer's phase: the number, as Caffe 1.0 gives it, whose text is the name, as Caffe gave it in 2015."""
+
+    def __str__(self) -> str:
+        return ("TRAIN", "TEST")[self]
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec)
+
+
 class PythonLayer:
     """Base of layers by pycaffe's protocol; the module's docstring has an example.
 
@@ -159,6 +169,11 @@ class PythonLayer:
 
     def __init__(self, param: Any = None) -> None:
         self.blobs = PythonBlobs()
+
+    @property
+    def param_str_(self) -> str:
+        """`param_str` under the name that Caffe gave it until 2015."""
+        return self.param_str
 
     def setup(self, bottom: list[PythonBlob], top: list[PythonBlob]) -> None:
         """Read `param_str`, check the numbers of blobs, add parameters. Called once."""

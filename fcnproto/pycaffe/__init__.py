@@ -61,8 +61,10 @@ def install() -> ModuleType:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """What `%load_ext fcnproto.pycaffe` does: `import caffe` works, also in modules written in Python 2."""
+    """What `%load_ext fcnproto.pycaffe` does: `import caffe` works, and cells and modules may be Python 2."""
+    from fcnproto.pycaffe.prompt import Cells
     from fcnproto.pycaffe.python2 import translate_imports
 
     install()
     translate_imports()
+    Cells().listen_to(shell)

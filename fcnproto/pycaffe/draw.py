@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from fcnproto.atomic import atomic_write
 from fcnproto.drawing import lay_out, layer_params, make_diagram, to_image, to_svg
-from fcnproto.errors import UsageError
-from fcnproto.inspect.summary import summarise
+from fcnproto.errors import Error, UsageError
+from fcnproto.inspect.summary import OPEN, LayerSummary, NetSummary, summarise
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.upgrade import upgrade_net
 
 _ENDINGS = (".png", ".svg")
 
@@ -41,13 +43,30 @@ def draw_net(
     import io
 
     name = "train" if phase == caffe_pb2.TRAIN else "test"
-    diagram = make_diagram(summarise(caffe_net, None, phase=name), layer_params(caffe_net, name))
+    net = caffe_pb2.NetParameter()
+    net.CopyFrom(caffe_net)
+    upgrade_net(net)
+    kept = layer_params(net, name)
+    try:
+        summary = summarise(net, None, phase=name)
+    except Error:  # pycaffe drew whatever could be read: sizes that only data tell, layers that it lacked
+        summary = _without_shapes(net.name, kept.values())
+    diagram = make_diagram(summary, kept)
     layout = lay_out(diagram)
     if ext == "svg":
         return to_svg(diagram, layout).encode()
     buffer = io.BytesIO()
     to_image(diagram, layout).save(buffer, format=ext.upper())
     return buffer.getvalue()
+
+
+def _without_shapes(name: str, layers: Iterable[caffe_pb2.LayerParameter]) -> NetSummary:
+    """What a drawing shows of layers of which nothing is computed."""
+    shown = [
+        LayerSummary(layer.name, layer.type, dict.fromkeys(layer.bottom, OPEN), dict.fromkeys(layer.top, OPEN), 0, 0, 0)
+        for layer in layers
+    ]
+    return NetSummary(name, {}, shown, 0, 0, 0, 0, 0, 0)
 
 
 def get_pydot_graph(*arguments: Any, **settings: Any) -> Any:

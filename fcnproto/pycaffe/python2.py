@@ -12,7 +12,6 @@ import ast
 import difflib
 import functools
 import io
-import operator
 import os
 import re
 import site
@@ -25,41 +24,14 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
 
-import numpy as np
-
-from fcnproto.data.python_faults import GONE_MODULES, GONE_NUMPY
 from fcnproto.escaping import printable
+from fcnproto.pycaffe import compiled, scipy_misc
+from fcnproto.pycaffe.old_names import Age, Modern, age_of
 
-_NAMES = frozenset(
-    ("xrange", "unicode", "basestring", "long", "raw_input", "unichr", "reduce", "execfile", "cmp", "StandardError")
-)
-_METHODS = frozenset(
-    ("iteritems", "iterkeys", "itervalues", "viewitems", "viewkeys", "viewvalues", "has_key", "getcwdu")
-)
-_ITERTOOLS = frozenset(("izip", "imap", "ifilter", "izip_longest", "ifilterfalse"))
 _SKIPPED = tuple(f"fissix.fixes.fix_{name}" for name in ("future", "idioms", "ws_comma", "buffer"))
-_NUMPY_NAMES = ("np", "numpy")
-_DIVISION = "__old_division__"
 
 translated: list[str] = []
 """The files translated so far in this process."""
-
-
-# What translated sources call.
-
-
-def old_division(a: Any, b: Any, into: bool = False) -> Any:
-    """`a / b` as in Python 2: between whole numbers (and arrays of them) rounded down. `into`: `a /= b`."""
-    whole = _is_whole(a) and _is_whole(b)
-    if into:
-        return operator.ifloordiv(a, b) if whole else operator.itruediv(a, b)
-    return a // b if whole else a / b
-
-
-def _is_whole(value: Any) -> bool:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.dtype.kind in "iub"
-    return isinstance(value, int)
 
 
 # Translating.
@@ -70,16 +42,28 @@ def compile_source(data: bytes, path: str) -> CodeType:
 
     Raises `SyntaxError` for what is neither.
     """
-    text = _decoded(data)
+    tree, age = modern_tree(_decoded(data), path)
+    _announce(path, age)
+    return compile(tree, path, "exec", dont_inherit=True)
+
+
+def modern_tree(text: str, path: str, at_least: Age = Age.TODAY) -> tuple[ast.Module, Age]:
+    """The syntax tree of a source in today's Python, and of which age it was: what it shows, or `at_least` that.
+
+    Raises `SyntaxError` for what is neither.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
             tree = ast.parse(text, path)
         except SyntaxError as error:
-            return _translate(text, path, error)
-        if not uses_old_names(tree):
-            return compile(tree, path, "exec", dont_inherit=True)
-    return _translate(text, path, None)
+            return _translated(text, path, error), Age.PYTHON_2
+        age = age_of(tree, path)
+        if Age.PYTHON_2 in (age, at_least):
+            return _translated(text, path, None), Age.PYTHON_2
+        if age is Age.LIBRARIES:
+            tree = ast.fix_missing_locations(Modern(False, True).visit(tree))
+        return tree, age
 
 
 def _decoded(data: bytes) -> str:
@@ -92,74 +76,43 @@ def _decoded(data: bytes) -> str:
     return io.IncrementalNewlineDecoder(None, True).decode(text, True)
 
 
-def uses_old_names(tree: ast.Module) -> bool:
-    """Whether a module that compiles uses a name that is gone, and has not made one of that name itself."""
-    own = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    own |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    own |= {
-        (alias.asname or alias.name).partition(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    tried = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Try) for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in _NAMES - own:
-            return True
-        if isinstance(node, ast.Attribute) and (node.attr in _METHODS or _gone_from_numpy(node) is not None):
-            return True
-        if isinstance(node, ast.Expr) and _prints(node.value):
-            return True
-        if isinstance(node, ast.ImportFrom) and any(alias.name in _ITERTOOLS for alias in node.names):
-            return True
-        if id(node) not in tried and any(name in GONE_MODULES for name in _imported(node)):
-            return True
-    return False
-
-
-def _prints(value: ast.expr) -> bool:
-    """Whether what Python 3 takes for an expression is Python 2's print: `print`, `print >>f, x`, `print (x), y`."""
-    first = value.elts[0] if isinstance(value, ast.Tuple) and value.elts else value
-    alone = value is first
-    if isinstance(first, ast.BinOp) and isinstance(first.op, ast.RShift):
-        first, alone = first.left, True
-    elif isinstance(first, ast.Call) and not alone:
-        first, alone = first.func, True
-    return alone and isinstance(first, ast.Name) and first.id == "print"
-
-
-def _imported(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    return [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-
-
-def _gone_from_numpy(node: ast.Attribute) -> str | None:
-    """What says the same now as a name that NumPy has taken away; None for others."""
-    if not (isinstance(node.value, ast.Name) and node.value.id in _NUMPY_NAMES) or node.attr not in GONE_NUMPY:
-        return None
-    now = GONE_NUMPY[node.attr]
-    return now if re.fullmatch(r"-?[\w.]+", now) and node.attr not in dir(np) else None
-
-
-def _translate(text: str, path: str, why: SyntaxError | None) -> CodeType:
-    lines = text.splitlines(keepends=True)
-    if any(re.match(r" *\t", line) for line in lines):  # Python 2 took a tab for eight columns
-        lines = [_expanded(line) for line in lines]
-    source = "".join(lines)
+def _translated(text: str, path: str, why: SyntaxError | None) -> ast.Module:
+    """The tree of a source in Python 2. `why` is what Python 3 said of it."""
+    source, result = _without_tabs(text), translated_text(text, path, why)
     try:
-        tool = _tool(_asks_for("print_function", source))
-        result = str(tool.refactor_string(_ended(source), path))
         tree = ast.parse(result, path)
     except SyntaxError as error:
         raise why or error from None
-    except Exception as error:  # the parser's errors have no common base
-        raise why or SyntaxError(f"can't be translated from Python 2: {error}", (path, 1, 1, "")) from error
     _restore_lines(tree, source, result)
-    tree = ast.fix_missing_locations(_Modern(not _asks_for("division", source)).visit(tree))
-    _announce(path)
-    return compile(tree, path, "exec", dont_inherit=True)
+    return ast.fix_missing_locations(Modern(True, asks_for("division", source)).visit(tree))
+
+
+def translated_text(text: str, path: str, why: SyntaxError | None) -> str:
+    """A source in Python 2 with the syntax and the names of Python 3. `why` is what Python 3 said of it."""
+    source = _without_tabs(text)
+    try:
+        return str(_tool(asks_for("print_function", source)).refactor_string(_ended(source), path))
+    except Exception as error:  # the parser's errors have no common base
+        raise _neither(error, path, source.splitlines(), why) from None
+
+
+def _without_tabs(text: str) -> str:
+    """A source whose indents are spaces: Python 2 took a tab for eight columns."""
+    lines = text.splitlines(keepends=True)
+    if any(re.match(r" *\t", line) for line in lines):
+        lines = [_expanded(line) for line in lines]
+    return "".join(lines)
+
+
+def _neither(error: Exception, path: str, lines: Sequence[str], why: SyntaxError | None) -> SyntaxError:
+    """What to say of a source in which both Pythons find a fault: the later one, since one Python got as far."""
+    context = getattr(error, "context", None)
+    line = context[1][0] if context else 1
+    if why is not None and (why.lineno or 0) >= line:
+        return why
+    text = lines[line - 1] if 0 < line <= len(lines) else ""
+    what = "is neither Python 3 nor Python 2" if context else f"can't be translated from Python 2: {error}"
+    return SyntaxError(what, (path, line, 1, text))
 
 
 def _expanded(line: str) -> str:
@@ -171,7 +124,7 @@ def _ended(source: str) -> str:
     return source if source.endswith("\n") else source + "\n"
 
 
-def _asks_for(feature: str, source: str) -> bool:
+def asks_for(feature: str, source: str) -> bool:
     """Whether a source has a feature of Python 3 from `__future__`."""
     return re.search(rf"^from\s+__future__\s+import\s[^\n]*\b{feature}\b", source, re.M) is not None
 
@@ -200,58 +153,14 @@ def _restore_lines(tree: ast.AST, before: str, after: str) -> None:
                 setattr(node, name, place[line])
 
 
-class _Modern(ast.NodeTransformer):
-    """Writes Python 2's division, and what says the same as names gone from NumPy, into a tree."""
-
-    def __init__(self, old_division_wanted: bool) -> None:
-        self._divides = old_division_wanted
-
-    def visit_Module(self, node: ast.Module) -> ast.Module:
-        self.generic_visit(node)
-        if self._divides:
-            first = 1 if ast.get_docstring(node, clean=False) is not None else 0
-            while first < len(node.body) and _imported(node.body[first])[:1] == ["__future__"]:
-                first += 1
-            names = [ast.alias(name="old_division", asname=_DIVISION)]
-            node.body.insert(first, ast.ImportFrom(module=__name__, names=names, level=0, lineno=1, col_offset=0))
-        return node
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
-        self.generic_visit(node)
-        if not (self._divides and isinstance(node.op, ast.Div)):
-            return node
-        return ast.copy_location(_call(node.left, node.right), node)
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
-        self.generic_visit(node)
-        if not (self._divides and isinstance(node.op, ast.Div)):
-            return node
-        read = ast.parse(ast.unparse(node.target), mode="eval").body
-        value = _call(read, node.value)
-        value.keywords.append(ast.keyword(arg="into", value=ast.Constant(value=True)))
-        return ast.copy_location(ast.Assign(targets=[node.target], value=_at(value, node)), node)
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        self.generic_visit(node)
-        now = _gone_from_numpy(node)
-        return node if now is None else _at(ast.parse(now, mode="eval").body, node)
-
-
-def _call(left: ast.expr, right: ast.expr) -> ast.Call:
-    return ast.Call(func=ast.Name(id=_DIVISION, ctx=ast.Load()), args=[left, right], keywords=[])
-
-
-def _at(tree: ast.expr, node: ast.AST) -> ast.expr:
-    """An expression all of which stands where `node` does."""
-    for inner in ast.walk(tree):
-        ast.copy_location(inner, node)
-    return tree
-
-
-def _announce(path: str) -> None:
-    if path not in translated:
-        translated.append(path)
-        print(f"{printable(path)}: Python 2, translated in memory", file=sys.stderr)
+def _announce(path: str, age: Age) -> None:
+    if age is Age.TODAY or path in translated:
+        return
+    translated.append(path)
+    what = "Python 2, translated in memory"
+    if age is Age.LIBRARIES:
+        what = "uses what libraries have taken away; today's names take their place in memory"
+    print(f"{printable(path)}: {what}", file=sys.stderr)
 
 
 # Importing.
@@ -281,7 +190,13 @@ class _Finder:
 
 
 def translate_imports() -> None:
-    """From now on, modules on `sys.path` that are Python 2 are translated as they are imported."""
+    """From now on, modules on `sys.path` that are Python 2 are translated as they are imported.
+
+    `scipy.misc` then has the functions on images that it had at the time, and the parts of R-CNN's folders that are to
+    be compiled are there without.
+    """
+    scipy_misc.provide()
+    compiled.provide()
     if _Finder not in sys.meta_path:
         place = next((i for i, finder in enumerate(sys.meta_path) if finder is PathFinder), len(sys.meta_path))
         sys.meta_path.insert(place, _Finder)

@@ -66,12 +66,12 @@ def run_command(text: str, arguments: Sequence[str]) -> int:
 
 
 def run_prompt() -> int:
-    """An interactive prompt in which `caffe` is there."""
-    import code
+    """An interactive prompt in which `caffe` is there, and Python 2 is understood."""
+    from fcnproto.pycaffe.prompt import Prompt
 
     module = _prepare([""], "")
     module.__dict__["caffe"] = install()
-    code.interact("caffe is fcnproto's module; leave with Ctrl-D", local=module.__dict__, exitmsg="")
+    Prompt(module.__dict__).interact("caffe is fcnproto's module; leave with Ctrl-D", exitmsg="")
     return 0
 
 

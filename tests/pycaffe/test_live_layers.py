@@ -53,6 +53,12 @@ class Fails(Twice):
 class FailsEarly(Twice):
     def setup(self, bottom, top):
         self.value = float(self.param_str)
+
+class OfTheTime(Twice):                             # as Caffe of 2015 had it
+    def setup(self, bottom, top):
+        Twice.setup(self, bottom, top)
+        assert self.param_str_ == self.param_str
+        self.key = str(self.phase), '%d' % self.phase, '{}'.format(self.phase)
 """
 NET = """force_backward: true
 layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 2 dim: 3 }} }} }}
@@ -90,6 +96,11 @@ def test_python_layers_work_on_live_blobs(folder: Path) -> None:
     other.blobs["x"].reshape(5, 1)
     other.reshape()
     assert other.blobs["y"].shape == (5, 1)
+
+
+def test_names_that_caffe_had_in_2015(folder: Path) -> None:
+    assert net("OfTheTime", caffe.TEST).layers[1].key == ("TEST", "1", "1")
+    assert net("OfTheTime").layers[1].key == ("TRAIN", "0", "0")
 
 
 def test_layers_that_shape_their_tops_by_themselves(folder: Path) -> None:
@@ -206,6 +217,10 @@ def test_drawings_timers_and_blobs_in_messages(classes: tuple[str, str], tmp_pat
     for name in ("net.png", "net.svg"):
         caffe.draw.draw_net_to_file(param, name, "TB", caffe.TEST)
         assert (tmp_path / name).stat().st_size > 500
+    param.layer[0].type = "Data"  # whose sizes a database tells that isn't there
+    param.layer[0].data_param.source = "nowhere"
+    caffe.draw.draw_net_to_file(param, "data.svg")
+    assert "nowhere" not in (tmp_path / "data.svg").read_text() and "Data" in (tmp_path / "data.svg").read_text()
     with pytest.raises(UsageError, match="net.pdf"):
         caffe.draw.draw_net_to_file(param, "net.pdf")
     with pytest.raises(UsageError):
