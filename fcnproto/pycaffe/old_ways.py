@@ -190,6 +190,10 @@ class StringIO(io.BytesIO):
         """The next line."""
         return self._given(super().readline(size))
 
+    def readlines(self, hint: int | None = None, /) -> list[Any]:
+        """The lines that come next."""
+        return [self._given(line) for line in super().readlines(hint)]
+
     def __next__(self) -> Any:
         return self._given(super().__next__())
 
