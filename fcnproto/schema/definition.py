@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from fcnproto.atomic import PathLike
 from fcnproto.errors import FcnprotoWarning, WeightsError
-from fcnproto.schema import caffe_pb2, fork_binary, unknown
+from fcnproto.schema import caffe_pb2, fork_binary, fork_evidence, unknown
 from fcnproto.schema.fields import FIRST_ADDED, MessageFields, fields_of
 from fcnproto.schema.fork_schema import ForkSchema
 from fcnproto.schema.kinds import HEAD_BYTES, WEIGHTS, is_hdf5, open_binary
@@ -23,6 +24,7 @@ from fcnproto.schema.wire import LENGTH, VARINT, Field, MessageReader, Window, e
 
 # Definitions have some kilobytes; this much of one is something else.
 _LARGEST = 64 << 20
+_MOST_TOLD = 6
 _NET = caffe_pb2.NetParameter.DESCRIPTOR
 # Where blobs lie: per message the field of the blobs, and the fields to descend into.
 _BLOBS = {"LayerParameter": 7, "V1LayerParameter": 6, "V0LayerParameter": 50}
@@ -31,29 +33,35 @@ _V1_TYPE, _V1_TYPES = 5, caffe_pb2.V1LayerParameter.LayerType.DESCRIPTOR
 _INNER = {("NetParameter", 2), ("NetParameter", 100), ("V1LayerParameter", 1)}
 
 
-def net_definition(path: PathLike, caffe_proto: PathLike | None = None) -> caffe_pb2.NetParameter:
+def net_definition(
+    path: PathLike, caffe_proto: PathLike | None = None, dialect: str | None = None
+) -> caffe_pb2.NetParameter:
     """The net in a binary weight file without its blobs, brought up to date by Caffe's upgrades.
 
-    What forks wrote under their own numbers is told by the layers' types (`fork_binary.py`); fields that nobody knows
-    are told by an FcnprotoWarning and left out. With a fork's own `caffe_proto` all is read by its numbers, and what
-    the package's schema lacks is kept as text. WeightsError
-    if the file is no caffemodel; HDF5 weights carry no definition. PrototxtError where the upgrade refuses the net."""
+    What forks wrote under their own numbers is read by those of the fork that the file itself shows, or that `dialect`
+    names (`fork_evidence.py`), else by the layers' types (`fork_binary.py`). Fields that nobody knows, and those on
+    which the forks that may have written it disagree, are told by an FcnprotoWarning and left out. With a fork's own
+    `caffe_proto` all is read by its numbers. What the package's schema lacks is kept as text. WeightsError if the file
+    is no caffemodel; HDF5 weights carry no definition. PrototxtError where the upgrade refuses the net."""
     name = os.fspath(path)
     with open_binary(name, WEIGHTS) as file:
         if is_hdf5(file.read(HEAD_BYTES)):
             raise WeightsError(f"{name}: HDF5 weight files carry no net definition; only binary caffemodels do")
         window = Window(file, name)
-        stripper = _Stripper(window, as_written=caffe_proto is not None)
-        content = stripper.message(0, window.size, _NET)
-    net = caffe_pb2.NetParameter()
-    try:
-        if caffe_proto is None:
-            net.ParseFromString(content)
-        else:
-            net = ForkSchema(caffe_proto).read_net(content, name)
-        _check_texts(net)
-    except (DecodeError, UnicodeDecodeError):
-        raise WeightsError(f"{name}: the net definition in it is damaged") from None
+        content = _Stripper(window, as_written=True).message(0, window.size, _NET)
+        stripper = _Stripper(window)
+        net = caffe_pb2.NetParameter()
+        try:
+            if caffe_proto is not None:
+                net = ForkSchema(caffe_proto).read_net(content, name)
+            elif reading := fork_evidence.read(content, name, dialect):
+                net = reading.net
+                _tell_left_out(name, reading.left_out)
+            else:
+                net.ParseFromString(stripper.message(0, window.size, _NET))
+            _check_texts(net)
+        except (DecodeError, UnicodeDecodeError):
+            raise WeightsError(f"{name}: the net definition in it is damaged") from None
     if not net.layer and not net.layers:
         raise WeightsError(f"{name}: there is no layer in it; this is not a caffemodel")
     if not net.IsInitialized():
@@ -73,6 +81,17 @@ def net_definition(path: PathLike, caffe_proto: PathLike | None = None) -> caffe
             f"{', ...' if len(typeless) > 3 else ''}; write it by hand, the weights load into a net with these names"
         )
     return net
+
+
+def _tell_left_out(name: str, settings: Sequence[str]) -> None:
+    if settings:
+        more = f" and {len(settings) - _MOST_TOLD} more" if len(settings) > _MOST_TOLD else ""
+        message = (
+            f"{name}: what one number means differs among the forks of Caffe that may have written it, so this is left "
+            f"out: {'; '.join(settings[:_MOST_TOLD])}{more} (say which with dialect=, --dialect, or caffe_proto=, "
+            "--caffe-proto)"
+        )
+        warnings.warn(message, FcnprotoWarning, stacklevel=3)
 
 
 def _check_texts(message: Message) -> None:

@@ -1,7 +1,8 @@
 """A fork's own schema, from its `caffe.proto`: for fields that the package's schema doesn't have.
 
 It says which unknown fields of a text are the fork's, and reads the definition in a caffemodel of the fork by the
-fork's numbers. What it knows beyond the package's schema is kept as text (`unknown.py`), not acted on.
+fork's numbers. What it knows beyond the package's schema is kept as text (`unknown.py`), not acted on. The schemas of
+known forks need no file: see `fork_numbers.py`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _NET = "NetParameter"
 
 
 class ForkSchema:
-    """The messages of a `.proto` file that describes nets as Caffe's does.
+    """The messages of a `.proto` file that describes nets as Caffe's does; `file` is what it says, if that is known.
 
     Raises `PrototxtError` for a file that can't be read, uses what it doesn't have, or has no NetParameter."""
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, file: FileDescriptorProto | None = None) -> None:
         self.path = os.fspath(path)
-        file = read_proto(path)
+        file = read_proto(path) if file is None else file
         if not any(message.name == _NET for message in file.message_type):
             raise PrototxtError(f"has no message {_NET}; the caffe.proto of a fork was expected", self.path)
         self._names = {(scope.rpartition(".")[2], field.name) for scope, field in fields_with_scope(file)}
@@ -63,9 +64,13 @@ class ForkSchema:
         """The net that a fork's bytes describe; what the package's schema lacks is kept as text.
 
         `name` is the file's, for messages. `WeightsError` where the bytes don't follow the fork's schema."""
+        return parse(format_message(self.parsed(content, name)), caffe_pb2.NetParameter, name, strict=False)
+
+    def parsed(self, content: bytes, name: str) -> Any:
+        """The fork's own message of the bytes of a net; `WeightsError` as of `read_net`."""
         net = self._net()
         try:
             net.ParseFromString(content)
         except (DecodeError, UnicodeDecodeError):
             raise WeightsError(f"{name}: the net definition in it doesn't follow {self.path}") from None
-        return parse(format_message(net), caffe_pb2.NetParameter, name, strict=False)
+        return net

@@ -16,6 +16,7 @@ TABLE_FILE = Path(__file__).with_name("forks.txt")
 _MOST_NAMED = 2
 # Settings that go by another name than their type.
 _SETTINGS: dict[str, tuple[str, ...]] = {
+    "BoxOutput": ("bbox_reg_param",),
     "Convolution3D": ("convolution3d_param",),
     "DecodeBBox": ("decode_bbox_param", "bbox_reg_param"),
     "Deconvolution3D": ("convolution3d_param",),
@@ -25,6 +26,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "Normalize": ("norm_param", "normalize_param"),
     "Pooling3D": ("pooling3d_param",),
     "RNN": ("recurrent_param",),
+    "ROIAlign": ("roi_pooling_param",),
     "ReLU6": ("relu6_param",),
     "SoftmaxWithLoss": ("softmax_param", "softmaxloss_param"),
 }

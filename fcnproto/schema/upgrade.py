@@ -93,6 +93,20 @@ V1_TYPES: dict[str, str] = {
     "UNPOOLING": "Unpooling",
     "UPSAMPLE": "Upsample",
     "VIDEO_DATA": "VideoData",
+    # Names that the schema's enum lacks; they stand for these types all the same.
+    "CENTER_LOSS": "CenterLoss",
+    "DETECTION_OUTPUT": "DetectionOutput",
+    "FLIP": "Flip",
+    "INSANITY": "Insanity",
+    "NORMALIZE": "Normalize",
+    "PRIOR_BOX": "PriorBox",
+    "PROPOSAL": "Proposal",
+    "PSROI_POOLING": "PSROIPooling",
+    "REORG": "Reorg",
+    "ROIPOOLING": "ROIPooling",
+    "ROI_ALIGN": "ROIAlign",
+    "SHUFFLE_CHANNEL": "ShuffleChannel",
+    "TRIPLET_LOSS": "TripletLoss",
 }
 V1_NUMBERS: dict[int, str] = {40: "CROP"}
 """Numbers of V1 layer types that Caffe itself never had, but trained nets do: the first branch of the FCN authors."""
@@ -180,7 +194,8 @@ def _upgrade_v1_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.LayerParam
     same = fields_of(new.DESCRIPTOR).by_name
     for text in unknown.kept(old):
         if unknown.name_of(text) == "type":
-            new.type = text.removeprefix("type:").strip()
+            type_name = text.removeprefix("type:").strip()
+            new.type = V1_TYPES.get(type_name, type_name)
         else:
             unknown.keep(new, text)
     for descriptor, value in old.ListFields():
