@@ -2,10 +2,10 @@
 
 One number means different fields to different forks, and bytes parse as one or the other without an error. So a
 definition is read by the numbers of every known fork (`fork_numbers.py`). Those count that leave nothing unexplained,
-and of them those that find most settings of the layers' own types, and fewest of other types. Where several of them read
-different things, Caffe's own reading stands for a net of Caffe's types; then those that have the fewest fields which
-the package's schema lacks (it has those of public nets). What the rest doesn't agree on is left out, and told. What
-none explains is read layer by layer (`fork_binary.py`).
+and of them those that find most settings of the layers' own types, and fewest of other types. Where several of them
+read different things, Caffe's own reading stands for a net of Caffe's types; then those that have the fewest fields
+which the package's schema lacks (it has those of public nets). What the rest doesn't agree on is left out, and told.
+What none explains is read layer by layer (`fork_binary.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fcnproto.schema import caffe_pb2, fork_numbers, forks, unknown
 from fcnproto.schema.fields import FIRST_ADDED, fields_of
 from fcnproto.schema.settings import settings_fields
 from fcnproto.schema.text import format_message, parse
-from fcnproto.schema.unknown import UnknownFieldSet
 from fcnproto.schema.upgrade import V1_TYPES
 
 DIALECTS: dict[str, tuple[str, ...]] = {
@@ -63,10 +62,16 @@ class Reading(NamedTuple):
     left_out: list[str]
 
 
+_Names = frozenset[tuple[str, int, str]]
+
+
 class _Candidate(NamedTuple):
+    """A fork that may have written a definition: its own message of it, and the names that it has for what is used."""
+
     fork: str
     score: int
-    text: str
+    net: Any
+    names: _Names
 
 
 def read(content: bytes, name: str, dialect: str | None = None) -> Reading | None:
@@ -84,16 +89,17 @@ def read(content: bytes, name: str, dialect: str | None = None) -> Reading | Non
             raise WeightsError(f"{name}: the net definition in it doesn't follow the numbers of the dialect {dialect}")
         return None
     best = max(one.score for one in found)
-    readings: dict[str, list[str]] = {}
+    readings: dict[_Names, list[_Candidate]] = {}
     for one in found:
         if one.score == best:
-            readings.setdefault(one.text, []).append(one.fork)
+            readings.setdefault(one.names, []).append(one)
     nets = []
-    for text, who in list(readings.items()):
+    for same in readings.values():
         try:
-            nets.append((parse(text, caffe_pb2.NetParameter, name, strict=False), who))
+            net = parse(format_message(same[0].net), caffe_pb2.NetParameter, name, strict=False)
         except PrototxtError:
             continue
+        nets.append((net, [one.fork for one in same]))
     if not nets:
         return None
     for net, who in nets:
@@ -111,10 +117,10 @@ def _candidates(content: bytes, name: str, dialect: str | None) -> Iterator[_Can
             net = fork_numbers.schema(fork).parsed(content, name)
         except WeightsError:
             continue
-        if net.IsInitialized() and not any(_has_unknown(message) for message in _within(net)):
-            score = _score(net)
-            if score is not None:
-                yield _Candidate(fork, score, format_message(net))
+        names = _names(net) if net.IsInitialized() else None
+        score = None if names is None else _score(net)
+        if names is not None and score is not None:
+            yield _Candidate(fork, score, net, names)
 
 
 def _within(message: Message) -> Iterator[Message]:
@@ -126,8 +132,23 @@ def _within(message: Message) -> Iterator[Message]:
                 yield from _within(inner)
 
 
-def _has_unknown(message: Message) -> bool:
-    return any(one.field_number != unknown.NUMBER for one in UnknownFieldSet(message))
+def _names(net: Message) -> _Names | None:
+    """What the fields and the values of enums in a definition are called, by message or enum and number; None where
+    some are unknown, or a text is none."""
+    found = set()
+    for message in _within(net):
+        if unknown.has_others(message):
+            return None
+        scope = _inner(message.DESCRIPTOR.full_name)
+        for field, value in message.ListFields():
+            found.add((scope, field.number, field.name))
+            values = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
+            if field.enum_type is not None:
+                known = field.enum_type.values_by_number
+                found.update((_inner(field.enum_type.full_name), one, known[one].name) for one in values)
+            elif field.type == field.TYPE_STRING and any(isinstance(one, bytes) for one in values):
+                return None
+    return frozenset(found)
 
 
 def _is_our_own(content: bytes) -> bool:
@@ -153,19 +174,8 @@ def _is_plain(content: bytes) -> bool:
         net = fork_numbers.schema(fork_numbers.CAFFE).parsed(content, "")
     except WeightsError:
         return False
-    contested = fork_numbers.contested(bool(net.layers))
-    for message in _within(net):
-        if _has_unknown(message):
-            return False
-        scope = _scope(message)
-        for field, value in message.ListFields():
-            if (scope, field.number) in contested:
-                return False
-            enum = field.enum_type
-            values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-            if enum is not None and any((_inner(enum.full_name), one) in contested for one in values):
-                return False
-    return True
+    names, contested = _names(net), fork_numbers.contested(bool(net.layers))
+    return names is not None and not any((scope, number) in contested for scope, number, _ in names)
 
 
 def _scope(message: Message) -> str:
@@ -289,8 +299,12 @@ def _take_common(message: Any, other: Any, who: list[str], theirs: list[str]) ->
             yield f"{_shown(field.name, other)} by {fork_numbers.named(theirs)}'s numbers"
     mine, others = unknown.kept(message), unknown.kept(other)
     if mine != others:
-        yield from (f"{text.splitlines()[0]} by {fork_numbers.named(who)}'s numbers" for text in mine if text not in others)
-        yield from (f"{text.splitlines()[0]} by {fork_numbers.named(theirs)}'s numbers" for text in others if text not in mine)
+        yield from (
+            f"{text.splitlines()[0]} by {fork_numbers.named(who)}'s numbers" for text in mine if text not in others
+        )
+        yield from (
+            f"{text.splitlines()[0]} by {fork_numbers.named(theirs)}'s numbers" for text in others if text not in mine
+        )
         message.DiscardUnknownFields()
         for text in mine:
             if text in others:

@@ -1,7 +1,7 @@
 """The numbers that Caffe's forks gave their fields and enum values, as schemas to read their binary files by.
 
-`fork_numbers.txt` says of each known fork in what its `caffe.proto` differs from Caffe's; `protos/fork_numbers.py` makes
-it. Which fork wrote a file is found out in `fork_binary.py`.
+`fork_numbers.txt` says of each known fork in what its `caffe.proto` differs from Caffe's; `protos/fork_numbers.py`
+makes it. Which fork wrote a file is found out in `fork_evidence.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+)
 
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fields import FIRST_ADDED

@@ -50,6 +50,11 @@ def kept(message: Message) -> list[str]:
     ]
 
 
+def has_others(message: Message) -> bool:
+    """Whether a message directly holds unknown fields beside kept texts."""
+    return any(one.field_number != NUMBER for one in UnknownFieldSet(message))
+
+
 def name_of(text: str) -> str:
     """The name of the field that a kept text is of."""
     return text.partition(" ")[0].partition(":")[0]

@@ -118,7 +118,8 @@ def test_what_decides_is_the_rest_of_the_file(tmp_path: Path, fork: str) -> None
 def test_what_nothing_decides_is_left_out_and_told(tmp_path: Path) -> None:
     content = layer("Permute", 202, field(1, 0)) + layer("MultiBoxLoss", MULTIBOX, field(4, 21) + field(24, 0))
     with pytest.warns(
-        FcnprotoWarning, match=r"left out: layer 'multiboxloss'.*use_polygon: false.*ignore_difficult_gt: false by NVIDIA"
+        FcnprotoWarning,
+        match=r"left out: layer 'multiboxloss'.*use_polygon: false.*ignore_difficult_gt: false by NVIDIA",
     ):
         text = definition(tmp_path, content)
     assert "num_classes: 21 }" in text and "order: 0" in text
