@@ -79,8 +79,7 @@ def _recognised(net: Net) -> tuple[ModelInfo | None, str]:
 
 
 def meta_of(net: Net) -> Meta:
-    """What belongs to a net: what `Net.meta` says it is, found out. Raises `DataError` for a mean file that is
-    missing."""
+    """What belongs to a net: what `Net.meta` says it is, found out."""
     record, why = _recognised(net)
     told = [*_said(net), *([] if record is None else [of_record(record, why)])]
     try:
@@ -88,7 +87,7 @@ def meta_of(net: Net) -> Meta:
         images = image_inputs(net, scores)
     except GraphError:
         scores, images = [], net.inputs
-    inputs = [_input(net, blob) for blob in images if _is_image(net, blob)]
+    inputs = [entry for blob in images if _is_image(net, blob) and (entry := _input(net, blob)) is not None]
     outputs = [_output(blob, count, told) for blob, count in _counts(net, scores, images).items()]
     own = any(_names_from(one, output.blob, len(output.classes)) for one in told for output in outputs)
     called = next((one.name for one in told if one.name and (own or one is net._given)), "")
@@ -101,8 +100,12 @@ def _is_image(net: Net, blob: str) -> bool:
     return shape is None or len(shape) == 4
 
 
-def _input(net: Net, blob: str) -> ImageInput:
-    how = preprocessing_of(net, blob, quiet=True)
+def _input(net: Net, blob: str) -> ImageInput | None:
+    """What is known of an image input; None where a mean file can't be read that its data layer names."""
+    try:
+        how = preprocessing_of(net, blob, quiet=True)
+    except DataError:
+        return None
     order = ""
     for one in _all_said(net):
         order = next((entry.order for entry in one.inputs if entry.blob == blob), order)
@@ -155,23 +158,23 @@ def _all_said(net: Net) -> Iterator[Meta]:
 
 def prepared(net: Net, images: Any) -> dict[str, Tensor]:
     """The inputs for an image, or for the images of all inputs, of one size: see `Net.preprocess`."""
-    inputs = net.meta.inputs
-    if not inputs:
+    blobs = [entry.blob for entry in net.meta.inputs] or [blob for blob in net.inputs if _is_image(net, blob)]
+    if not blobs:
         raise UsageError(f"net {net.graph.name!r}: has no input for images")
-    given = images if isinstance(images, Mapping) else {inputs[0].blob: images}
-    missing = [entry.blob for entry in inputs if entry.blob not in given]
-    if missing or len(given) > len(inputs):
-        listed = ", ".join(repr(entry.blob) for entry in inputs)
+    given = images if isinstance(images, Mapping) else {blobs[0]: images}
+    if set(given) != set(blobs):
+        listed = ", ".join(map(repr, blobs))
         raise UsageError(f"net {net.graph.name!r}: give an image for each of its inputs: {listed}")
-    opened = {entry.blob: as_image(given[entry.blob], entry.preprocessing.kind) for entry in inputs}
+    hows = {blob: preprocessing_of(net, blob) for blob in blobs}
+    opened = {blob: as_image(given[blob], how.kind) for blob, how in hows.items()}
     if len({image.size for image in opened.values()}) > 1:
         listed = ", ".join(f"{blob} {image.width}x{image.height}" for blob, image in opened.items())
         raise DataError(f"the images of one scene differ in size: {listed}")
     values = {}
-    for entry in inputs:
-        size, image = fixed_image_size(net, entry.blob), opened[entry.blob]
-        blob = to_blob(image if size is None else resize(image, *size), entry.preprocessing)
-        values[entry.blob] = torch.from_numpy(blob)[None].to(net.device)
+    for blob, image in opened.items():
+        size = fixed_image_size(net, blob)
+        array = to_blob(image if size is None else resize(image, *size), hows[blob])
+        values[blob] = torch.from_numpy(array)[None].to(net.device)
     return values
 
 

@@ -125,8 +125,9 @@ class Layer(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The type's own settings message (defaults where the prototxt gives none)."""
-        assert self.config_field is not None
+        """The type's own settings message (defaults where the prototxt gives none); AttributeError if it has none."""
+        if self.config_field is None:
+            raise AttributeError(f"layers of type {self.type} have no settings")
         return getattr(self.param, self.config_field)
 
     # What subclasses write.

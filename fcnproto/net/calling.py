@@ -5,20 +5,27 @@ Internal to `fcnproto.net`, but for `Outputs`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import CO_VARARGS
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fcnproto.errors import Error, GraphError, LayerError, UsageError, first_line
 from fcnproto.graph import Graph
 from fcnproto.layers.base import Layer
 from fcnproto.net.plan import source_blob
 
+if TYPE_CHECKING:
+    from fcnproto.net.net import Net
+
+Context = tuple[tuple[str, ...], tuple[tuple[float, bool], ...], tuple[tuple[str, str], ...]]
+"""Of outputs, all but the tensors: their names, weight and start of each term of the loss, what was left out and
+why."""
 Term = tuple[Tensor, float, bool]
 """A term of the loss: the value, its weight, and whether the gradient starts at it."""
 
@@ -37,6 +44,70 @@ class Outputs(dict[str, Tensor]):
         if name in self.left_out:
             raise GraphError(self.left_out[name])
         raise KeyError(name)
+
+
+def _flatten(outputs: Outputs) -> tuple[list[Tensor], Context]:
+    """The tensors of `outputs`, and last those of its loss; and what else is in it."""
+    values = [*outputs.values(), *(value for value, _, _ in outputs.weighted)]
+    terms = tuple((weight, starts) for _, weight, starts in outputs.weighted)
+    return values, (tuple(outputs), terms, tuple(outputs.left_out.items()))
+
+
+def _flatten_with_keys(outputs: Outputs) -> tuple[list[tuple[Any, Tensor]], Context]:
+    values, context = _flatten(outputs)
+    terms = [f"loss {index}" for index in range(len(context[1]))]
+    return [(pytree.MappingKey(key), value) for key, value in zip([*context[0], *terms], values, strict=True)], context
+
+
+def _unflatten(values: Iterable[Any], context: Context) -> Outputs:
+    names, terms, left_out = context
+    found = list(values)
+    outputs = Outputs(zip(names, found, strict=False))
+    outputs.weighted = tuple((value, *how) for value, how in zip(found[len(names) :], terms, strict=True))
+    outputs.left_out = dict(left_out)
+    return outputs
+
+
+def _tuples(value: Any) -> Any:
+    """Lists from JSON as tuples again."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+# So torch.export, torch.func and their like see the tensors in it.
+pytree.register_pytree_node(
+    Outputs,
+    _flatten,
+    _unflatten,
+    flatten_with_keys_fn=_flatten_with_keys,
+    serialized_type_name="fcnproto.net.Outputs",
+    to_dumpable_context=lambda context: context,
+    from_dumpable_context=_tuples,
+)
+
+
+def traced(net: Net, args: Any, blobs: Any, inputs: Any) -> Any:
+    """What `torch.fx.symbolic_trace` records of a call: the plan for the net's inputs (of a net without Input layers,
+    the tops of its data layers), which the traced module takes by name, or one by its place."""
+    tracer: Any = args.tracer
+    if isinstance(blobs, fx.Proxy):
+        tracer.graph.erase_node(blobs.node)
+    extra = () if isinstance(blobs, fx.Proxy) or blobs is None else blobs
+    plan = net.plan(net.inputs or list(net.source_shapes), extra)
+    given = tracer.create_proxy("call_function", inputs_of, (plan.inputs, args, inputs), {})
+    places = [node for node in plan.module.graph.nodes if node.op == "placeholder"]
+    values = {node: given[index].node for index, node in enumerate(places)}
+    results: Any = tracer.graph.graph_copy(plan.module.graph, values)
+    return {name: fx.Proxy(results[position], tracer) for name, position in plan.keys.items()}
+
+
+def inputs_of(names: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> list[Tensor]:
+    """The inputs of a call of a traced net in the order of `names`, as floating-point tensors."""
+    first = args[0] if args and isinstance(args[0], Mapping) else dict(zip(names, args, strict=False))
+    given = {**first, **inputs}
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise GraphError(f"input {missing[0]!r} is missing; the traced net takes {', '.join(map(repr, names))}")
+    return [given[name] if given[name].is_floating_point() else given[name].float() for name in names]
 
 
 def gather(graph: Graph, sources: Sequence[str], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:

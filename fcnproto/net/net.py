@@ -277,6 +277,8 @@ class Net(Described, nn.Module):
             GraphError: an unknown input or blob, or nothing that can be computed; the message names what is missing.
             LayerError: a layer can't work on the shapes it is given.
         """
+        if type(args) is not tuple:  # torch.fx traces
+            return cast("Outputs", calling.traced(self, args, blobs, inputs))
         given = calling.gather(self.graph, list(self._source_shapes), args, inputs)
         values = {name: self._cast(name, value) for name, value in given.items()}
         origins = self._read_data(values)

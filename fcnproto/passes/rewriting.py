@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +21,7 @@ from fcnproto.layers.batch_norm import BatchNorm
 from fcnproto.layers.convolution import Convolution, Deconvolution
 from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
-from fcnproto.net import Net, Outputs
+from fcnproto.net import Net, Outputs, calling
 from fcnproto.net.plan import Plan
 from fcnproto.passes.folding import FoldedChain, Step
 from fcnproto.passes.graphs import GraphedPlan, Recorder
@@ -64,6 +64,8 @@ class OptimizedNet(Net):
         self, /, *args: Tensor | Mapping[str, Tensor], blobs: Sequence[str] | str | None = None, **inputs: Tensor
     ) -> Outputs:
         """As `Net.forward`, computed in the net's `precision`; outputs are in the net's dtype all the same."""
+        if type(args) is not tuple:  # torch.fx traces
+            return cast("Outputs", calling.traced(self, args, blobs, inputs))
         with precision.computing(self.precision, self.device):
             outputs = super().forward(*args, blobs=blobs, **inputs)
         if precision.PRECISIONS[self.precision] == torch.float32:
