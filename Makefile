@@ -15,9 +15,10 @@ INSTALL := $(RUN) -m pip install -q $(PIP_FLAGS) -c constraints.txt
 SETUP_FILES := pyproject.toml setup.py constraints.txt
 USER_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+SITE_STAMP := $(VENV)/.installed-site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu gpu-check lint format proto models docs train-mini bench clean
+.PHONY: help demo test test-all test-gpu gpu-check lint format proto models docs site train-mini bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -74,6 +75,13 @@ docs: $(DEV_STAMP)  ## write docs/layers.md from the registry of layer types, do
 	$(RUN) docs/make_dialects.py
 	$(RUN) docs/make_check.py
 	$(RUN) docs/make_samples.py
+
+$(SITE_STAMP): $(SETUP_FILES) | $(RUN)
+	$(INSTALL) -e '.[site]'
+	@touch $@
+
+site: $(SITE_STAMP)  ## build the manual in site/, its links checked
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build -q
 
 bench: $(USER_STAMP)  ## measure loading, inference, growth and training against others, in one table (a quarter of an hour)
 	$(RUN) -m benchmarks

@@ -1,4 +1,5 @@
-"""Writes docs/check.md, what `fcnproto check` finds, from the findings' own texts: `python docs/make_check.py`."""
+"""Writes docs/check.md and docs/troubleshooting.md, what `fcnproto check` finds by kind and by symptom, from the
+findings' own texts: `python docs/make_check.py`."""
 
 from __future__ import annotations
 
@@ -33,6 +34,58 @@ to fill, and a net without a loss is then one for use. The published nets with w
 suspect.
 """
 
+SYMPTOMS_HEAD = """# Troubleshooting
+
+Made by `make docs` from the findings of [`fcnproto check`](check.md), which looks for all of these at once:
+
+```
+fcnproto check solver.prototxt weights.caffemodel --images photos --masks masks --steps 20 --html check.html
+```
+
+For errors: the line says file, line and column or layer and blob, and what to do; `--debug` adds the traceback.
+"""
+
+SYMPTOMS = {
+    "The loss stays where it began (3.04 for 21 classes: ln K)": (
+        "never-learns unfilled no-weights few-weights rate-too-small no-loss loss-weight-forgotten constant-loss "
+        "vanishing-gradient dead-relu loss-normalisation not-memorised"
+    ),
+    "Everything is background": (
+        "ungrouped-bilinear rare-class class-never-occurs constant-scores binary-masks interpolated-masks old-classes "
+        "small-receptive-field"
+    ),
+    "Mean IU is 1.0, or far too good": "binary-masks class-never-occurs duplicates test-leaves-out colour-masks",
+    "The loss becomes NaN or grows without end": (
+        "not-a-number exploding-gradient loss-normalisation momentum update-ratio saturated-scores label-out-of-range "
+        "loss-scales iter-size steps-beyond"
+    ),
+    "The loss falls, the pictures are wrong": (
+        "crop-offset shifted-masks unaligned-random upsampling-gain score-stride void-not-ignored interpolated-masks "
+        "size-mismatch padding"
+    ),
+    "Good in training, bad on other images": (
+        "mean-twice scale-twice no-mean channel-order dark-images duplicates crop-larger warned"
+    ),
+    "It stops over its data": (
+        "missing-files list-bom database-size unreadable size-mismatch crop-larger infogain-size label-out-of-range "
+        "snapshot-folder no-gpu"
+    ),
+    "Caffe trained it, or refuses it, otherwise": "caffe-gradient caffe-refuses crop-offset loss-normalisation",
+}
+
+
+def troubleshooting() -> str:
+    """The page of symptoms."""
+    kinds = {code: kind for group in GROUPS.values() for code, kind in group.items()}
+    parts = [SYMPTOMS_HEAD]
+    for symptom, codes in SYMPTOMS.items():
+        parts.append(f"\n## {symptom}\n\n| it may be | so | what to do | finding |\n|---|---|---|---|\n")
+        for code in codes.split():
+            kind = kinds[code]
+            cells = [kind.title, kind.why, kind.remedy, f"`{code}`"]
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return "".join(parts)
+
 
 def document() -> str:
     """The page's text."""
@@ -49,6 +102,7 @@ def _row(code: str, kind: Kind) -> str:
 
 
 if __name__ == "__main__":
-    with atomic_write(HERE / "check.md", "w") as file:
-        file.write(document())
-    sys.stdout.write(f"wrote {HERE / 'check.md'}\n")
+    for name, text in {"check.md": document(), "troubleshooting.md": troubleshooting()}.items():
+        with atomic_write(HERE / name, "w") as file:
+            file.write(text)
+        sys.stdout.write(f"wrote {HERE / name}\n")

@@ -6,6 +6,8 @@ in it hold, it is printable (`escaping.one_line`).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fcnproto.escaping import one_line
 
 
@@ -21,6 +23,15 @@ def net_title(name: str) -> str:
 
 def _plain(arguments: tuple[object, ...]) -> tuple[object, ...]:
     return tuple(one_line(argument) if isinstance(argument, str) else argument for argument in arguments)
+
+
+def page(name: str) -> str:
+    """Where the manual's page `name` (without .md) lies on this machine: in the installed package or the checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "_docs", package.parent / "docs"):
+        if (folder / f"{name}.md").is_file():
+            return str(folder / f"{name}.md")
+    return f"docs/{name}.md of the source distribution"
 
 
 class Error(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools", minversion="77", reason="setuptools of 77 or newer is not installed")
     pytest.importorskip("pip", reason="pip is not installed")
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for folder in ("fcnproto", "models"):
+    for folder in ("fcnproto", "models", "docs"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
@@ -36,7 +37,11 @@ def test_every_module_and_model_is_in_the_wheel(wheel: Path) -> None:
     for suffix in ("prototxt", "caffemodel", "json", "npz"):
         models = (ROOT / "models").rglob(f"*.{suffix}")
         expected |= {f"fcnproto/_models/{path.relative_to(ROOT / 'models').as_posix()}" for path in models}
+    expected |= {
+        f"fcnproto/_docs/{path.relative_to(ROOT / 'docs').as_posix()}" for path in (ROOT / "docs").rglob("*.md")
+    }
     with zipfile.ZipFile(wheel) as archive:
+        assert not any(re.match(r"fcnproto/_docs/.*[.]py", name) for name in archive.namelist())
         assert expected - set(archive.namelist()) == set()
         assert not any(name.startswith(("tests/", "models/", "benchmarks/")) for name in archive.namelist())
 

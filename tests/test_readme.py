@@ -34,8 +34,15 @@ def test_options_in_the_table_exist(row: str) -> None:
 
 
 def test_links() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+    """An index of packages shows the file too, without the repository around it: links and pictures are absolute."""
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(targets) > 10
+    for target in targets:
+        match = re.fullmatch(
+            r"https://(github\.com/[\w-]+/[\w-]+/blob|raw\.githubusercontent\.com/[\w-]+/[\w-]+)/main/(.+)", target
+        )
+        assert match, target
+        assert (ROOT / match[2]).exists(), target
 
 
 def test_make_targets() -> None:

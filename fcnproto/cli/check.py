@@ -53,7 +53,7 @@ def command(
     """List what keeps a net from learning: its prototxt's, its solver's, its weights' and its data's faults.
 
     A net is examined in phase TRAIN. A fault certainly spoils training or output, a suspect depends on what is meant, a
-    note is good to know: docs/check.md lists all kinds. The exit status is 1 where there is a fault.
+    note is good to know: the manual's page `check` lists all kinds. The exit status is 1 where there is a fault.
     """
     from fcnproto.diagnosis import examine
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fcnproto.errors import UnsupportedLayerError
+from fcnproto.errors import UnsupportedLayerError, page
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import find, lookup
 from fcnproto.schema import caffe_pb2, forks, unknown
@@ -67,6 +67,6 @@ def reason(param: caffe_pb2.LayerParameter) -> str:
     if values:
         return (
             f"layer {param.name!r} ({param.type}): {', '.join(values)} is a setting that nothing here computes; "
-            f"register a layer of your own with fcnproto.register_layer({param.type!r}), see docs/custom-layers.md"
+            f"register a layer of your own with fcnproto.register_layer({param.type!r}), see {page('custom-layers')}"
         )
     return ""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from fcnproto.errors import UnsupportedLayerError, UsageError
+from fcnproto.errors import UnsupportedLayerError, UsageError, page
 from fcnproto.graph import facts
 from fcnproto.schema.settings import add_settings
 
@@ -87,7 +87,7 @@ def lookup(type_name: str, layer_name: str = "") -> type[Layer]:
     hint = f"did you mean {likely[0]!r}? " if likely else ""
     raise UnsupportedLayerError(
         f"layer {layer_name!r}: unknown layer type {type_name!r}; {hint}"
-        f"add a type of your own with fcnproto.register_layer({type_name!r}), see docs/custom-layers.md"
+        f"add a type of your own with fcnproto.register_layer({type_name!r}), see {page('custom-layers')}"
     )
 
 
