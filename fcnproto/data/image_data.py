@@ -23,8 +23,9 @@ Entry = tuple[str, int | str]
 """(path as in the list, label: a class, or the path of an image)"""
 
 
-def read_image_list(path: str) -> list[tuple[str, int]]:
-    """The lines `path label` of a list file, split at the last blank; the label is a whole number.
+def read_image_list(path: str, labelled: bool = True) -> list[tuple[str, int]]:
+    """The lines `path label` of a list file, split at the last blank; the label is a whole number. Unless `labelled` it
+    may be missing, and counts as 0.
 
     Empty lines are passed over. Raises `DataError` with file and line.
     """
@@ -34,9 +35,11 @@ def read_image_list(path: str) -> list[tuple[str, int]]:
             continue
         name, blank, label = line.rstrip().rpartition(" ")
         found = re.match(r"\s*([+-]?\d+)", label)  # the leading digits count, as in C's atoi
-        if not blank or found is None:
+        if not labelled and (not blank or found is None):
+            name, found = line.strip(), None
+        elif not blank or found is None:
             raise DataError(f"{path}:{number}: expected a path, a blank and a whole number, found {line.strip()!r}")
-        entries.append((name, int(found.group(1))))
+        entries.append((name, 0 if found is None else int(found.group(1))))
     if not entries:
         raise DataError(f"{path}: the list of images is empty")
     return entries
@@ -47,9 +50,10 @@ class ImageData(SourceLayer):
     """Caffe's ImageData: images of a list of lines `path label`, in order or shuffled anew every time round.
 
     Tops: data (batch, 3 or 1, height, width), BGR, resized to new_height x new_width if given, then transformed as
-    `transform_param` says; label (batch,). Images of a batch must have one size then. Decoded by Pillow with the
-    colours of OpenCV; resized as OpenCV resizes, bit by bit. `root_folder` is put before the paths as it stands.
-    Several workers deal the lines out among them; shuffled, each goes through all in an order of its own.
+    `transform_param` says; label (batch,), which FlowNet's nets leave out. Images of a batch must have one size then.
+    Decoded by Pillow with the colours of OpenCV; resized as OpenCV resizes, bit by bit. `root_folder` is put before the
+    paths as it stands. Several workers deal the lines out among them; shuffled, each goes through all in an order of
+    its own.
     """
 
     differences = (
@@ -60,7 +64,7 @@ class ImageData(SourceLayer):
     config_field = "image_data_param"
     also_reads = ("transform_param",)
     fork_fields: ClassVar[tuple[str, ...]] = ("transform_param.crop_h", "transform_param.crop_w")
-    tops: ClassVar[tuple[int, int | None]] = (2, 2)
+    tops: ClassVar[tuple[int, int | None]] = (1, 2)
     position_fields = ("line", "offset", "order_seed")
     handles = ("entries",)
 
@@ -96,15 +100,16 @@ class ImageData(SourceLayer):
         size: tuple[int | None, int | None] = (config.new_height or None, config.new_width or None)
         if self.transform.crop[0]:
             size = self.transform.crop
-        return [(config.batch_size, 3 if config.is_color else 1, *size), (config.batch_size,)]
+        tops: list[PartialShape] = [(config.batch_size, 3 if config.is_color else 1, *size), (config.batch_size,)]
+        return tops[: self.num_tops]
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         """From the settings where they say the size, else from the first image of the list, where that is there."""
-        data, label = self.declared_shapes()
+        data, *label = self.declared_shapes()
         if data is not None and None in data:
             with suppress(DataError):  # said when the first batch is asked for
                 data = (*data[:2], *self._first_size())
-        return [data, label]
+        return [data, *label]
 
     def _first_size(self) -> tuple[int, int]:
         with open_image(self._path(self._read_entries()[0])) as image:
@@ -125,7 +130,8 @@ class ImageData(SourceLayer):
                 self._check_size(entry, items)
         except DataError as error:
             self.data_error(str(error))
-        return torch.from_numpy(np.stack(items)), torch.tensor(labels, dtype=torch.float32, device="cpu")
+        tops = torch.from_numpy(np.stack(items)), torch.tensor(labels, dtype=torch.float32, device="cpu")
+        return tops[: self.num_tops]
 
     def _batch(self) -> Iterator[Entry]:
         """The entries of the next batch; one is passed when the following is asked for, or there is none."""
@@ -149,7 +155,8 @@ class ImageData(SourceLayer):
             )
 
     def _read_entries(self) -> list[Entry]:
-        return [*read_image_list(resolve(self.config.source, self.base_dir, f"{self.config_field}.source"))]
+        path = resolve(self.config.source, self.base_dir, f"{self.config_field}.source")
+        return [*read_image_list(path, labelled=self.num_tops > 1)]
 
     def _open(self) -> list[Entry]:
         """The entries in the present order."""

@@ -56,21 +56,28 @@ def read_pairs(path: str, words: int) -> list[Entry]:
 class _LabelledImages(ImageData):
     """What the three layers have in common."""
 
+    tops: ClassVar[tuple[int, int | None]] = (2, 2)
+
     def _read_entries(self) -> list[Entry]:
         return read_pairs(resolve(self.config.source, self.base_dir, f"{self.config_field}.source"), 2)
+
+    divided = 1
+    """How many times smaller images of labels are than their images, along both axes."""
 
     def declared_shapes(self) -> list[PartialShape]:
         data, _ = super().declared_shapes()
         assert data is not None
-        shapes: list[PartialShape] = [data, (data[0], 1, *data[2:]), (data[0], 1, 1, 2)]
-        return shapes[: self.num_tops]
+        return [data, self._label_shape(data), (data[0], 1, 1, 2)][: self.num_tops]
+
+    def _label_shape(self, data: tuple[int | None, ...]) -> PartialShape:
+        return (data[0], 1, *(None if extent is None else extent // self.divided for extent in data[2:]))
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         data, *others = self.declared_shapes()
         if data is not None and None in data:
             with suppress(DataError):  # said when the first batch is asked for
                 data = (*data[:2], *self._first_size())
-                others[0] = (data[0], 1, *data[2:])
+                others[0] = self._label_shape(data)
         return [data, *others]
 
     def forward(self) -> tuple[Tensor, ...]:
@@ -106,8 +113,8 @@ class _LabelledImages(ImageData):
 
     def _resized(self, labels: np.ndarray) -> np.ndarray:
         rows, columns = (
-            nearest(labels.shape[0], self.config.new_height),
-            nearest(labels.shape[1], self.config.new_width),
+            nearest(labels.shape[0], self.config.new_height // self.divided),
+            nearest(labels.shape[1], self.config.new_width // self.divided),
         )
         return labels[rows][:, columns]
 
@@ -131,10 +138,11 @@ class DenseImageData(_LabelledImages):
 
     Tops: data (batch, 3 or 1, height, width), BGR, and label (batch, 1, height, width), the grey values of the label
     image. With new_height and new_width images are resized, label images by the nearest pixel. `transform_param` says
-    mean and scale of the image; crops and mirroring are refused, as in the fork.
+    mean and scale of the image; crops and mirroring are refused, as in the fork. ENet's `label_divide_factor` makes
+    images of labels that many times smaller.
     """
 
-    fork = "SegNet"
+    fork = "SegNet, ENet"
     config_field = "dense_image_data_param"
     differences = "several workers deal the lines out among them, and images are decoded by Pillow, as for ImageData."
 
@@ -143,6 +151,9 @@ class DenseImageData(_LabelledImages):
         if self.transform.param.mirror or self.transform.crop[0]:
             self.fail("transform_param: images and labels can't be cropped or mirrored here, nor in SegNet's Caffe")
         self.warn_unread(("crop_width", "crop_height"), "SegNet's Caffe doesn't read it")
+        self.divided = self.config.label_divide_factor
+        if self.divided != 1 and not (self.divided and self.config.new_height):
+            self.fail(f"label_divide_factor {self.divided} must be positive, and goes with new_height and new_width")
 
 
 @register("ImageSegData")

@@ -1,4 +1,4 @@
-"""Boxes of mscnn and cascade-rcnn: BoxOutput, BoxGroupOutput, DecodeBBox."""
+"""Boxes of mscnn and cascade-rcnn: BoxOutput, BoxGroupOutput, DecodeBBox, ScaleRoute."""
 
 from __future__ import annotations
 
@@ -278,3 +278,65 @@ class DecodeBBox(_Normalised):
                 self.fail("no box is left; the fork stops here too")
             made = made[valid]
         return made.view(-1, 5, 1, 1)
+
+
+@register("ScaleRoute")
+class ScaleRoute(Layer):
+    """The regions (R, 5: image, x1, y1, x2, y2) whose size, the root of their area, is at least `low_scale` and below
+    `high_scale`, and the rows of further bottoms (R, ...) that go with them; where there is none, the one whose size is
+    nearest to the middle of the scales by their ratio. A top (K, C, H, W) of each bottom, without a gradient.
+    """
+
+    fork = "cascade-rcnn"
+    kind = "other"
+    config_field = "scale_route_param"
+    bottoms = (1, None)
+    tops = (1, None)
+    in_place = False
+
+    def keeps_images_apart(self) -> bool:
+        return False
+
+    def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        return regions(()) if bottom == 0 else None
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        if self.num_tops != len(shapes):
+            self.fail(f"makes a top of each of its {len(shapes)} bottoms, but has {self.num_tops}")
+        low, high = self.scales()
+        if low > high or high <= 0:
+            self.fail(f"low_scale {low:g} must not exceed high_scale {high:g}, which must be positive")
+        self.top_shapes(shapes)
+
+    def scales(self) -> tuple[float, float]:
+        """The least size, and the one that is too large."""
+        config = self.config
+        return config.low_scale, config.high_scale if config.HasField("high_scale") else math.inf
+
+    def middle(self) -> float:
+        """The size in the middle; 256 where neither scale is given."""
+        low, high = self.scales()
+        if self.config.HasField("low_scale") and self.config.HasField("high_scale"):
+            return math.sqrt(low * high)
+        return low if self.config.HasField("low_scale") else high if math.isfinite(high) else 256.0
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        if math.prod(shapes[0][1:]) != 5 or any(shape[0] != shapes[0][0] or len(shape) > 4 for shape in shapes):
+            given = ", ".join(str(tuple(shape)) for shape in shapes)
+            self.fail(f"needs regions (R, 5), and R rows in each further bottom, got {given}")
+        return [(*shape, *[1] * (4 - len(shape))) for shape in shapes]
+
+    @torch.no_grad()
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        rows = bottoms[0].reshape(-1, 5)
+        if not len(rows):
+            self.fail("has no regions to choose from")
+        side = rows[:, 3:] - rows[:, 1:3]
+        size = torch.where((side < 0).any(1), 0, (side + 1).prod(1)).sqrt()
+        low, high = self.scales()
+        chosen = ((size >= low) & (size < high)).nonzero().flatten()
+        if not len(chosen):
+            distance = (size / self.middle()).log2().abs()
+            chosen = distance.argmin().reshape(1)
+        tops = [bottom[chosen].reshape(len(chosen), *bottom.shape[1:], *[1] * (4 - bottom.dim())) for bottom in bottoms]
+        return tops[0] if len(tops) == 1 else tuple(tops)

@@ -10,14 +10,11 @@ from torch import Tensor
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
 from fcnproto.layers.examples import Draw, integers, positive
-from fcnproto.layers.labels import check_items, place_labels, read_labels
+from fcnproto.layers.labels import check_items
 from fcnproto.layers.loss import (
     LossLayer,
     SoftmaxWithLoss,
     divisor,
-    probabilities,
-    softmax_costs,
-    softmax_loss,
 )
 from fcnproto.layers.plain import Piece, Request, number
 from fcnproto.layers.registry import register
@@ -118,7 +115,8 @@ class SmoothL1Loss(_BoxLoss):
     one shape); e is (sigma d)^2 / 2 where |d| < 1 / sigma^2, else |d| - 0.5 / sigma^2. A second top (cascade-rcnn) has
     the sum over channels, without a gradient.
 
-    `abssum: true` (Synopsys' default; to be given, or by dialect "synopsys") adds the amounts of the terms and keeps
+    With three bottoms (Fast R-CNN's first nets) the inside weights reach the gradient within e' alone. `abssum: true`
+    (Synopsys' default; to be given, or by dialect "synopsys") adds the amounts of the terms and keeps
     the inner weights out of the gradient, as that fork does.
     """
 
@@ -133,9 +131,7 @@ class SmoothL1Loss(_BoxLoss):
             self.fail(f"sigma must be above 0, got {self.config.sigma}")
         self.sigma = float(self.config.sigma)
         self.absolute = bool(self.config.abssum) and (self.config.HasField("abssum") or self.dialect == "synopsys")
-        self.slope_weighted = not self.absolute
-        if len(shapes) == 3 and not self.absolute:
-            self.fail("takes 2 bottoms, or 4 with inside and outside weights, got 3 (Synopsys' takes them: abssum)")
+        self.slope_weighted = not self.absolute and len(shapes) != 3
 
     def divided_by(self, shape: Sequence[int]) -> float:
         return max(shape[0], 1)
@@ -162,11 +158,9 @@ class SmoothL1LossOHEM(_BoxLoss):
 
 @register("SoftmaxWithLossOHEM")
 class SoftmaxWithLossOHEM(SoftmaxWithLoss):
-    """SoftmaxWithLoss whose second top has the probabilities and whose third the cost of each label, in the labels'
-    shape, 0 where ignored; both without a gradient. `BoxAnnotatorOHEM` picks the hardest by it."""
+    """SoftmaxWithLoss, by whose third top, the cost of each label, `BoxAnnotatorOHEM` picks the hardest."""
 
     fork = "R-FCN, Intel"
-    tops = (1, 3)
     also_reads = ("loss_param",)
     fork_fields = LossLayer.fork_fields
     differences = (
@@ -178,28 +172,6 @@ class SoftmaxWithLossOHEM(SoftmaxWithLoss):
         super().setup(shapes)
         if self.weights is not None:
             self.fail("has no weights of classes; remove weight_by_label_freqs and softmaxloss_param")
-
-    def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
-        check_items(self, scores, labels)
-        axis = self.axis(self.config.axis, scores.shape)
-        read = read_labels(self, labels, scores, axis, self.ignore_label)
-        loss = softmax_loss(scores, read, axis, self.mode_name)
-        if self.num_tops < 2:
-            return loss
-        each = softmax_costs(scores, read, axis).detach().reshape(labels.shape)
-        return (loss, probabilities(scores, axis), each)[: self.num_tops]
-
-    def plain(self, request: Request) -> Piece:
-        if self.num_tops < 3:
-            return super().plain(request)
-        axis = self.axis(self.config.axis, request.shapes[0])
-        labels = self.said_labels(request, request.x, axis)
-        values = [
-            f"softmax_loss({request.x}, {labels}, axis={axis}, {self.said_mode})",
-            f"probabilities({request.x}, axis={axis})",
-            f"softmax_costs({request.x}, {labels}, axis={axis}).detach().reshape({request.args[1]}.shape)",
-        ]
-        return Piece(("", values), None, (softmax_loss, softmax_costs, place_labels, probabilities))
 
 
 @register("BoxAnnotatorOHEM")

@@ -1,4 +1,4 @@
-"""Normalisations of Caffe's forks: Normalize (two layers of one name) and BN (four of one name).
+"""Normalisations of Caffe's forks: Normalize (two layers of one name), BN (four of one name), CuDNNBatchNorm.
 
 Which layer a text means, its fields say: `normalize_param` is NormFace's Normalize, `norm_param` SSD's; `slope_filler`,
 `frozen` or `momentum` are PSPNet's BN, `bn_mode` SegNet's, `var_eps`, `decay` or `moving_average` ChenglongChen's. A
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -256,6 +257,44 @@ class BN(SameShape):
         if self.running:
             return float(self.config.var_eps) if self.training else 0.0
         return _SEGNET_EPS
+
+
+@register("CuDNNBatchNorm")
+class CuDNNBatchNorm(SameShape):
+    """GENet's batch normalisation by cuDNN: blobs scale, bias, mean, variance (1, C, 1, 1); the batch's statistics in
+    TRAIN unless `frozen`, the running ones else: momentum * old + (1 - momentum) * batch, the variance unbiased there.
+    eps is 1e-5 at least; fillers that aren't given are 0, of the scale too. Frozen blobs get no gradient.
+    """
+
+    fork = "GENet"
+    kind = "normalisation"
+    config_field = "cudnn_batch_norm_param"
+    coordinates = staticmethod(maps.same)
+
+    @classmethod
+    def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
+        return not training or param.cudnn_batch_norm_param.frozen
+
+    def keeps_images_apart(self) -> bool:
+        return self.is_pointwise(self.param, self.training)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        config, shape = self.config, shapes[0]
+        if len(shape) < 2:
+            self.fail(f"needs an axis of channels, got a bottom of shape {tuple(shape)}")
+        blob, one = (1, shape[1], 1, 1), caffe_pb2.FillerParameter(type="constant", value=1)
+        self.add_blob("weight", blob, config.scale_filler)
+        self.add_blob("bias", blob, config.bias_filler)
+        self.add_blob("running_mean", blob, None, learnable=False)
+        self.add_blob("running_var", blob, one if config.frozen else None, learnable=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        config = self.config
+        scale, bias, mean, variance = (self.blob(index).flatten() for index in range(4))
+        if config.frozen:
+            scale, bias = scale.detach(), bias.detach()
+        batch = self.training and not config.frozen
+        return F.batch_norm(x, mean, variance, scale, bias, batch, 1 - config.momentum, max(config.eps, 1e-5))
 
 
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:

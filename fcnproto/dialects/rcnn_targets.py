@@ -78,7 +78,8 @@ class _Targets(Layer):
 class RegionData(SourceLayer):
     """roi_data_layer.layer.RoIDataLayer: images with their objects, or their regions, from the project's own databases,
     which can't be read here: its tops are to be given. Three tops are data, im_info and gt_boxes (or data, rois and
-    labels); six are data, rois, labels, bbox_targets, bbox_inside_weights and bbox_outside_weights.
+    labels); six are data, rois, labels, bbox_targets, bbox_inside_weights and bbox_outside_weights, five (Fast R-CNN's
+    first version) have one set of weights.
     """
 
     type: ClassVar[str] = "Python"  # type: ignore[assignment]
@@ -90,8 +91,8 @@ class RegionData(SourceLayer):
         if "num_classes" not in options:
             self.fail("param_str lacks 'num_classes'")
         self.classes = int(number(self, options, "num_classes", 0))
-        if self.num_tops not in (3, 6):
-            self.fail(f"has 3 or 6 tops, got {self.num_tops}")
+        if self.num_tops not in (3, 5, 6):
+            self.fail(f"has 3, 5 or 6 tops, got {self.num_tops}")
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[PartialShape]:
         if self.num_tops == 3 and "rois" not in self.param.top:

@@ -20,7 +20,7 @@ def rounded(x: Tensor) -> Tensor:
     return torch.where(x < 0, -(0.5 - x).floor(), (x + 0.5).floor())
 
 
-class _Regions(Layer):
+class Regions(Layer):
     """What the layers share: features (N, C, H, W) and regions (R, 5), for which no gradient is made."""
 
     kind = "pooling"
@@ -127,7 +127,7 @@ def _doubled(values: Tensor, at: Tensor, axis: int, step: int) -> tuple[Tensor, 
 
 
 @register("ROIPooling")
-class ROIPooling(_Regions):
+class ROIPooling(Regions):
     """The largest value in each of `pooled_h` x `pooled_w` cells of each region, whose corners are first multiplied by
     `spatial_scale` and rounded; 0 for a cell outside of the map. A top (R, C, pooled_h, pooled_w).
 
@@ -165,7 +165,7 @@ class ROIPooling(_Regions):
 
 
 @register("PSROIPooling")
-class PSROIPooling(_Regions):
+class PSROIPooling(Regions):
     """R-FCN's pooling: the mean over each of `group_size` x `group_size` cells of a region, each cell of its own
     channels, channel (d * group_size + row) * group_size + column. A top (R, output_dim, group_size, group_size).
     """
@@ -215,7 +215,7 @@ def _means(start: Tensor, extent: Tensor, count: int, size: int) -> Tensor:
 
 
 @register("ROIAlign")
-class ROIAlign(_Regions):
+class ROIAlign(Regions):
     """cascade-rcnn's and mscnn's ROIAlign (`roi_pooling_param`): bilinear samples on (pooled_h + 1) x (pooled_w + 1)
     grid lines of a region, 0 outside of the map; a 2 x 2 mean pooling follows it in their nets.
 

@@ -1,4 +1,4 @@
-"""Sequences in Caffe's forks: CTPN's Lstm."""
+"""Sequences in Caffe's forks: CTPN's Lstm, ContinuationIndicator."""
 
 from __future__ import annotations
 
@@ -96,3 +96,27 @@ class Lstm(Layer):
         if kept is None or kept[0].shape != zeros.shape or kept[0].dtype != x.dtype or kept[0].device != x.device:
             return zeros, zeros
         return kept
+
+
+@register("ContinuationIndicator")
+class ContinuationIndicator(Layer):
+    """The marks (time_step, batch_size) that an LSTM takes: 0 at the first step, where the sequence begins, then 1."""
+
+    fork = "CaffeLSTM-OCR"
+    kind = "data"
+    config_field = "continuation_indicator_param"
+    bottoms = (0, 0)
+    marks: Tensor
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        if min(self.config.time_step, self.config.batch_size) < 1:
+            self.fail("time_step and batch_size must be given and positive")
+        marks = torch.ones(self.config.time_step, self.config.batch_size, device="cpu")
+        marks[0] = 0
+        self.register_buffer("marks", marks, persistent=False)
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [(self.config.time_step, self.config.batch_size)]
+
+    def forward(self) -> Tensor:
+        return self.marks.clone()

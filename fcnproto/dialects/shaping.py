@@ -1,9 +1,11 @@
-"""Layers of Caffe's forks that move values about: Permute, Transpose, Reverse, Flip, Squeeze, ShuffleChannel, Reorg."""
+"""Layers of Caffe's forks that move values about: Permute, Transpose, Reverse, Flip, Squeeze, ShuffleChannel, Reorg;
+and Pad."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.graph import maps
@@ -17,6 +19,33 @@ class _Rearranging(Layer):
 
     kind = "shaping"
     moves_values = True
+
+
+@register("Pad")
+class Pad(Layer):
+    """`constant_values` around the bottom: `paddings` says how many before and after along each axis."""
+
+    fork = "Synopsys"
+    kind = "shaping"
+    config_field = "pad_param"
+    in_place = False
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.top_shapes(shapes)
+
+    def keeps_images_apart(self) -> bool:
+        return not any(self.config.paddings[:2])
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        shape, around = shapes[0], self.config.paddings
+        if len(around) != 2 * len(shape):
+            self.fail(f"{len(around)} paddings for a bottom of shape {tuple(shape)}; give two for each axis")
+        return [tuple(n + around[2 * axis] + around[2 * axis + 1] for axis, n in enumerate(shape))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = list(self.config.paddings)
+        backwards = [value for axis in reversed(range(x.dim())) for value in around[2 * axis : 2 * axis + 2]]
+        return F.pad(x, backwards, value=self.config.constant_values)
 
 
 @register("Permute")

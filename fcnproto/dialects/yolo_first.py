@@ -211,6 +211,11 @@ class EvalDetection(Layer):
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
         return one_object if bottom == 1 else None
 
+    def withheld(self) -> str:
+        if not self.config.biases:
+            return ""
+        return f"layer {self.name!r} (EvalDetection): biases are those of Intel's layer for YOLO v2, which isn't here"
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         check_counts(self, shapes[:2])
 

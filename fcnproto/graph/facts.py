@@ -26,6 +26,7 @@ class TypeFacts(Protocol):
     fork: str
     bottoms: tuple[int, int | None]
     tops: tuple[int, int | None]
+    fork_bottoms: int
     is_loss: bool
     is_data: bool
     in_place: bool

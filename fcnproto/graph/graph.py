@@ -268,7 +268,8 @@ def _connect_tops(node: Node, known: TypeFacts, blobs: dict[str, Blob]) -> None:
             )
         node.tops.append(Blob(name, node, j))
     automatic = max(0, known.tops[0] - len(node.tops)) if known.is_loss else 0
-    if not known.fork:  # else another fork's layer of the name may have others: it is for the layer to say
+    if not (known.fork or len(node.bottoms) <= known.fork_bottoms):
+        # A fork's layer, or another fork's of its name, may have others: it is for the layer to say.
         check_counts(where, len(node.bottoms), known.bottoms, len(node.tops) + automatic, known.tops)
     for blob in node.tops:
         blobs[blob.name] = blob

@@ -62,7 +62,7 @@ def concat(param: caffe_pb2.LayerParameter) -> CoordMap | None:
     """Caffe's Concat: channels joined keep their positions."""
     config = param.concat_param
     axis = config.concat_dim if config.HasField("concat_dim") else config.axis
-    return CoordMap() if axis == 1 else None
+    return CoordMap() if axis == 1 and not config.per_fla_fuse else None
 
 
 def slices(param: caffe_pb2.LayerParameter) -> CoordMap | None:

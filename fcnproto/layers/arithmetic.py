@@ -13,7 +13,7 @@ from fcnproto.graph import maps
 from fcnproto.layers.backward import Found, Reads
 from fcnproto.layers.base import NO_BIAS, Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32, computing_type
-from fcnproto.layers.plain import MODULE, Piece, Request, blob_or_none, number, parameters_of
+from fcnproto.layers.plain import MODULE, Piece, Request, Unsayable, blob_or_none, number, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
 
@@ -63,7 +63,8 @@ def smaller(first: Tensor, second: Tensor) -> Tensor:
 @register("Eltwise")
 class Eltwise(Layer):
     """Caffe's Eltwise: SUM (times `coeff`, one per bottom), PROD or MAX of bottoms of one shape; forks' MIN and DIV
-    (bottom 0 by bottom 1).
+    (bottom 0 by bottom 1). Synopsys' bottom 1 may have fewer axes, bottom 0's from `axis` (0) on: it is taken for all
+    places of the others.
 
     The gradient of MAX and MIN goes to the winner alone: of equal values bottom 1 beats bottom 0, later bottoms lose.
     Without `stable_prod_grad` PROD's gradient is y / x as in Caffe, NaN where x is 0.
@@ -75,9 +76,10 @@ class Eltwise(Layer):
     )
 
     config_field = "eltwise_param"
+    fork_fields = ("eltwise_param.axis",)
     kind = "arithmetic"
     coordinates = staticmethod(maps.same)
-    bottoms = (2, None)
+    bottoms = (1, None)  # of one in FlowNet and Synopsys
 
     def of_zeros(self) -> str:
         message = caffe_pb2.EltwiseParameter
@@ -88,6 +90,8 @@ class Eltwise(Layer):
         if len(config.coeff) not in (0, len(shapes)):
             self.fail(f"{len(config.coeff)} coeff values for {len(shapes)} bottoms; give none or one for each")
         message = caffe_pb2.EltwiseParameter
+        if len(shapes) < 2 and not (config.operation == message.SUM and config.coeff):
+            self.fail(f"has {len(shapes)} bottom, expected at least 2 (or one and a coeff, as in FlowNet)")
         if config.coeff and config.operation in (message.PROD, message.DIV, message.MIN):
             self.fail("coeff goes with SUM only; remove it")
         if config.operation == message.DIV and len(shapes) != 2:
@@ -97,6 +101,10 @@ class Eltwise(Layer):
         if config.operation != caffe_pb2.EltwiseParameter.PROD:
             self.warn_unread(("stable_prod_grad",), "it is for PROD")
         self.coefficients = list(config.coeff) or [1.0] * len(shapes)
+        if len(shapes) > 1 and tuple(shapes[1]) != tuple(shapes[0]) and self._spreads(shapes[0], shapes[1]):
+            self.warn(
+                f"bottom 1 of shape {tuple(shapes[1])} is taken for every place of {tuple(shapes[0])}, as Synopsys'"
+            )
 
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
@@ -105,6 +113,7 @@ class Eltwise(Layer):
     def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
         if not self._chooses():
             return None
+        bottoms = self._alike(bottoms)
         gap = (bottoms[1] - bottoms[0]).abs()
         return int(((gap <= reach) & (gap > 0)).sum()), gap.numel(), "places"
 
@@ -113,9 +122,24 @@ class Eltwise(Layer):
         return str(caffe_pb2.EltwiseParameter.EltwiseOp.Name(param.eltwise_param.operation)).lower()
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        if any(tuple(shape) != tuple(shapes[0]) for shape in shapes):
+        others = shapes[2:] if len(shapes) > 1 and self._spreads(shapes[0], shapes[1]) else shapes[1:]
+        if any(tuple(shape) != tuple(shapes[0]) for shape in others):
             self.fail(f"bottoms must have one shape, got {', '.join(str(tuple(shape)) for shape in shapes)}")
         return [tuple(shapes[0])]
+
+    def _spreads(self, first: Sequence[int], second: Sequence[int]) -> bool:
+        """Whether bottom 1 has fewer axes than bottom 0, which are those from `axis` on."""
+        axis = self.config.axis + (len(first) if self.config.axis < 0 else 0)
+        return len(second) < len(first) and tuple(first[axis : axis + len(second)]) == tuple(second)
+
+    def _alike(self, bottoms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The bottoms, all of one shape."""
+        if len(bottoms) < 2 or bottoms[1].shape == bottoms[0].shape:
+            return bottoms
+        first, second = bottoms[0], bottoms[1]
+        axis = self.config.axis + (first.dim() if self.config.axis < 0 else 0)
+        after = first.dim() - axis - second.dim()
+        return first, second.reshape(*second.shape, *[1] * after).expand_as(first), *bottoms[2:]
 
     def backward_reads(self, in_place: bool) -> Reads:
         if self.config.operation == caffe_pb2.EltwiseParameter.DIV:
@@ -130,7 +154,8 @@ class Eltwise(Layer):
         return self.config.operation in (caffe_pb2.EltwiseParameter.MAX, caffe_pb2.EltwiseParameter.MIN)
 
     def caffe_gradients(self, found: Found) -> list[Tensor] | None:
-        if self.config.operation == caffe_pb2.EltwiseParameter.DIV:
+        alike = all(bottom.shape == found.bottoms[0].shape for bottom in found.bottoms)
+        if self.config.operation == caffe_pb2.EltwiseParameter.DIV or not alike:
             return None
         slope, gradients = found.slope, []
         for index, bottom in enumerate(found.bottoms):
@@ -174,6 +199,7 @@ class Eltwise(Layer):
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         self.top_shapes([bottom.shape for bottom in bottoms])
+        bottoms = tuple(self._alike(bottoms))
         if self.config.operation == caffe_pb2.EltwiseParameter.SUM:
             return self._sum(bottoms)
         if self.config.operation == caffe_pb2.EltwiseParameter.DIV:
@@ -200,6 +226,8 @@ class Eltwise(Layer):
 
     def plain(self, request: Request) -> Piece:
         args, operation = request.args, self.config.operation
+        if any(tuple(shape) != tuple(request.shapes[0]) for shape in request.shapes):
+            raise Unsayable("its bottoms have several shapes")
         if operation == caffe_pb2.EltwiseParameter.PROD:
             if self.config.stable_prod_grad:
                 return Piece((" * ".join(args), None))

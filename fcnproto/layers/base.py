@@ -52,6 +52,9 @@ class Layer(nn.Module):
     """Fewest and most bottoms; None where there is no upper bound."""
     tops: ClassVar[tuple[int, int | None]] = (1, 1)
     """Fewest and most tops. A loss layer given fewer gets automatic ones."""
+    fork_bottoms: ClassVar[int] = 0
+    """The most bottoms that a fork's layer of this type of Caffe's own takes: with more than `bottoms` says, the fork's
+    is meant, which holds its place. 0 where no fork takes more."""
     config_field: ClassVar[str | None] = None
     """The field of `LayerParameter` with this type's settings, such as "convolution_param"."""
     also_reads: ClassVar[tuple[str, ...]] = ()

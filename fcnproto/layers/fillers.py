@@ -120,6 +120,17 @@ def _msra(tensor: Tensor, filler: caffe_pb2.FillerParameter, generator: Generato
     tensor.normal_(0, math.sqrt(2 / _variance_count(tensor, filler)), generator=generator)
 
 
+def _diagonal(tensor: Tensor, filler: caffe_pb2.FillerParameter, generator: Generator) -> None:
+    """FlowNet's: output n takes channel n, `diag_val` (1 where fewer are given) in all, spread over the kernel."""
+    if tensor.dim() < 2:
+        _fail(filler, f"needs a blob with at least two axes, this one has shape {tuple(tensor.shape)}")
+    tensor.zero_()
+    area = math.prod(tensor.shape[2:])
+    for index in range(min(tensor.shape[:2])):
+        value = filler.diag_val[index] if index < len(filler.diag_val) else 1
+        tensor[index, index] = value / area
+
+
 def _bilinear(tensor: Tensor, filler: caffe_pb2.FillerParameter, generator: Generator) -> None:
     if tensor.dim() != 4 or tensor.shape[2] != tensor.shape[3]:
         _fail(filler, f"needs a 4-D blob with a square kernel, this one has shape {tuple(tensor.shape)}")
@@ -138,6 +149,7 @@ _FILLERS: dict[str, Callable[[Tensor, caffe_pb2.FillerParameter, Generator], Non
     "xavier": _xavier,
     "msra": _msra,
     "bilinear": _bilinear,
+    "diagonal": _diagonal,
 }
 
 _READ: dict[str, tuple[str, ...]] = {
@@ -146,5 +158,6 @@ _READ: dict[str, tuple[str, ...]] = {
     "gaussian": ("mean", "std", "sparse"),
     "xavier": ("variance_norm",),
     "msra": ("variance_norm",),
+    "diagonal": ("diag_val",),
 }
 """Per type the settings that it reads."""

@@ -26,6 +26,7 @@ class InnerProduct(Layer):
 
     config_field = "inner_product_param"
     kind = "linear"
+    fork_bottoms = 3  # NormFace's takes weights and biases from bottoms
 
     def of_zeros(self) -> str:
         return "linear"

@@ -167,8 +167,8 @@ class SoftmaxWithLoss(LossLayer):
     same first extent. Labels equal to `ignore_label` are left out. Z, at least 1, is by `loss_param.normalization`:
     VALID (default) the labels not left out, FULL all, BATCH_SIZE the extents before the class axis, NONE 1, PRE_FIXED
     (a fork's) `pre_fixed_normalizer`. The gradient is (p - onehot) / Z, also where the logarithm's argument was raised.
-    The second top has the probabilities, without a gradient. A label out of range is an error on the CPU; on a GPU it
-    makes the loss NaN.
+    The second top has the probabilities, the third (cascade-rcnn's) the cost of each label in the labels' shape, 0
+    where ignored; both without a gradient. A label out of range is an error on the CPU; on a GPU it makes the loss NaN.
 
     SegNet's `loss_param.weight_by_label_freqs: true` multiplies each label's logarithm by its class' number in
     `class_weighting`, without which it is divided by how many labels of the class the batch has; Z stays. DeepLab's
@@ -188,7 +188,7 @@ class SoftmaxWithLoss(LossLayer):
         "loss_param.weight_by_label_freqs",
         "loss_param.class_weighting",
     )
-    tops = (1, 2)
+    tops = (1, 3)
 
     FLT_MIN = 2.0**-126
 
@@ -199,14 +199,16 @@ class SoftmaxWithLoss(LossLayer):
             self.mode_name, ignored = BY_WEIGHT, self.weights.ignored
             self.ignore_label = ignored[0] if ignored else None
 
-    def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:
         check_items(self, scores, labels)
         axis, weights = self.axis(self.config.axis, scores.shape), self.weights
         if weights is not None and len(weights.ignored) > 1:
             labels = join_labels(labels, weights.ignored)
         read = read_labels(self, labels, scores, axis, self.ignore_label)
         loss = softmax_loss(scores, read, axis, self.mode_name, None if weights is None else weights.values)
-        return loss if self.num_tops < 2 else (loss, probabilities(scores, axis))
+        if self.num_tops < 3:
+            return loss if self.num_tops < 2 else (loss, probabilities(scores, axis))
+        return loss, probabilities(scores, axis), softmax_costs(scores, read, axis).detach().reshape(labels.shape)
 
     def plain(self, request: Request) -> Piece:
         axis = self.axis(self.config.axis, request.shapes[0])
@@ -214,7 +216,15 @@ class SoftmaxWithLoss(LossLayer):
         arguments = [request.x, labels, f"axis={axis}", self.said_mode]
         if self.weights is not None:
             arguments.append(f"weights=({''.join(f'{number(value)}, ' for value in self.weights.values)})")
-        piece = self.said_with_probabilities(request, softmax_loss, arguments)
+        if self.num_tops < 3:
+            piece = self.said_with_probabilities(request, softmax_loss, arguments)
+        else:
+            values = [
+                f"softmax_loss({', '.join(arguments)})",
+                f"probabilities({request.x}, axis={axis})",
+                f"softmax_costs({request.x}, {labels}, axis={axis}).detach().reshape({request.args[1]}.shape)",
+            ]
+            piece = Piece(("", values), None, (softmax_loss, softmax_costs, place_labels, probabilities))
         return replace(piece, copies=(*piece.copies, join_labels)) if self._joins() else piece
 
     def _joins(self) -> bool:

@@ -48,11 +48,13 @@ class _AlongAxis(Layer):
 
 @register("Concat")
 class Concat(_AlongAxis):
-    """Caffe's Concat: the bottoms joined along `axis` (default 1); all other extents must agree."""
+    """Caffe's Concat: the bottoms joined along `axis` (default 1); all other extents must agree. Intel's `per_fla_fuse`
+    first makes rows of bottoms (N, C, H, W), the channels of a place together."""
 
     gradient_memory = "bottom"
 
     config_field = "concat_param"
+    fork_fields = ("concat_param.per_fla_fuse",)
     old_name = "concat_dim"
     replaced_fields = {"concat_dim": "axis"}  # noqa: RUF012
     bottoms = (1, None)
@@ -64,9 +66,11 @@ class Concat(_AlongAxis):
 
     @classmethod
     def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
-        return len(param.bottom) == 1
+        return len(param.bottom) == 1 and not param.concat_param.per_fla_fuse
 
     def forward(self, *bottoms: Tensor) -> Tensor:
+        if self.config.per_fla_fuse:
+            bottoms = tuple(bottom.movedim(1, -1).flatten(1) for bottom in bottoms)
         first = bottoms[0].shape
         axis = self.canonical_axis(first)
         for bottom in bottoms[1:]:
@@ -77,10 +81,13 @@ class Concat(_AlongAxis):
         return bottoms[0] if len(bottoms) == 1 else torch.cat(bottoms, axis)
 
     def plain(self, request: Request) -> Piece:
-        if len(request.args) == 1:
+        args = request.args
+        if self.config.per_fla_fuse:
+            args = [f"{arg}.movedim(1, -1).flatten(1)" for arg in args]
+        elif len(args) == 1:
             return Piece(None)
         axis = self.canonical_axis(request.shapes[0])
-        return Piece(("torch.cat", [f"[{', '.join(request.args)}]", f"dim={axis}"]))
+        return Piece(("torch.cat", [f"[{', '.join(args)}]", f"dim={axis}"]))
 
 
 @register("Slice")

@@ -1,4 +1,4 @@
-"""SigmoidCrossEntropyLoss, Caffe's and HED's."""
+"""SigmoidCrossEntropyLoss: Caffe's, HED's, MNC's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fcnproto.layers.base import Shape
 from fcnproto.layers.dtypes import at_least_float32
-from fcnproto.layers.examples import Draw, integers
+from fcnproto.layers.examples import Draw, integers, positive
 from fcnproto.layers.labels import check_items
 from fcnproto.layers.loss import LossLayer, divisor, per_item
 from fcnproto.layers.plain import Piece, Request
@@ -54,6 +54,15 @@ def sigmoid_loss(scores: Tensor, targets: Tensor, ignore: int | None, mode: str 
     return costs.sum() / divisor(mode, scores.shape[0], math.prod(scores.shape[1:]), ignored)
 
 
+def weighted_sigmoid_loss(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The logistic costs of scores and targets times weights, all of one count, over the sum of the weights."""
+    scores = at_least_float32(scores)
+    targets, weights = (bottom.detach().reshape(scores.shape).to(scores.dtype) for bottom in (targets, weights))
+    costs: Tensor = LogisticCost.apply(scores, targets)
+    total = weights.sum()
+    return (costs * weights).sum() * torch.where(total > 0, 1 / total, 0)
+
+
 def class_balanced_loss(scores: Tensor, targets: Tensor) -> Tensor:
     """HED's sum over an item of the logistic costs, those at targets of 1 times the share of the zeros, those at 0
     times the share of the ones, over N. Other targets cost nothing, yet their gradient is sigmoid - target, over N."""
@@ -74,6 +83,7 @@ class SigmoidCrossEntropyLoss(LossLayer):
     Bottoms: scores x and targets t of the same count. Left out are targets whose whole part is `ignore_label`. Z is by
     `loss_param.normalization` as for SoftmaxWithLoss, with BATCH_SIZE (N) the default.
 
+    A third bottom (MNC's) weighs each cost; Z is the sum of the weights then, without a sum above 0 the loss is 0.
     In the dialect "hed" it is HED's class-balanced loss (`class_balanced_loss`), without settings.
     """
 
@@ -82,29 +92,41 @@ class SigmoidCrossEntropyLoss(LossLayer):
         "and 1 (the fork's NaN)."
     )
 
+    bottoms = (2, 3)
     config_field = "loss_param"
     index_bottoms = ()
     default_mode = _Mode.BATCH_SIZE
 
+    force_backward_refuses = (1, 2)
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)
         self.balanced = self.dialect == "hed"
+        if len(shapes) == 3:
+            given = [field.name for field, _ in self.config.ListFields()]
+            self.warn_unread(given, "the loss with weights (MNC's) has no settings")
         if self.balanced:
             given = [field.name for field, _ in self.config.ListFields()]
             self.warn_unread(given, "HED's loss has no settings")
 
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
-        return integers(2) if bottom == 1 else None
+        return {1: integers(2), 2: positive}.get(bottom)
 
-    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         check_items(self, scores, targets)
         if scores.numel() != targets.numel():
             self.fail(f"needs one target per score, got shapes {tuple(scores.shape)} and {tuple(targets.shape)}")
+        if weights is not None:
+            if scores.numel() != weights.numel():
+                self.fail(f"needs one weight per score, got shapes {tuple(scores.shape)} and {tuple(weights.shape)}")
+            return weighted_sigmoid_loss(scores, targets, weights)
         if self.balanced:
             return class_balanced_loss(scores, targets)
         return sigmoid_loss(scores, targets, self.ignore_label, self.mode_name)
 
     def plain(self, request: Request) -> Piece:
+        if len(request.args) == 3:
+            return Piece(("weighted_sigmoid_loss", [*request.args]), None, (weighted_sigmoid_loss,))
         if self.balanced:
             return Piece(("class_balanced_loss", [*request.args]), None, (class_balanced_loss,))
         arguments = [*request.args, f"ignore={self.ignore_label}", self.said_mode]

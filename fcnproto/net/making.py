@@ -75,7 +75,7 @@ def _miscounted(node: Node, strict: bool) -> str:
     """What is wrong with the number of a layer's bottoms or tops where its type is a fork's: another fork's layer of
     the same name may be meant. With `strict` a `GraphError`."""
     cls = find(node.type)
-    if cls is None or not cls.fork:
+    if cls is None or not (cls.fork or cls.fork_bottoms):
         return ""
     try:
         check_counts(f"layer {node.name!r} ({node.type})", len(node.bottoms), cls.bottoms, len(node.tops), cls.tops)

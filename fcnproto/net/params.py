@@ -60,7 +60,7 @@ def share_params(
     for i, layer in enumerate(layers):
         if graph.nodes[i].held and not layer.blob_names:
             continue
-        if len(layer.param.param) > len(layer.blob_names):
+        if len(layer.param.param) > len(layer.blob_names) and not layer.fork:
             layer.fail(f"{len(layer.param.param)} param entries for {len(layer.blob_names)} parameter blobs")
         if layer.param.blobs and len(layer.param.blobs) != len(layer.blob_names):
             layer.fail(f"{len(layer.param.blobs)} blobs in the prototxt, expected {len(layer.blob_names)}")

@@ -66,6 +66,8 @@ def _of_type(layer: Layer) -> Iterator[str]:
             yield f"the gaussian filler of its {name} has std {filler.std:g}, which must be above 0"
     if layer.type == "SoftmaxWithLoss" and layer.num_tops > 1:
         yield "its second top is refused"
+    if layer.type == "SigmoidCrossEntropyLoss" and len(layer.param.bottom) > 2:
+        yield "its third bottom is refused"
     if layer.type == "Pooling" and layer.config.pool == caffe_pb2.PoolingParameter.STOCHASTIC:
         yield "STOCHASTIC pooling runs on a GPU only"
 
@@ -82,6 +84,10 @@ def _of_shapes(node: Node, layer: Layer, bottoms: list[Shape | None]) -> Iterato
         axis = layer.config.slice_dim if layer.config.HasField("slice_dim") else layer.config.axis
         if len(node.tops) > first[axis]:
             yield f"it has {len(node.tops)} tops for an extent of {first[axis]}"
+    if layer.type == "Eltwise" and len(bottoms) < 2:
+        yield "it has one bottom, at least two are needed"
+    if layer.type == "Eltwise" and any(shape is not None and shape != first for shape in bottoms):
+        yield "its bottoms have several shapes"
     if math.prod(first) > 2**31 - 1:
         yield f"its bottom of shape {first} has more than 2^31 - 1 values"
 

@@ -102,13 +102,15 @@ def _checked_shape(layer: Layer, name: str, shape: Sequence[int | None]) -> Part
     return tuple(None if extent is None else int(extent) for extent in shape)
 
 
-def _assume(sources: Mapping[Blob, PartialShape | None], guess: Sequence[int]) -> dict[Blob, Shape]:
-    return {
-        blob: tuple(guess)
-        if shape is None
-        else tuple(guess[min(i, 3)] if n is None else n for i, n in enumerate(shape))
-        for blob, shape in sources.items()
-    }
+def _assume(
+    sources: Mapping[Blob, PartialShape | None], guess: Sequence[int], channels: Mapping[Blob, int] | None = None
+) -> dict[Blob, Shape]:
+    """Whole shapes by a guess, but for the tops whose `channels` are taken for known."""
+    result: dict[Blob, Shape] = {}
+    for blob, shape in sources.items():
+        own = (guess[0], (channels or {}).get(blob, guess[1]), *guess[2:])
+        result[blob] = own if shape is None else tuple(own[min(i, 3)] if n is None else n for i, n in enumerate(shape))
+    return result
 
 
 def _unknown(sources: Mapping[Blob, PartialShape | None], wholly: bool = False) -> str:
@@ -152,15 +154,22 @@ class _Shapes:
         """The blobs whose shapes depend on what only data know."""
         self.named: dict[str, Shape] = {}
         """The shapes of parameter blobs that have names, by the first layers of those whose bottoms are open."""
-        self.assumed = ""
-        """What is assumed of tops whose channels nobody knows, for people."""
+        self.channels: dict[Blob, int] = {}
+        """The channels of data tops that weights say, or that are taken to be those of colour."""
+        self.colour: list[Blob] = []
+        """Those that are taken to be of colour."""
         self._start(source_shapes(graph, layers, given, look=False))
 
     def _start(self, sources: dict[Blob, PartialShape | None]) -> None:
         self.sources = sources
         guesses = _GUESSES if _unknown(sources) else _GUESSES[:1]
-        self.guessed = [_assume(sources, guess) for guess in guesses]
-        self.other_batch = _assume(sources, _OTHER_BATCH) if _unknown(sources) else None
+        self.guessed = [_assume(sources, guess, self.channels) for guess in guesses]
+        self.other_batch = _assume(sources, _OTHER_BATCH, self.channels) if _unknown(sources) else None
+
+    @property
+    def assumed(self) -> str:
+        """What is assumed of tops whose channels nobody knows, for people; empty where nothing is."""
+        return _colour(", ".join(repr(blob.name) for blob in self.colour)) if self.colour else ""
 
     def run(self) -> dict[Blob, PartialShape | None]:
         """Set up all layers that can be; returns the shapes of the data layers' tops."""
@@ -207,12 +216,8 @@ class _Shapes:
                 error = self._second_guess(index)
         if error is not None and self._fit_stored(index):
             return
-        before = self.guessed, self.other_batch
-        if error is not None and self._assume_colour(index):
-            self._pass(index, self.guessed[0])
-            error = self._second_guess(index)
-            if error is not None:
-                self.assumed, (self.guessed, self.other_batch) = "", before
+        if error is not None:
+            error = self._assume_colour(index, error)
         layer = self.layers[index]
         is_open = any(blob in self.open for blob in self.graph.nodes[index].bottoms)
         empty = is_open and any(0 in shape for shape in layer.blob_shapes)
@@ -366,63 +371,77 @@ class _Shapes:
 
     def _take_stored(self, index: int) -> bool:
         """Take the number of channels from the weights for layer `index`. False if they don't say it."""
-        if not self._open_channels() or len(self.guessed) < 2:
+        tops = self._open_channels(index)
+        if not tops or len(self.guessed) < 2:
             return False
         for channels in self.stored.channels(self.layers[index]):
             try:
-                guess = self._with_channels(channels, 0)
+                guess = _assume(self.sources, _GUESSES[0], {**self.channels, **dict.fromkeys(tops, channels)})
                 self._pass_earlier(index, guess)
                 if not self.stored.fit(self._made_anew(index, guess)):
                     continue
+                self._guess_channels(index, tops, channels)
             except GraphError:
                 continue
             self.layers[index] = self._replacement(self.layers[index], self.graph.nodes[index])
-            self._guess_channels(index, channels)
             return True
         return False
 
-    def _assume_colour(self, index: int) -> bool:
-        """Guess the number of channels alike in all guesses up to layer `index`. False if it is known or was done."""
-        open_channels = self._open_channels()
-        if self.assumed or not open_channels or len(self.guessed) < 2:
-            return False
-        names = ", ".join(open_channels)
-        self.assumed = _colour(names)
-        self._guess_channels(index, _COLOUR)
-        return True
+    def _assume_colour(self, index: int, error: GraphError) -> GraphError | None:
+        """Take the channels of what layer `index` reads for those of colour, unless that goes wrong. Returns what still
+        goes wrong, at first `error`; None if nothing does."""
+        tops = self._open_channels(index)
+        if not tops or len(self.guessed) < 2:
+            return error
+        before = self.guessed, self.other_batch, self.channels
+        try:
+            self._guess_channels(index, tops, _COLOUR)
+            self._pass(index, self.guessed[0])
+            left = self._second_guess(index)
+        except GraphError as failure:  # a layer before can't work on colour
+            left = failure
+        if left is None:
+            self.colour += tops
+        else:
+            self.guessed, self.other_batch, self.channels = before
+        return left
 
-    def _open_channels(self) -> list[str]:
-        """The tops whose number of channels is unknown."""
+    def _open_channels(self, index: int) -> list[Blob]:
+        """The data tops behind layer `index` whose number of channels is unknown."""
+        shapes = {blob: self.sources[blob] for blob in _sources_of(self.graph.nodes[index], self.sources)}
         return [
-            repr(blob.name)
-            for blob, shape in self.sources.items()
-            if shape is None or (len(shape) > 1 and shape[1] is None)
+            blob
+            for blob, shape in shapes.items()
+            if blob not in self.channels and (shape is None or (len(shape) > 1 and shape[1] is None))
         ]
 
-    def _with_channels(self, channels: int, number: int) -> dict[Blob, Shape]:
-        """Guess `number` with another number of channels where that is unknown."""
-        guess = _GUESSES[number]
-        return _assume(self.sources, (guess[0], channels, *guess[2:]))
-
-    def _guess_channels(self, index: int, channels: int) -> None:
-        """Take a number of channels for known, in all guesses, up to layer `index`."""
-        self.guessed = [self._with_channels(channels, number) for number in range(len(self.guessed))]
-        for shapes in self.guessed:
+    def _guess_channels(self, index: int, tops: Sequence[Blob], channels: int) -> None:
+        """Take the number of channels of data tops for known, in all guesses, up to layer `index`. `GraphError` where
+        a layer before that isn't waiting can't work on it; nothing is changed then."""
+        known = {**self.channels, **dict.fromkeys(tops, channels)}
+        guessed = [_assume(self.sources, guess, known) for guess in _GUESSES[: len(self.guessed)]]
+        other_batch = None if self.other_batch is None else _assume(self.sources, _OTHER_BATCH, known)
+        for shapes in guessed if other_batch is None else [*guessed, other_batch]:
             self._pass_earlier(index, shapes)
-        if self.other_batch is not None:
-            self.other_batch = _assume(self.sources, (_OTHER_BATCH[0], channels, *_OTHER_BATCH[2:]))
-            self._pass_earlier(index, self.other_batch)
+        self.guessed, self.other_batch, self.channels = guessed, other_batch, known
 
     def _pass_earlier(self, index: int, shapes: dict[Blob, Shape]) -> None:
         for earlier in range(index):
-            if not self.graph.nodes[earlier].is_data:
-                self._pass(earlier, shapes)
+            node = self.graph.nodes[earlier]
+            if not node.is_data:
+                with contextlib.suppress(GraphError) if node.held else contextlib.nullcontext():
+                    self._pass(earlier, shapes)
 
     def _without_source(self, error: LayerError) -> GraphError:
         """The error of a layer that can't be set up, with what to do if the reason may be a missing source."""
-        unknown, open_channels = _unknown(self.sources, wholly=True), ", ".join(self._open_channels())
+        unknown = _unknown(self.sources, wholly=True)
         if not unknown:
-            return GraphError(f"{error}; {_colour(open_channels)}") if open_channels else error
+            names = ", ".join(
+                repr(blob.name)
+                for blob, shape in self.sources.items()
+                if shape is not None and len(shape) > 1 and shape[1] is None
+            )
+            return GraphError(f"{error}; {_colour(names)}") if names else error
         return GraphError(
             f"{error}; the shape of {unknown} is unknown because its data source is missing: make it available or say "
             "the shape with load(..., shapes={name: shape})"
@@ -448,21 +467,27 @@ def _twin(graph: Graph, node: Node, old: Layer, bottoms: Sequence[Shape]) -> Lay
     return twin
 
 
-def _waiting(node: Node, sources: Mapping[Blob, PartialShape | None], open_blobs: set[Blob]) -> str:
-    """Why a layer waits, and for what: the data tops whose size nobody has said."""
-    behind: dict[Blob, None] = {}
+def _sources_of(node: Node, sources: Mapping[Blob, PartialShape | None]) -> list[Blob]:
+    """The data tops that a layer's bottoms come from."""
+    found: dict[Blob, None] = {}
     stack = list(node.bottoms)
     seen: set[Blob] = set(stack)
     while stack:
         blob = stack.pop()
-        if blob in sources and blob in open_blobs:
-            behind[blob] = None
+        if blob in sources:
+            found[blob] = None
         new = [bottom for bottom in blob.producer.bottoms if bottom not in seen]
         seen.update(new)
         stack += new
+    return list(found)
+
+
+def _waiting(node: Node, sources: Mapping[Blob, PartialShape | None], open_blobs: set[Blob]) -> str:
+    """Why a layer waits, and for what: the data tops whose size nobody has said."""
+    behind = [blob for blob in _sources_of(node, sources) if blob in open_blobs]
     names = [repr(blob.name) for blob in behind]
     size = f"the size of {', '.join(names)}, which nobody says" if names else "the sizes of what it reads"
-    example = next(iter(behind)).name if behind else "name"
+    example = behind[0].name if behind else "name"
     return (
         f"layer {node.name!r} ({node.type}): waits for {size}; say it with "
         f"load(..., shapes={{{example!r}: (N, C, H, W)}}) (--shape {example}=N,C,H,W), or give the data"
