@@ -54,6 +54,22 @@ def decode(code: int, priors: Tensor, variances: Tensor | None, values: Tensor) 
     return torch.cat([centre - half, centre + half], -1)
 
 
+def outlines(priors: Tensor, variances: Tensor, values: Tensor) -> Tensor:
+    """What TextBoxes++ predicts beside boxes: from 8 values the corners of quadrilaterals x1, y1, ..., from the priors'
+    own corners, clockwise; from 5 two corners, from the centre, and the height of rectangles that are turned.
+
+    Priors (..., 4) as corners, their variances (..., 4), and values (..., 8 or 5).
+    """
+    size = priors[..., 2:] - priors[..., :2]
+    if values.shape[-1] == 8:
+        x, y = priors[..., [0, 2, 2, 0]], priors[..., [1, 1, 3, 3]]
+        steps = variances[..., :2] * size
+        return values * torch.cat([steps] * 4, -1) + torch.stack([x, y], -1).flatten(-2)
+    centre, steps = (priors[..., :2] + priors[..., 2:]) / 2, variances[..., :2] * size
+    corners = values[..., :4] * torch.cat([steps] * 2, -1) + torch.cat([centre] * 2, -1)
+    return torch.cat([corners, (variances[..., 3:] * values[..., 4:]).exp() * size[..., 1:]], -1)
+
+
 def encode(code: int, priors: Tensor, variances: Tensor | None, boxes: Tensor) -> Tensor:
     """The values that `decode` makes `boxes` of; `variances` None keeps them within the values."""
     if code == CORNER:

@@ -171,13 +171,19 @@ class DetectionOutput(Layer):
     For each image and class but the background: the boxes with a score above `confidence_threshold`, best first, at
     most `top_k`, suppressed; of all together the `keep_top_k` best, by label. Where nothing is found in any image, one
     row of -1 for each, with the image's number first. With bottoms 4 and 5 (RefineDet) these are the objectness and
-    the first locations of the priors: the priors move first, and those of little objectness score 0.
+    the first locations of the priors: the priors move first, and those of little objectness score 0. A fourth alone,
+    with `visualize`, is the picture, which takes no part.
+
+    TextBoxes++: `use_polygon` tells of 8 more values for each location, the corners of a quadrilateral, or (false) 5,
+    two corners and the height of a turned rectangle; the rows have them behind the boxes, 15 or 12 values in all.
+    Synopsys: 2 * `nbottom` + 1 bottoms are the confidences of each map, their locations, and the priors of all; with
+    `no_permute` they are (N, classes, boxes of a place, H * W) and (N, boxes * L * 4, H, W), by box first.
     """
 
-    fork = "SSD, RefineDet, Synopsys"
+    fork = "SSD, RefineDet, TextBoxes++, Synopsys"
     kind = "other"
     config_field = "detection_output_param"
-    bottoms = (3, 5)
+    bottoms = (3, None)
     in_place = False
     force_backward_refuses = (0, 1, 2, 3, 4)
     differences = (
@@ -188,33 +194,86 @@ class DetectionOutput(Layer):
         return False
 
     def withheld(self) -> str:
-        if len(self.param.bottom) == 4:
-            return (
-                f"layer {self.name!r} ({self.type}): takes 3 bottoms, or 5 with the objectness and first locations of "
-                "RefineDet, got 4"
-            )
-        if not (self.config.HasField("use_polygon") and self.config.use_polygon):
+        config, count = self.config, len(self.param.bottom)
+        others = [
+            name for name in ("ratio_permute", "arm_conf_no_concat", "arm_loc_no_concat") if getattr(config, name)
+        ]
+        if others:
+            return f"layer {self.name!r} ({self.type}): Synopsys' {', '.join(others)} can't be computed here"
+        if count in (3, 5) or (count == 4 and config.visualize) or self._by_map(count):
             return ""
         return (
-            f"layer {self.name!r} ({self.type}): use_polygon: true (TextBoxes++) asks for quadrilaterals beside boxes, "
-            "which nothing here computes; register a layer of your own with fcnproto.register_layer"
+            f"layer {self.name!r} ({self.type}): takes 3 bottoms, 5 with the objectness and first locations of "
+            f"RefineDet, or {2 * config.nbottom + 1} of {config.nbottom} maps (nbottom), got {count}"
         )
 
+    def _by_map(self, count: int) -> bool:
+        """Whether so many bottoms are those of single maps."""
+        return self.config.nbottom > 2 and count == 2 * self.config.nbottom + 1
+
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        if self._by_map(len(self.param.bottom)):
+            return positive if bottom < self.config.nbottom else None
         return positive if bottom in (1, 3) else None
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
         if config.num_classes < 1:
             self.fail("num_classes is missing")
-        if len(shapes) == 4:
-            self.fail("takes 3 bottoms, or 5 with the objectness and first locations of RefineDet, got 4")
+        if self.withheld():
+            raise LayerError(self.withheld())
+        self.more = 0
+        if config.HasField("use_polygon") or self.dialect == "textboxes++":
+            self.more = 8 if config.use_polygon else 5
+            if config.code_type != box.CENTER_SIZE or config.variance_encoded_in_target:
+                self.fail("use_polygon goes with code_type CENTER_SIZE, without variance_encoded_in_target")
         if config.nms_param.nms_threshold < 0 or not 0 < config.nms_param.eta <= 1:
             self.fail("nms_threshold must not be negative, and eta must be above 0 and at most 1")
         self.warn_unread(("save_output_param", "visualize", "save_file"), "detections are only given as a blob")
         if config.share_location and config.background_label_id == -1:
             self.warn("background_label_id -1 with share_location: every class is an object (SSD's program ends here)")
-        self._count(shapes)
+        if self._by_map(len(shapes)):
+            self._joined_shapes(shapes)
+        else:
+            self._count(shapes if len(shapes) != 4 else shapes[:3])
+
+    def _joined_shapes(self, shapes: Sequence[Sequence[int]]) -> int:
+        """The number of priors of bottoms by map, checked."""
+        config, maps_count = self.config, self.config.nbottom
+        locations = 1 if config.share_location else config.num_classes
+        total = 0
+        for scores, values in zip(shapes[:maps_count], shapes[maps_count : 2 * maps_count], strict=True):
+            count = math.prod(values[1:]) // (4 * locations)
+            total += count
+            if math.prod(scores[1:]) != count * config.num_classes or scores[0] != values[0]:
+                self.fail(
+                    f"scores {tuple(scores)} and locations {tuple(values)} of a map are of other numbers of boxes"
+                )
+            boxes = values[1] // (4 * locations)
+            wanted = (values[0], config.num_classes, boxes, math.prod(values[2:]))
+            if config.no_permute and (len(values) != 4 or tuple(scores) != wanted):
+                self.fail(f"no_permute: locations {tuple(values)} need scores {wanted}, got {tuple(scores)}")
+        if shapes[-1][2] != 4 * total:
+            self.fail(f"the maps have {total} boxes, the priors are {tuple(shapes[-1])}")
+        return total
+
+    def _joined(self, bottoms: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Locations, scores and priors of all maps."""
+        config, maps_count = self.config, self.config.nbottom
+        total = self._joined_shapes([bottom.shape for bottom in bottoms])
+        scores, values, priors = bottoms[:maps_count], bottoms[maps_count:-1], bottoms[-1].reshape(2, total, 4)
+        if not config.no_permute:
+            return torch.cat([x.flatten(1) for x in values], 1), torch.cat([x.flatten(1) for x in scores], 1), priors
+        found: list[list[Tensor]] = [[], [], []]
+        begun = 0
+        for score, value in zip(scores, values, strict=True):
+            boxes, places = score.shape[2:]
+            found[0].append(value.reshape(len(value), boxes, -1, places).transpose(2, 3).flatten(1))
+            found[1].append(score.flatten(2).transpose(1, 2).flatten(1))
+            own = priors[:, begun : begun + boxes * places].reshape(2, places, boxes, 4)
+            found[2].append(own.transpose(1, 2).flatten(1, 2))
+            begun += boxes * places
+        return torch.cat(found[0], 1), torch.cat(found[1], 1), torch.cat(found[2], 1)
 
     def _count(self, shapes: Sequence[Sequence[int]]) -> int:
         """The number of priors, checked against all bottoms."""
@@ -222,7 +281,7 @@ class DetectionOutput(Layer):
         locations = 1 if config.share_location else config.num_classes
         count = priors[-1] // 4 if len(priors) == 3 else math.prod(priors[2:]) // 4
         items = shapes[0][0]
-        wanted = [items * count * locations * 4, items * count * config.num_classes]
+        wanted = [items * count * locations * (4 + self.more), items * count * config.num_classes]
         wanted += [items * count * 2, items * count * 4][: len(shapes) - 3]
         others = [shapes[0], shapes[1], *shapes[3:]]
         for shape, values in zip(others, wanted, strict=True):
@@ -234,11 +293,16 @@ class DetectionOutput(Layer):
         return count
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        return [(1, 1, 1, 7)]
+        return [(1, 1, 1, 7 + self.more)]
 
     @torch.no_grad()
     def forward(self, locations: Tensor, confidences: Tensor, priors: Tensor, *first: Tensor) -> Tensor:
         config = self.config
+        if self._by_map(3 + len(first)):
+            locations, confidences, priors = self._joined([locations, confidences, priors, *first])
+            priors = priors.reshape(1, 2, -1)
+            first = ()
+        first = first if len(first) == 2 else ()
         count = self._count([t.shape for t in (locations, confidences, priors, *first)])
         items = locations.shape[0]
         flat = priors.reshape(2, count, 4)
@@ -248,23 +312,26 @@ class DetectionOutput(Layer):
         if first:
             anchors = box.decode(config.code_type, anchors, used, first[1].reshape(items, count, 4))
             scores = scores * (first[0].reshape(items, count, 2)[..., 1:] >= config.objectness_score)
-        values = locations.reshape(items, count, -1, 4)
-        found = box.decode(config.code_type, anchors.unsqueeze(2), None if used is None else used.unsqueeze(2), values)
+        values = locations.reshape(items, count, -1, 4 + self.more)
+        used = None if used is None else used.unsqueeze(2)
+        found = box.decode(config.code_type, anchors.unsqueeze(2), used, values[..., :4])
+        if self.more and used is not None:
+            found = torch.cat([found, box.outlines(anchors.unsqueeze(2), used, values[..., 4:])], -1)
         rows = [row for item in range(items) for row in self._detections(item, found[item], scores[item])]
         if not rows:
-            empty = locations.new_full((items, 7), -1)
+            empty = locations.new_full((items, 7 + self.more), -1)
             empty[:, 0] = torch.arange(items, device=empty.device)
-            return empty.view(1, 1, items, 7)
-        return torch.cat(rows).view(1, 1, -1, 7)
+            return empty.view(1, 1, items, -1)
+        return torch.cat(rows).view(1, 1, -1, 7 + self.more)
 
     def _detections(self, item: int, found: Tensor, scores: Tensor) -> list[Tensor]:
-        """The rows of one image; `found` are boxes (P, L, 4), `scores` (P, classes)."""
+        """The rows of one image; `found` are boxes (P, L, 4 and more), `scores` (P, classes)."""
         config = self.config
         labels, kept = [], []
         for number in range(config.num_classes):
             if number == config.background_label_id:
                 continue
-            chosen = self._class(found[:, 0 if config.share_location else number], scores[:, number])
+            chosen = self._class(found[..., :4][:, 0 if config.share_location else number], scores[:, number])
             labels.append(torch.full_like(chosen, number))
             kept.append(chosen)
         if not labels:
