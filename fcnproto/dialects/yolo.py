@@ -50,6 +50,22 @@ def overlap_of(centre: Tensor, size: Tensor, other_centre: Tensor, other_size: T
     return torch.where(shared > 0, shared / union, 0)
 
 
+def as_map(values: Tensor, x: Tensor) -> Tensor:
+    """What `by_anchor` made of a map, as a map like `x` again."""
+    return values.permute(0, 3, 4, 1, 2).reshape(x.shape)
+
+
+def covered(centre: Tensor, size: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Which boxes (N, H, W, A) overlap one of the objects (N, T, 5) before the first with x of 0 by more than that."""
+    counts = (labels[..., 1] != 0).cumprod(1)
+    best = torch.zeros(centre.shape[:-1], dtype=centre.dtype, device=centre.device)
+    for number in range(int(counts.sum(1).max()) if len(counts) else 0):  # one object of each image at a time
+        truth = labels[:, number].view(-1, 1, 1, 1, 5)
+        found = overlap_of(centre, size, truth[..., 1:3], truth[..., 3:5])
+        best = torch.maximum(best, found * counts[:, number].view(-1, 1, 1, 1))
+    return best > threshold
+
+
 class _Detections(Layer):
     """What both layers share: candidates of all images, classes and scales are suppressed together; the top
     (1, 1, K, 7) has rows 0, label from 1 on, score, xmin, ymin, xmax, ymax in fractions of the image."""
@@ -197,12 +213,13 @@ class YoloDetectionOutput(_Detections):
 
 def objects(draw: Any, shape: Sequence[int]) -> Array:
     """Two objects for each image of labels (N, ..., T * 5), of class 0, and zeros behind them."""
-    rows = draw.uniform(0, 0, (shape[0], -(-_count(shape[1:]) // 5), 5))
+    rows = draw.uniform(0, 0, (shape[0], -(-count_of(shape[1:]) // 5), 5))
     rows[:, :2, 1:] = draw.uniform(0.2, 0.6, rows[:, :2, 1:].shape)
-    return rows.reshape(shape[0], -1)[:, : _count(shape[1:])].reshape(tuple(shape))
+    return rows.reshape(shape[0], -1)[:, : count_of(shape[1:])].reshape(tuple(shape))
 
 
-def _count(shape: Sequence[int]) -> int:
+def count_of(shape: Sequence[int]) -> int:
+    """The number of values of a shape."""
     total = 1
     for extent in shape:
         total *= extent
@@ -235,7 +252,7 @@ class RegionLoss(LossLayer):
         channels = config.num * (COORDINATES + config.num_class)
         if len(x) != 4 or x[1] != channels or x[2] != x[3]:
             self.fail(f"needs a square map (N, {channels}, S, S), got {tuple(x)}")
-        if not labels or labels[0] != x[0] or _count(labels[1:]) % 5:
+        if not labels or labels[0] != x[0] or count_of(labels[1:]) % 5:
             self.fail(f"needs labels (N, ..., T, 5), got {tuple(labels)}")
         if len(config.biases) < 2 * config.num:
             self.fail(f"{config.num} anchors need {2 * config.num} biases, got {len(config.biases)}")
@@ -266,10 +283,10 @@ class RegionLoss(LossLayer):
         sure, classes = values[..., 4].sigmoid(), values[..., COORDINATES:].softmax(-1)
         result = torch.zeros_like(values)
         background = config.noobject_scale * sure * (1 - sure) * sure
-        result[..., 4] = torch.where(self._covered(centre, size, labels), 0, background)
+        result[..., 4] = torch.where(covered(centre, size, labels, config.thresh), 0, background)
         image, which = ((labels[..., 3] != 0).cumprod(1) > 0).nonzero(as_tuple=True)
         if not len(image):
-            return self._as_map(result, x)
+            return as_map(result, x)
         truth = labels[image, which]
         position, extent = truth[:, 1:3], truth[:, 3:5]
         column, row = (position * side).long().unbind(1)
@@ -296,21 +313,7 @@ class RegionLoss(LossLayer):
         )
         last = _last_of_each(torch.stack(at, 1), result.shape[:4])
         result[tuple(index[last] for index in at)] = rows[last]
-        return self._as_map(result, x)
-
-    def _covered(self, centre: Tensor, size: Tensor, labels: Tensor) -> Tensor:
-        """Which boxes (N, H, W, A) overlap an object by more than `thresh`."""
-        counts = (labels[..., 1] != 0).cumprod(1)
-        best = torch.zeros(centre.shape[:-1], dtype=centre.dtype, device=centre.device)
-        for number in range(int(counts.sum(1).max()) if len(counts) else 0):  # one object of each image at a time
-            truth = labels[:, number].view(-1, 1, 1, 1, 5)
-            found = overlap_of(centre, size, truth[..., 1:3], truth[..., 3:5])
-            best = torch.maximum(best, found * counts[:, number].view(-1, 1, 1, 1))
-        return best > self.config.thresh
-
-    @staticmethod
-    def _as_map(values: Tensor, x: Tensor) -> Tensor:
-        return values.permute(0, 3, 4, 1, 2).reshape(x.shape)
+        return as_map(result, x)
 
 
 def _last_of_each(at: Tensor, extents: Sequence[int]) -> Tensor:
@@ -319,6 +322,6 @@ def _last_of_each(at: Tensor, extents: Sequence[int]) -> Tensor:
     for index, extent in zip(at.unbind(1), extents, strict=True):
         flat = flat * extent + index
     number = torch.arange(len(at), device=at.device)
-    last = torch.full((_count(extents),), -1, dtype=torch.int64, device=at.device)
+    last = torch.full((count_of(extents),), -1, dtype=torch.int64, device=at.device)
     last = last.scatter_reduce(0, flat, number, "amax")
     return last[flat] == number

@@ -46,6 +46,10 @@ class TypeFacts(Protocol):
         """The map from the bottoms' positions to the top's; None for a layer that has none."""
 
     @classmethod
+    def bottoms_of(cls, param: caffe_pb2.LayerParameter) -> tuple[int, int | None]:
+        """Fewest and most bottoms with these settings."""
+
+    @classmethod
     def shares_memory(cls, param: caffe_pb2.LayerParameter) -> bool:
         """Whether the tops are the first bottom's memory in Caffe."""
 

@@ -270,7 +270,8 @@ def _connect_tops(node: Node, known: TypeFacts, blobs: dict[str, Blob]) -> None:
     automatic = max(0, known.tops[0] - len(node.tops)) if known.is_loss else 0
     if not (known.fork or len(node.bottoms) <= known.fork_bottoms):
         # A fork's layer, or another fork's of its name, may have others: it is for the layer to say.
-        check_counts(where, len(node.bottoms), known.bottoms, len(node.tops) + automatic, known.tops)
+        allowed = known.bottoms_of(node.param)
+        check_counts(where, len(node.bottoms), allowed, len(node.tops) + automatic, known.tops)
     for blob in node.tops:
         blobs[blob.name] = blob
     node.tops += [Blob(AUTOMATIC, node, len(node.param.top) + k) for k in range(automatic)]

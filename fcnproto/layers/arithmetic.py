@@ -79,7 +79,12 @@ class Eltwise(Layer):
     fork_fields = ("eltwise_param.axis",)
     kind = "arithmetic"
     coordinates = staticmethod(maps.same)
-    bottoms = (1, None)  # of one in FlowNet and Synopsys
+    bottoms = (2, None)
+
+    @classmethod
+    def bottoms_of(cls, param: caffe_pb2.LayerParameter) -> tuple[int, int | None]:
+        """FlowNet multiplies a single bottom by its coefficient."""
+        return (1 if param.eltwise_param.coeff else 2), None
 
     def of_zeros(self) -> str:
         message = caffe_pb2.EltwiseParameter
@@ -90,8 +95,6 @@ class Eltwise(Layer):
         if len(config.coeff) not in (0, len(shapes)):
             self.fail(f"{len(config.coeff)} coeff values for {len(shapes)} bottoms; give none or one for each")
         message = caffe_pb2.EltwiseParameter
-        if len(shapes) < 2 and not (config.operation == message.SUM and config.coeff):
-            self.fail(f"has {len(shapes)} bottom, expected at least 2 (or one and a coeff, as in FlowNet)")
         if config.coeff and config.operation in (message.PROD, message.DIV, message.MIN):
             self.fail("coeff goes with SUM only; remove it")
         if config.operation == message.DIV and len(shapes) != 2:

@@ -149,6 +149,11 @@ class Layer(nn.Module):
         return None
 
     @classmethod
+    def bottoms_of(cls, param: caffe_pb2.LayerParameter) -> tuple[int, int | None]:
+        """Fewest and most bottoms with these settings."""
+        return cls.bottoms
+
+    @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
         """Whether, with these settings and in this phase, each position of the tops depends on the same position of the
         bottoms alone, in the same way everywhere, so that what is constant over all positions stays so.

@@ -84,9 +84,9 @@ def _of_shapes(node: Node, layer: Layer, bottoms: list[Shape | None]) -> Iterato
         axis = layer.config.slice_dim if layer.config.HasField("slice_dim") else layer.config.axis
         if len(node.tops) > first[axis]:
             yield f"it has {len(node.tops)} tops for an extent of {first[axis]}"
-    if layer.type == "Eltwise" and len(bottoms) < 2:
-        yield "it has one bottom, at least two are needed"
-    if layer.type == "Eltwise" and any(shape is not None and shape != first for shape in bottoms):
+    if len(bottoms) < layer.bottoms[0]:
+        yield f"it has {len(bottoms)} bottoms, at least {layer.bottoms[0]} are needed"
+    if layer.config_field == "eltwise_param" and any(shape is not None and shape != first for shape in bottoms):
         yield "its bottoms have several shapes"
     if math.prod(first) > 2**31 - 1:
         yield f"its bottom of shape {first} has more than 2^31 - 1 values"
