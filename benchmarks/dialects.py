@@ -8,6 +8,8 @@ is tried once, in a process of its own with limits of time and memory:
 * it *loads* if it becomes a net (in TEST, or in TRAIN where it is made for that alone);
 * it is *known* if besides no layer in it only holds a place;
 * a deploy net (one with inputs declared) *computes* if all its outputs come out of small random inputs and weights.
+  With `--side N` images are first tried N pixels long, where that is smaller, for the sake of time; what is made for its
+  declared size alone, or can't be computed so, gets that.
 
 With `--opencv` OpenCV's dnn module reads the deploy nets, too, and computes them from the same weights.
 """
@@ -43,10 +45,12 @@ _WALL_SHARE = 6
 
 @dataclass(frozen=True)
 class Limits:
-    """What a net may take: seconds of processor time, bytes."""
+    """What a net may take: seconds of processor time, bytes, pixels."""
 
     seconds: int = 20
     memory: int = 8 << 30
+    side: int | None = None
+    """The longest side of images, in pixels, where the net takes them so."""
 
 
 @dataclass
@@ -120,8 +124,9 @@ def _randomise(net: Any) -> None:
                 blob.data.fill_(1.0).add_(torch.rand(blob.shape) * 0.1)
 
 
-def _inputs(net: Any, batch: int | None) -> dict[str, Any]:
-    """Random values for all inputs, with `batch` images instead of the declared number."""
+def _inputs(net: Any, batch: int | None, side: int | None = None) -> dict[str, Any]:
+    """Random values for all inputs, with `batch` images instead of the declared number, and at most `side` pixels long
+    (a multiple of 32 each way)."""
     import torch
 
     from fcnproto.net.examples import draw_inputs
@@ -130,10 +135,13 @@ def _inputs(net: Any, batch: int | None) -> dict[str, Any]:
     for name, shape in net.source_shapes.items():
         full = [1, 3, 224, 224] if shape is None else [1 if extent is None else extent for extent in shape]
         shapes[name] = [batch, *full[1:]] if batch and len(full) == 4 else full
+        if side and len(full) == 4 and max(full[2:]) > side:
+            smaller = [max(32, round(extent * side / max(full[2:]) / 32) * 32) for extent in full[2:]]
+            shapes[name] = [*shapes[name][:2], *smaller]
     return {name: torch.from_numpy(value) for name, value in draw_inputs(net, shapes).items()}
 
 
-def _compute(net: Any) -> tuple[dict[str, Any], list[str]]:
+def _compute(net: Any, side: int | None) -> tuple[dict[str, Any], list[str]]:
     """The inputs of a call whose outputs were all computed, or what stopped some of them."""
     import torch
 
@@ -141,8 +149,10 @@ def _compute(net: Any) -> tuple[dict[str, Any], list[str]]:
 
     declared = [shape for shape in net.source_shapes.values() if shape is not None]
     first: BaseException | None = None
-    for batch in (1, None) if all(len(shape) == 4 and shape[0] != 1 for shape in declared) else (None,):
-        values = _inputs(net, batch)
+    batches = (1, None) if all(len(shape) == 4 and shape[0] != 1 for shape in declared) else (None,)
+    fixed = side is None or any(node.facts.fixes_image_size(node.param) for node in net.graph.nodes)
+    for batch, long in [*([] if fixed else [(batches[0], side)]), *((batch, None) for batch in batches)]:
+        values = _inputs(net, batch, long)
         try:
             with torch.no_grad():
                 outputs = net(values)
@@ -166,7 +176,7 @@ def _made(definition: Any) -> Any:
     return fcnproto.Net(definition, "train", fill=False)
 
 
-def _try(outcome: Outcome, opencv: bool) -> Outcome:
+def _try(outcome: Outcome, limits: Limits, opencv: bool) -> Outcome:
     """Load the net and, of a deploy net, compute its outputs."""
     from fcnproto.schema.text import read_net
 
@@ -185,7 +195,7 @@ def _try(outcome: Outcome, opencv: bool) -> Outcome:
         return outcome
     try:
         _randomise(net)
-        values, stops = _compute(net)
+        values, stops = _compute(net, limits.side)
     except Exception as error:
         values, stops = {}, [_pattern(error)]
     outcome.computes = not stops
@@ -220,7 +230,7 @@ def _child(pipe: Connection, outcome: Outcome, limits: Limits, opencv: bool) -> 
     resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
     warnings.simplefilter("ignore")
-    pipe.send(_try(outcome, opencv))
+    pipe.send(_try(outcome, limits, opencv))
 
 
 # In the parent.
@@ -325,10 +335,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="nets tried at a time")
     parser.add_argument("--seconds", type=int, default=Limits.seconds, help="processor time for each")
     parser.add_argument("--gigabytes", type=float, default=Limits.memory / 2**30, help="memory for each")
+    parser.add_argument("--side", type=int, help="pixels of the longer side of images, where the net takes them so")
     parser.add_argument("--opencv", action="store_true", help="try OpenCV, too (Python package opencv-python)")
     parser.add_argument("--markdown", type=Path, help="write the report to this file, too")
     options = parser.parse_args(arguments)
-    limits = Limits(options.seconds, int(options.gigabytes * 2**30))
+    limits = Limits(options.seconds, int(options.gigabytes * 2**30), options.side)
     found = []
     for outcome in outcomes(find_nets(options.folder, options.most), limits, options.jobs, options.opencv):
         found.append(outcome)

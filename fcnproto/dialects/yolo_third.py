@@ -34,8 +34,8 @@ class Yolov3(LossLayer):
     fork = "MobileNet-YOLO"
     config_field = "yolov3_param"
     differences = (
-        "a layer with another iou_loss than MSE holds its place. The anchor that was taken is compared with those still "
-        "to be tried by its number in the mask, as in the fork."
+        "a layer with another iou_loss than MSE holds its place. The anchor that was taken is told from those still to "
+        "be tried by its number in the mask, as in the fork."
     )
 
     def withheld(self) -> str:
