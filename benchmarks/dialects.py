@@ -8,8 +8,8 @@ is tried once, in a process of its own with limits of time and memory:
 * it *loads* if it becomes a net (in TEST, or in TRAIN where it is made for that alone);
 * it is *known* if besides no layer in it only holds a place;
 * a deploy net (one with inputs declared) *computes* if all its outputs come out of small random inputs and weights.
-  With `--side N` images are first tried N pixels long, where that is smaller, for the sake of time; what is made for its
-  declared size alone, or can't be computed so, gets that.
+  With `--side N` images are first tried N pixels long, where that is smaller, for the sake of time; what is made for
+  its declared size alone, or can't be computed so, gets that.
 
 With `--opencv` OpenCV's dnn module reads the deploy nets, too, and computes them from the same weights.
 """
