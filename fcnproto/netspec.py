@@ -81,11 +81,23 @@ class Function:
                 raise GraphError(f"{type_name}: input {index} is {what}; give the tops of other layers")
         if self.in_place and ntop > len(self.bottoms):
             raise GraphError(f"{type_name}: {ntop} tops in place need as many inputs, not {len(self.bottoms)}")
-        self.param = caffe_pb2.LayerParameter(type=type_name)
-        for key, value in rest.items():
-            message = _target(self.param, key)
-            _assign(message, key, value, f"{type_name}: {key}")
+        self.settings = rest
+        self.param = _filled(type_name, rest)
         self.tops = tuple(Top(self, index) for index in range(ntop))
+
+    def update(self, settings: Mapping[str, Any]) -> None:
+        """Give settings other values, or set more of them. Raises `GraphError` for bad ones."""
+        self.param = _filled(self.param.type, {**self.settings, **settings})
+        self.settings = {**self.settings, **settings}
+
+
+def _filled(type_name: str, settings: Mapping[str, Any]) -> caffe_pb2.LayerParameter:
+    """The message of a layer of these settings."""
+    param = caffe_pb2.LayerParameter(type=type_name)
+    for key, value in settings.items():
+        message = _target(param, key)
+        _assign(message, key, value, f"{type_name}: {key}")
+    return param
 
 
 class _Layers:
@@ -296,6 +308,8 @@ def _store(store: Callable[[Any], None], field: Field, value: Any, where: str) -
             choices = ", ".join(field.enum_numbers)
             raise GraphError(f"{where}: {field.name} has no value {value!r}; choose from {choices}")
         value = field.enum_numbers[value]
+    if isinstance(value, float) and value.is_integer() and "int" in field.kind:
+        value = int(value)  # what `/` gives in Python 3 where Python 2 gave a whole number
     try:
         store(value)
     except (TypeError, ValueError):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
+import os
 import sys
 import threading
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from fcnproto.pycaffe.python2 import translate_imports
+from fcnproto.pycaffe.python2 import translate_imports, users_spec
 
 _NAME = "caffe"
 _PACKAGE = "fcnproto.pycaffe"
@@ -37,10 +38,28 @@ _PARTS = {
 
 def install() -> ModuleType:
     """Make `import caffe` give the package's own module from now on; returns it."""
+    if not any(isinstance(finder, _OthersParts) for finder in sys.meta_path):
+        sys.meta_path.append(_OthersParts())
     module = importlib.import_module(_PACKAGE)
     parts = {f"{_NAME}.{name}": importlib.import_module(source) for name, source in _PARTS.items()}
     sys.modules.update({_NAME: module, **parts})
     return module
+
+
+class _OthersParts(importlib.abc.MetaPathFinder):
+    """Finds `caffe.<part>` where no part of that name is the package's: in a folder `caffe` on `sys.path`.
+
+    Forks brought modules of their own, such as SSD's `caffe.model_libs`; scripts put the fork's folder on the path.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of such a part; None for other names."""
+        if not fullname.startswith(f"{_NAME}.") or fullname.count(".") != 1:
+            return None
+        folders = [os.path.join(folder or os.curdir, _NAME) for folder in sys.path]
+        return users_spec(fullname, [folder for folder in folders if os.path.isdir(folder)])
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -1,13 +1,39 @@
-"""pycaffe's `net_spec`: the package's `netspec`, with the errors that pycaffe raised."""
+"""pycaffe's `net_spec`: the package's `netspec`, with the errors that pycaffe raised, and what SSD's added to it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fcnproto import netspec
-from fcnproto.netspec import Function, NetSpec, Top, params, to_proto
+from fcnproto.netspec import Function, Top, params, to_proto
 
 __all__ = ["Function", "NetSpec", "Top", "layers", "params", "to_proto"]
+
+
+class NetSpec(netspec.NetSpec):
+    """A net under construction, with what pycaffe's own has (`tops`) and SSD's has besides (the other four)."""
+
+    @property
+    def tops(self) -> dict[str, Top | Function]:
+        """What has been named so far, by name."""
+        return self._tops
+
+    def keys(self) -> list[str]:
+        """The names given so far."""
+        return list(self._tops)
+
+    def vals(self) -> list[Top | Function]:
+        """What they name."""
+        return list(self._tops.values())
+
+    def update(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Change settings of the layer that makes a top."""
+        top = self[name]
+        (top.producer if isinstance(top, Top) else top).update(settings)
+
+    def __delitem__(self, name: str) -> None:
+        del self._tops[name]
 
 
 class _Layers:

@@ -6,7 +6,9 @@ It works on syntax trees that Python 3 can read; what it can't read is fissix's,
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -31,6 +33,8 @@ _GONE_ELSEWHERE = {
     ("time", "clock"): "perf_counter",
 }  # fmt: skip
 """Names that Pillow and Python 3 have taken away."""
+_ORDERS_BY_TYPE: dict[type, str] = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge"}
+_ORDERS = tuple(_ORDERS_BY_TYPE)
 _WAYS = "fcnproto.pycaffe.old_ways"
 _BUILTINS = ("open", "round")
 """Built-in functions of which translated sources get Python 2's."""
@@ -61,6 +65,8 @@ def age_of(tree: ast.Module, path: str = "") -> Age:
             if node.attr in _METHODS or of_itertools:
                 return Age.PYTHON_2
         if isinstance(node, ast.Expr) and _prints(node.value):
+            return Age.PYTHON_2
+        if isinstance(node, ast.Compare) and _compares_a_function(node, own):
             return Age.PYTHON_2
         if isinstance(node, ast.ImportFrom) and any(alias.name in _ITERTOOLS for alias in node.names):
             return Age.PYTHON_2
@@ -105,6 +111,15 @@ def _prints(value: ast.expr) -> bool:
         else:
             return False
     return first.id == "print"
+
+
+def _compares_a_function(node: ast.Compare, own: set[str]) -> bool:
+    """Whether a built-in function is asked whether it is more than something, which Python 2 answered: `len > 0`."""
+    sides = (node.left, *node.comparators)
+    names = (side.id for side in sides if isinstance(side, ast.Name))
+    return any(isinstance(one, _ORDERS) for one in node.ops) and any(
+        inspect.isbuiltin(getattr(builtins, name, None)) and name not in own for name in names
+    )
 
 
 def _imported(node: ast.AST) -> list[str]:
@@ -163,7 +178,7 @@ def _is_constant(node: ast.AST | None, value: object) -> bool:
 
 class Modern(ast.NodeTransformer):
     """Writes what says the same now into a tree: for names and calls gone from libraries, and with `python_2` for what
-    Python 2 did otherwise (its division, files, StringIO, pickles, rounding)."""
+    Python 2 did otherwise (its division, order of unlike things, files, StringIO, pickles, rounding)."""
 
     def __init__(self, python_2: bool, true_division: bool) -> None:
         self._old, self._divides = python_2, python_2 and not true_division
@@ -191,6 +206,13 @@ class Modern(ast.NodeTransformer):
         if not (self._divides and isinstance(node.op, ast.Div)):
             return node
         return ast.copy_location(ast.Call(self._way("old_division", node), [node.left, node.right], []), node)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        self.generic_visit(node)
+        if not self._old or len(node.ops) != 1 or not isinstance(node.ops[0], _ORDERS):
+            return node
+        order = ast.Constant(value=_ORDERS_BY_TYPE[type(node.ops[0])])
+        return ast.copy_location(ast.Call(self._way("compare", node), [node.left, order, *node.comparators], []), node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
         self.generic_visit(node)

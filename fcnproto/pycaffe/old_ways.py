@@ -35,6 +35,22 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int)
 
 
+def compare(a: Any, order: str, b: Any) -> Any:
+    """`a < b` and the like (`order`: lt, le, gt, ge); where Python 3 finds no order, Python 2's: nothing, numbers, the
+    rest by the name of its type."""
+    decide = getattr(operator, order)
+    try:
+        return decide(a, b)
+    except TypeError:
+        return decide(_rank(a), _rank(b))
+
+
+def _rank(value: Any) -> tuple[int, str, int]:
+    if value is None:
+        return 0, "", 0
+    return (1, "", 0) if isinstance(value, (int, float)) else (2, type(value).__name__, id(value))
+
+
 def round(number: Any, ndigits: int = 0) -> Any:
     """Python 2's `round`: a float, halves away from zero."""
     if not isinstance(number, (int, float)):

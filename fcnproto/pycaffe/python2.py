@@ -181,12 +181,17 @@ class _Finder:
 
     @staticmethod
     def find_spec(fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is None or type(spec.loader) is not SourceFileLoader or not spec.origin or not is_users(spec.origin):
-            return None
-        spec.loader = _Loader(spec.loader.name, spec.loader.path)
-        spec.cached = None
-        return spec
+        return users_spec(fullname, path, target)
+
+
+def users_spec(fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    """The spec of a module of the user's own that Python's own finder finds, to be translated if need be."""
+    spec = PathFinder.find_spec(fullname, path, target)
+    if spec is None or type(spec.loader) is not SourceFileLoader or not spec.origin or not is_users(spec.origin):
+        return None
+    spec.loader = _Loader(spec.loader.name, spec.loader.path)
+    spec.cached = None
+    return spec
 
 
 def translate_imports() -> None:

@@ -44,6 +44,11 @@ from fcnproto.pycaffe.python2 import compile_source, translate_imports
         ("print 'r'\nx = [round(2.5), round(-0.5), round(1.005, 2), round(3)]", [3.0, -1.0, 1.0, 3.0]),
         ("print ur'\\n'\nx = ur'\\n' + u'a'", "\\na"),
         ("x = 0777 + 0xfL\nexec 'x += 1'", 527),
+        (
+            "print\nx = [None < -1, 5 < 'a', 'b' > [], len > 0, 2 < 1, (1, 2) >= (1, 1)]",
+            [True, True, True, True, False, True],
+        ),
+        ("assert len > 0\nx = 5 / 2", 2),
         ("ns = {}\nexec 'y = 3 / 2' in ns\nx = 5 <> 4", True),
     ],
 )
@@ -123,6 +128,31 @@ def test_a_package_whose_files_import_each_other_in_the_old_way(
     monkeypatch.syspath_prepend(str(tmp_path))
     translate_imports()
     assert importlib.import_module("old_package.one").half == 2
+
+
+def test_parts_that_forks_add_to_caffe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "caffe").mkdir()
+    (tmp_path / "caffe" / "__init__.py").write_text("raise ImportError('a caffe that is not built')\n")
+    (tmp_path / "caffe" / "libs_of_a_fork.py").write_text(
+        "from caffe import layers as L\n\n\ndef head(net, name, kernel=3):\n    assert len > 0 and name in net.keys()\n"
+        "    net.head = L.Convolution(net[name], num_output=4, kernel_size=kernel, pad=(kernel - 1) / 2.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert caffe.install() is importlib.import_module("caffe")
+    head = importlib.import_module("caffe.libs_of_a_fork").head
+    net = caffe.NetSpec()
+    net.data = caffe.layers.Input(shape={"dim": [1, 3, 8, 8]})
+    head(net, "data")
+    net.update("head", {"num_output": 6, "pad": [2]})
+    assert (
+        list(net.to_proto().layer[1].convolution_param.pad) == [2]
+        and net.head.producer.param.convolution_param.num_output == 6
+    )
+    assert net.keys() == ["data", "head"] == list(net.tops) and net.vals()[1] is net.tops["head"]
+    del net["head"]
+    assert net.keys() == ["data"]
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("caffe.no_such_part")
 
 
 def test_the_parts_of_rcnn_that_are_to_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
