@@ -98,6 +98,22 @@ class Browser:
         self._call("Page.navigate", url=f"file://{page.resolve()}{fragment}")
         self.wait("location.protocol == 'file:' && document.readyState == 'complete'")
 
+    def visit(self, address: str) -> None:
+        """Go to an address of a server and wait until the page's scripts have run."""
+        self._call("Page.navigate", url=address)
+        self.wait("location.protocol == 'http:' && document.readyState == 'complete'")
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file in a file field, as the browser's dialogue would."""
+        found = self._call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self._call("DOM.setFileInputFiles", files=[str(file)], objectId=found["result"]["objectId"])
+
+    def key(self, name: str) -> None:
+        """Press and release a key by its name (`KeyboardEvent.key`)."""
+        text = {"text": name} if len(name) == 1 else {}
+        self._call("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=name)
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
         found = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
