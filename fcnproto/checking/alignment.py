@@ -71,7 +71,9 @@ def _random(layer: Layer) -> Iterator[str]:
             yield "mirrors"
         if transform.crop_size:
             yield f"crops {transform.crop_size} x {transform.crop_size}"
-    if isinstance(layer, (ImageData, HDF5Data)) and layer.config.shuffle:
+    if (isinstance(layer, (ImageData, HDF5Data)) and layer.config.shuffle) or (
+        isinstance(layer, Data) and layer.shuffles
+    ):
         yield "shuffles"
     if isinstance(layer, (Data, ImageData)) and layer.config.rand_skip:
         yield "skips at random"

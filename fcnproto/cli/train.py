@@ -48,7 +48,7 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
     is_flag=True,
     help="Caffe's gradients also where shared memory makes them other than the true ones.",
 )
-@_nets.net_options(None, gpu=True, writes=True, shapes=False, device="by solver_mode")
+@_nets.net_options(None, gpu=True, writes=True, device="by solver_mode")
 @click.option("--sigint-effect", type=_EFFECTS, default="stop", show_default=True, help="What Ctrl-C does.")
 @click.option("--sighup-effect", type=_EFFECTS, default="snapshot", show_default=True, help="What a hangup does.")
 @_options.precision_option("Arithmetic of forward and backward; parameters stay float32.")
@@ -123,6 +123,7 @@ def command(
             caffe_proto=nets.caffe_proto,
             caffe_exact=caffe_exact,
             path=solver_file,
+            shapes=nets.shapes,
         )
         solver.request, solver.score_tests = signals, score
         if score and not any(judged_blobs(net) for net in solver.test_nets):

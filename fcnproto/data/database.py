@@ -32,6 +32,10 @@ class Data(SourceLayer):
     Items of a batch must have one size, after cropping. Encoded images are decoded by Pillow, to their own channels
     unless force_color or force_gray. Reading is done when the batch is asked for; `prefetch` makes no difference. An
     LMDB is read as such even where the prototxt says LEVELDB (the default), with a warning.
+
+    With `shuffle`, which forks have, each time round goes through all records in an order of its own: Intel's way.
+    NVIDIA needs `cache` for it, which only says so here; then, in TRAIN alone, the first time round is in order.
+    Several workers go through all records then, each in its own order.
     """
 
     differences = (
@@ -40,10 +44,12 @@ class Data(SourceLayer):
     )
     config_field = "data_param"
     also_reads: ClassVar[tuple[str, ...]] = ("transform_param",)
-    fork_fields: ClassVar[tuple[str, ...]] = ("transform_param.crop_h", "transform_param.crop_w")
+    fork_fields: ClassVar[tuple[str, ...]] = (
+        *("transform_param.crop_h", "transform_param.crop_w", "data_param.shuffle", "data_param.cache"),
+    )
     tops = (1, 2)
-    position_fields = ("key", "offset")
-    handles = ("records",)
+    position_fields: ClassVar[tuple[str, ...]] = ("key", "offset")
+    handles = ("records", "keys")
 
     def __init__(self, param: Any, num_tops: int | None = None) -> None:
         super().__init__(param, num_tops)
@@ -52,7 +58,13 @@ class Data(SourceLayer):
         self.offset = 0
         """Records passed since the start, those of other workers included."""
         self.records: Records | None = None
+        self.order_seed: int | None = None
+        """What the orders follow from, where records are shuffled."""
+        self.keys: list[bytes] | None = None
+        self._order: tuple[tuple[int, int], np.ndarray] | None = None
         self.transform = DataTransform(param.transform_param)
+        if self.config.shuffle:
+            self.position_fields = ("key", "offset", "order_seed")  # type: ignore[misc]
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         if self.config.batch_size == 0:
@@ -92,8 +104,14 @@ class Data(SourceLayer):
 
     def _next_records(self, database: Records) -> tuple[list[Record], str, int]:
         """This worker's records for a batch, and the key and number of the record after them."""
+        if self.shuffles:
+            found = [
+                database.seek(self._shuffled_key(database, self.offset + k)) for k in range(self.config.batch_size)
+            ]
+            offset = self.offset + len(found)
+            return found, self._shuffled_key(database, offset).hex(), offset
         rank, workers = self.share()
-        found: list[Record] = []
+        found = []
         record = database.seek(None if self.key is None else bytes.fromhex(self.key))
         offset = self.offset
         while len(found) < self.config.batch_size:
@@ -102,6 +120,31 @@ class Data(SourceLayer):
             record = database.next()
             offset += 1
         return found, record[0].hex(), offset
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether records come in orders drawn at random."""
+        return bool(self.config.shuffle) and not (self._as_nvidia and not (self.training and self.config.cache))
+
+    @property
+    def _as_nvidia(self) -> bool:
+        return self.dialect == "nvidia" or bool(self.config.HasField("cache"))
+
+    def _shuffled_key(self, database: Records, number: int) -> bytes:
+        """The key of the record that comes as the `number`-th since the start."""
+        if self.keys is None:
+            self.keys = database.keys()
+        if self.order_seed is None:
+            self.order_seed = int(self.generator.integers(2**62))
+        turn, place = divmod(number, len(self.keys))
+        if turn == 0 and self._as_nvidia:
+            return self.keys[place]
+        if self._order is None or self._order[0] != (self.order_seed, turn):
+            self._order = (
+                (self.order_seed, turn),
+                np.random.default_rng([self.order_seed, turn]).permutation(len(self.keys)),
+            )
+        return self.keys[int(self._order[1][place])]
 
     def _batch(self, records: Sequence[Record]) -> tuple[Tensor, ...]:
         """The tops for the records of a batch."""

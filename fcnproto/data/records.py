@@ -39,6 +39,13 @@ class Records(ABC):
     def count(self) -> int:
         """The number of records."""
 
+    def keys(self) -> list[bytes]:
+        """The keys of all records, in order; the place in the database is the first record then."""
+        found = [self.seek(None)[0]]
+        while (key := self.next()[0]) != found[0]:
+            found.append(key)
+        return found
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the database."""

@@ -29,10 +29,10 @@ class PlaceHolder(Layer):
         self.held = why or reason(param)
         self.is_data = not param.bottom  # type: ignore[misc]
 
-    def take_blobs(self, shapes: Sequence[Shape]) -> None:
-        """Have blobs of these shapes, called `blob_0` and so on."""
+    def take_blobs(self, shapes: Sequence[Shape], names: Sequence[str] = ()) -> None:
+        """Have blobs of these shapes, called `blob_0` and so on unless there are `names`."""
         for index, shape in enumerate(shapes):
-            self.add_blob(f"blob_{index}", shape)
+            self.add_blob(names[index] if names else f"blob_{index}", shape)
 
     def top_shapes(self, shapes: Sequence[Shape]) -> Sequence[Any] | None:
         return [None] * self.num_tops

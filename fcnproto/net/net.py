@@ -363,6 +363,24 @@ class Net(Described, nn.Module):
             node.held and not layer.holds_place for node, layer in zip(self.graph.nodes, self.layers, strict=True)
         )
 
+    def give_sizes(self, shapes: Mapping[str, Sequence[int]] | None = None) -> list[str]:
+        """Set up the layers that wait for the sizes of data tops, by these `shapes`, else by a batch of the net's own
+        data (which comes again). Returns why layers go on waiting, for people; empty where none does.
+
+        Calls do so by themselves. Whoever counts the parameters beforehand, as a solver does, needs it earlier.
+        """
+        if self._waits:
+            known = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+            sources = [layer for layer in self.data_layers() if isinstance(layer, SourceLayer)]
+            positions = [layer.get_position() for layer in sources]
+            values = {name: torch.empty(shape, device="meta") for name, shape in known.items()}
+            self._read_data(values)
+            for layer, position in zip(sources, positions, strict=True):
+                layer.set_position(position)
+            self._settle({name: tuple(value.shape) for name, value in values.items()})
+        pairs = zip(self.graph.nodes, self.layers, strict=True)
+        return [node.held for node, layer in pairs if node.held and not layer.holds_place and not layer.follows]
+
     def _settle(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Set up the layers that waited for the sizes of data tops, now that these are given."""
         with self._planning:
@@ -377,7 +395,7 @@ class Net(Described, nn.Module):
                 self._unfilled -= copy_weights(self, path, only=set(settled))[1]
             self.fill_params()
 
-    def _take_sizes(self, stored: StoredShapes) -> None:
+    def take_sizes(self, stored: StoredShapes) -> None:
         """Give place-holders the blobs of a weight file, and set up waiting layers by it, as far as it says enough."""
         layers = self.layers
         self._replace(layers, sizing.size_by_weights(self.graph, layers, stored))

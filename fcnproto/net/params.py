@@ -168,10 +168,7 @@ def module_names(layers: Sequence[Layer], taken: Callable[[str], bool]) -> list[
     names: list[str] = []
     seen: set[str] = set()
     for i, layer in enumerate(layers):
-        signs = unicodedata.normalize("NFKC", layer.name)
-        name = (
-            "".join("_" if sign in _NOT_IN_NAMES or not sign.isprintable() else sign for sign in signs) or f"layer{i}"
-        )
+        name = module_stem(layer.name) or f"layer{i}"
         stem, tries = name, 0
         while taken(name) or name in seen or keyword.iskeyword(name):
             tries += 1
@@ -181,6 +178,12 @@ def module_names(layers: Sequence[Layer], taken: Callable[[str], bool]) -> list[
         seen.add(name)
         names.append(name)
     return names
+
+
+def module_stem(name: str) -> str:
+    """A layer's name as its module's begins, with what can't stand there replaced."""
+    signs = unicodedata.normalize("NFKC", name)
+    return "".join("_" if sign in _NOT_IN_NAMES or not sign.isprintable() else sign for sign in signs)
 
 
 _MOST_UNDERSCORES = 16

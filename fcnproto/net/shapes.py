@@ -534,7 +534,8 @@ def size_by_weights(graph: Graph, layers: list[Layer], stored: StoredShapes) -> 
             continue
         if layers[index].holds_place:
             if stored.of(node.name):
-                layers[index].take_blobs(stored.of(node.name))  # type: ignore[operator]
+                named = [*stored.named(node.name)]
+                layers[index].take_blobs(stored.of(node.name), named)  # type: ignore[operator]
                 sized.append(index)
             continue
         found = _fitting(graph, node, layers[index], stored, {}, _GUESSES[0])

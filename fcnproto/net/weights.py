@@ -71,9 +71,9 @@ def copy_weights(
     if net.device.type == "meta":
         raise WeightsError(f"{path}: can't be copied: the net is on the device 'meta', so its blobs hold no values")
     if path.name.lower().endswith(".safetensors"):
-        return _copy_tensors(net, path)
+        return _copy_tensors(net, path, only)
     if only is None:
-        net._take_sizes(StoredShapes([path]))
+        net.take_sizes(StoredShapes([path]))
     with open_weights(path) as stored:
         targets: dict[str, tuple[int, Layer]] = {}
         for i, layer in enumerate(net.layers):
@@ -114,8 +114,13 @@ def copy_weights(
     return CopyReport(tuple(copied), tuple(dict.fromkeys(missing)), tuple(ignored)), filled
 
 
-def _copy_tensors(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
+def _copy_tensors(net: Net, path: Path, only: set[int] | None) -> tuple[CopyReport, set[BlobPlace]]:
+    if only is None:
+        net.take_sizes(StoredShapes([path]))
     stored, own = with_new_names(net, read_safetensors(path)), net.state_dict()
+    if only is not None:
+        modules = [name for index, name in enumerate(net._module_names) if index in only]
+        stored = {name: value for name, value in stored.items() if name.rpartition(".")[0] in modules}
     for name, value in stored.items():
         if name in own and value.shape != own[name].shape:
             raise WeightsError(
@@ -123,7 +128,7 @@ def _copy_tensors(net: Net, path: Path) -> tuple[CopyReport, set[BlobPlace]]:
                 f"{tuple(own[name].shape)}; {_MATCH_ADVICE}"
             )
     found = [name for name in stored if name in own]
-    if own and not found:
+    if own and not found and only is None:
         raise WeightsError(
             f"{path}: fills no layer of {net.graph.title}; its names are {_some(list(stored))}, "
             f"the net's are {_some(list(own))}; is it the weight file of another net?"

@@ -83,6 +83,19 @@ def net_definition(
     return net
 
 
+def stored_definition(path: PathLike) -> caffe_pb2.NetParameter | None:
+    """The definition in a caffemodel that a fork wrote under numbers of its own, without its blobs and not upgraded;
+    None where nobody but Caffe, or no known fork, may have written it. Errors and warnings as of `net_definition`."""
+    name = os.fspath(path)
+    with open_binary(name, WEIGHTS) as file:
+        window = Window(file, name)
+        reading = fork_evidence.read(_Stripper(window, as_written=True).message(0, window.size, _NET), name)
+    if reading is None:
+        return None
+    _tell_left_out(name, reading.left_out)
+    return reading.net
+
+
 def _tell_left_out(name: str, settings: Sequence[str]) -> None:
     if settings:
         more = f" and {len(settings) - _MOST_TOLD} more" if len(settings) > _MOST_TOLD else ""

@@ -20,7 +20,7 @@ from fcnproto.schema import caffe_pb2, fork_numbers, forks, unknown
 from fcnproto.schema.fields import FIRST_ADDED, fields_of
 from fcnproto.schema.settings import settings_fields
 from fcnproto.schema.text import format_message, parse
-from fcnproto.schema.upgrade import V1_TYPES
+from fcnproto.schema.upgrade import FURTHER_V1_TYPES, V1_TYPES
 
 DIALECTS: dict[str, tuple[str, ...]] = {
     "cascade-rcnn": ("zhaoweicai/cascade-rcnn", "zhaoweicai/mscnn"),
@@ -219,7 +219,8 @@ def _type_name(layer: Any) -> str | None:
     name = layer.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[layer.type].name
     if name != "NONE" and name.endswith("DATA") == bool(layer.bottom):
         return None
-    return V1_TYPES.get(name) or "".join(word.capitalize() for word in name.split("_"))
+    known = V1_TYPES.get(name) or FURTHER_V1_TYPES.get(name)
+    return known or "".join(word.capitalize() for word in name.split("_"))
 
 
 def _fits(field: str, type_name: str) -> bool:

@@ -163,10 +163,12 @@ class _Parser:
     def _check_unknown(self, token: Token, table: MessageFields) -> None:
         """Raises for a field that the schema doesn't have if the parser is strict, or if it can be no fork's: in the
         settings of a user's own layer, or where it shows another kind of file."""
-        error = self.tokens.error(self._unknown(token.text, table), token)
-        if self.strict or table.own or (len(self.open) == 1 and _is_of_other_kind(token.text, table)):
-            raise error
-        if self.misplaced is None and any(token.text in other.by_name for other, _ in self.open[:-1]):
+        refused = self.strict or table.own or (len(self.open) == 1 and _is_of_other_kind(token.text, table))
+        misplaced = self.misplaced is None and any(token.text in other.by_name for other, _ in self.open[:-1])
+        if refused or misplaced:  # the words take longer than all else
+            error = self.tokens.error(self._unknown(token.text, table), token)
+            if refused:
+                raise error
             self.misplaced = error
 
     def _is_unknown_value(self, field: Field) -> bool:

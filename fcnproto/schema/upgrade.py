@@ -93,7 +93,8 @@ V1_TYPES: dict[str, str] = {
     "UNPOOLING": "Unpooling",
     "UPSAMPLE": "Upsample",
     "VIDEO_DATA": "VideoData",
-    # Names that the schema's enum lacks; they stand for these types all the same.
+}
+FURTHER_V1_TYPES: dict[str, str] = {
     "CENTER_LOSS": "CenterLoss",
     "DETECTION_OUTPUT": "DetectionOutput",
     "FLIP": "Flip",
@@ -108,6 +109,7 @@ V1_TYPES: dict[str, str] = {
     "SHUFFLE_CHANNEL": "ShuffleChannel",
     "TRIPLET_LOSS": "TripletLoss",
 }
+"""Types of forks whose names in the old format the schema's enum lacks."""
 V1_NUMBERS: dict[int, str] = {40: "CROP"}
 """Numbers of V1 layer types that Caffe itself never had, but trained nets do: the first branch of the FCN authors."""
 SOLVER_TYPES: dict[str, str] = {
@@ -195,7 +197,7 @@ def _upgrade_v1_layer(old: caffe_pb2.V1LayerParameter, new: caffe_pb2.LayerParam
     for text in unknown.kept(old):
         if unknown.name_of(text) == "type":
             type_name = text.removeprefix("type:").strip()
-            new.type = V1_TYPES.get(type_name, type_name)
+            new.type = FURTHER_V1_TYPES.get(type_name, type_name)
         else:
             unknown.keep(new, text)
     for descriptor, value in old.ListFields():

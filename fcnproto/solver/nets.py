@@ -6,6 +6,7 @@ Not for the training itself.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fcnproto.errors import DataError, GraphError, SolverError
 from fcnproto.layers.base import Layer
 from fcnproto.net import Net
 from fcnproto.net import params as net_params
+from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
 
@@ -33,11 +35,21 @@ class NetSource:
     base_dir: Path | None
     file: str | None = None
 
-    def build(self, weights: list[str], *, allow_python: bool, net_type: type[Net] = Net, **reading: Any) -> Net:
+    def build(
+        self,
+        weights: list[str],
+        *,
+        allow_python: bool,
+        net_type: type[Net] = Net,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        **reading: Any,
+    ) -> Net:
         """The net with the values of `weights` (later files overwrite), and fillers' values where they have none.
 
-        `reading`: `crop`, `dialect`, `strict` and `caffe_exact`, as for `Net`.
+        `shapes`: those of data tops, by name; others of the solver's nets may be among them. `reading`: `crop`,
+        `dialect`, `strict` and `caffe_exact`, as for `Net`.
         """
+        tops = {*self.param.input, *(top for layer in (*self.param.layer, *self.param.layers) for top in layer.top)}
         try:
             net = net_type(
                 self.param,
@@ -50,6 +62,7 @@ class NetSource:
                 file=self.file,
                 fill=False,
                 sized_by=weights,
+                shapes={name: shape for name, shape in (shapes or {}).items() if name in tops},
                 **reading,
             )
         except (GraphError, DataError) as error:
@@ -143,6 +156,7 @@ def share_weights(source: Net, target: Net) -> None:
     Caffe's ShareTrainedLayersWith: layers that only one net has are passed over. Raises `SolverError` where numbers or
     shapes of blobs differ.
     """
+    target.take_sizes(StoredShapes.of_layers(source.layers))
     targets = {layer.name: layer for layer in reversed(target.layers)}
     for layer in source.layers:
         twin = targets.get(layer.name)

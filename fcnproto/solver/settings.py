@@ -70,6 +70,15 @@ def check(param: caffe_pb2.SolverParameter) -> None:
         warn(f"lr_policy {param.lr_policy!r} reads {', '.join(missing)}, not given: taken for 0 or none, as in Caffe")
 
 
+def warn_of_waiting(net: Net) -> None:
+    """Warn of layers that wait for a size that nobody has said yet."""
+    pairs = zip(net.graph.nodes, net.layers, strict=True)
+    held = [node.held for node, layer in pairs if node.held and not layer.holds_place and not layer.follows]
+    if held:
+        more = f" (and {len(held) - 1} more layers)" if len(held) > 1 else ""
+        warn(held[0].replace("load(..., shapes=", "Solver(..., shapes=") + more)
+
+
 def warn_of_vain_training(net: Net) -> None:
     """Warn of what keeps a net, as it is before its first iteration, from learning."""
     told = len(randomly_moved(net.layers)) > 1  # loading warned of two that draw

@@ -7,7 +7,7 @@ and shows (`log`, `progress`) stands in the modules beside this one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from fcnproto import zoo
+from fcnproto.errors import DataError, SolverError
 from fcnproto.escaping import printable
 from fcnproto.net import Net
 from fcnproto.net.arriving import Arriving
+from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_solver
 from fcnproto.schema.upgrade import upgrade_solver
@@ -51,6 +53,8 @@ class Solver:
         strict: refuse what nobody here knows in the solver and its nets, as for `load`.
         caffe_proto: the schema of the fork that the nets were written for, as for `load`.
         caffe_exact: train with Caffe's gradients also where they are not the true ones, as for `load`.
+        shapes: shapes of data tops that nothing else tells, by name. Layers that wait for a size are told of; the first
+            step sets them up by what it is given, or by the data.
 
     Attributes:
         net, test_nets: the nets. Test nets have weights of their own until the first test (as in Caffe).
@@ -82,6 +86,7 @@ class Solver:
         caffe_exact: bool = False,
         strict: bool = False,
         caffe_proto: PathLike | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if isinstance(solver, caffe_pb2.SolverParameter):
             self.param, self._file = caffe_pb2.SolverParameter(), None if path is None else Path(path)
@@ -106,18 +111,17 @@ class Solver:
         target = settings.choose_device(self.param) if device is None else torch.device(device)
         reading: dict[str, Any] = {"crop": crop, "dialect": dialect, "caffe_exact": caffe_exact, "strict": strict}
         reading["caffe_proto"] = caffe_proto
-        reading["net_type"] = self.net_type
+        reading |= {"net_type": self.net_type, "shapes": shapes}
         self.net: Net = train.build(weights, allow_python=allow_python, **reading).to(target)
         if sampling is not None:
             sampling.install(self.net)
         self.test_nets: list[Net] = [
             source.build(weights, allow_python=allow_python, **reading).to(target) for source in tests
         ]
+        settings.warn_of_waiting(self.net)
         self._policy = LearningRatePolicy(self.param) if self.param.lr_policy else None
         self.engine = Engine(self.net, options or Options())
-        self.optimizer = settings.make_optimizer(self.param, self.net)
-        if self.param.snapshot_diff:
-            self.optimizer.keep_updates()
+        self._make_optimizer()
         self.iter = 0
         self._place = SnapshotPlace(self.param, self._file)
         if self.param.snapshot:
@@ -165,6 +169,26 @@ class Solver:
 
     # Training.
 
+    def _make_optimizer(self) -> None:
+        self.optimizer = settings.make_optimizer(self.param, self.net)
+        if self.param.snapshot_diff:
+            self.optimizer.keep_updates()
+
+    def _give_sizes(self, inputs: Mapping[str, Tensor]) -> None:
+        """Set up what waits for a size in the train net, before its parameters are counted."""
+        if not any(node.held for node in self.net.graph.nodes):
+            return
+        before = len(self.net.learnable)
+        try:
+            waiting = self.net.give_sizes({name: tuple(value.shape) for name, value in inputs.items()})
+        except DataError as error:
+            (first, *_) = [node.held for node in self.net.graph.nodes if node.held]
+            raise SolverError(f"{first} ({error})") from error
+        if waiting:
+            raise SolverError(waiting[0])
+        if len(self.net.learnable) != before:
+            self._make_optimizer()
+
     def step(self, iterations: int = 1, /, **inputs: Any) -> None:
         """Do so many iterations, whatever max_iter says.
 
@@ -179,10 +203,11 @@ class Solver:
             self._window = LossWindow(self.param.average_loss, self.iter)
         self._keep_window = False
         self._pace.restart(self.iter)
+        values = {name: self._tensor(value) for name, value in inputs.items()}
+        self._give_sizes(values)
         if iterations > 0 and not self._examined and self._leads:
             self._examined = True  # once, since the net's values are looked through
             settings.warn_of_vain_training(self.net)
-        values = {name: self._tensor(value) for name, value in inputs.items()}
         self._end = self.iter + iterations
         self._tell("started", self._end)
         error: BaseException | None = None
@@ -404,6 +429,9 @@ class Solver:
                 settings.warn(f"snapshot passed over: {reason}")
         self.engine.feeder.stand_back()
         opened, model = snapshots.open_snapshot(Path(path))
+        if self.net.unknown:
+            self.net.take_sizes(StoredShapes([model]))
+            self._make_optimizer()
         with opened as state:
             # All that can be wrong with the state shows before the first value is changed.
             self.optimizer.check_history(state.history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from data_layers import assert_resumes, batches, make_source, write_lmdb
 from PIL import Image
 
+import fcnproto
 from fcnproto.data.datum import array_to_datum, datum_array
 from fcnproto.data.records import open_records
 from fcnproto.data.tools import image_mean
@@ -325,3 +327,48 @@ def test_a_database_appears_only_when_complete(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "db", [("0", ITEMS[0], 0)])
     with pytest.raises(DataError, match="exists already"), new_database(str(tmp_path / "db")):
         pass
+
+
+def test_forks_shuffle_records(tmp_path: Path) -> None:
+    """Each time round all records come once: Intel's way in an order of its own every time, NVIDIA's from the second on,
+    in TRAIN alone and with `cache`."""
+    write_lmdb(tmp_path / "db", [(f"{index:03d}", np.zeros((1, 1, 1), np.uint8), index) for index in range(30)])
+
+    def rounds(more: str, phase: str = "train", dialect: str | None = None, count: int = 3) -> list[list[int]]:
+        text = (
+            f'layer {{ name: "d" type: "Data" top: "data" top: "label" data_param {{ source: "{tmp_path}/db" '
+            f"backend: LMDB batch_size: 10 {more} }} }}"
+        )
+        (tmp_path / "net.prototxt").write_text(text)
+        net = fcnproto.load(tmp_path / "net.prototxt", phase=phase, dialect=dialect)
+        labels = [int(label) for _ in range(3 * count) for label in net(blobs=["label"])["label"]]
+        return [labels[30 * k : 30 * (k + 1)] for k in range(count)]
+
+    in_order = [*range(30)]
+    for more, phase, dialect, firsts in (
+        ("shuffle: true", "train", None, 0),
+        ("shuffle: true", "test", None, 0),
+        ("shuffle: true cache: true", "train", None, 1),
+        ("shuffle: true cache: true", "test", None, 3),
+        ("shuffle: true", "train", "nvidia", 3),
+        ("", "train", None, 3),
+    ):
+        found = rounds(more, phase, dialect)
+        assert [one == in_order for one in found] == [True] * firsts + [False] * (3 - firsts), (more, phase, dialect)
+        assert all(sorted(one) == in_order for one in found)
+        assert firsts == 3 or found[1] != found[2]
+
+
+def test_shuffled_records_are_resumed(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "db", [(f"{index:03d}", np.zeros((1, 1, 1), np.uint8), index) for index in range(7)])
+    text = (
+        f'layer {{ name: "d" type: "Data" top: "data" top: "label" data_param {{ source: "{tmp_path}/db" backend: LMDB '
+        "batch_size: 3 shuffle: true } }"
+    )
+    (tmp_path / "net.prototxt").write_text(text)
+    first, second = (fcnproto.load(tmp_path / "net.prototxt", phase="train") for _ in range(2))
+    for _ in range(3):
+        first(blobs=["label"])
+    second.data_layers()[0].set_position(json.loads(json.dumps(first.data_layers()[0].get_position())))
+    for _ in range(4):
+        assert torch.equal(first(blobs=["label"])["label"], second(blobs=["label"])["label"])

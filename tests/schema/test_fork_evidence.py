@@ -15,6 +15,7 @@ from fcnproto.graph.dialect import DIALECTS
 from fcnproto.schema import fork_evidence, fork_numbers
 from fcnproto.schema.definition import net_definition
 from fcnproto.schema.text import format_message
+from fcnproto.schema.weights import open_weights
 
 
 def layer(kind: str, number: int = 0, content: bytes = b"") -> bytes:
@@ -157,3 +158,20 @@ def test_what_the_package_wrote_is_its_own(tmp_path: Path) -> None:
     text = 'layer { name: "b" type: "PriorBox" prior_box_param { faceboxes: true min_size: 4 } strange: 3 }'
     net = parse(text, caffe_pb2.NetParameter, strict=False)
     assert definition(tmp_path, net.SerializeToString()) == " ".join(format_message(net).split())
+
+
+def test_upgrade_keeps_what_forks_have(tmp_path: Path) -> None:
+    """A fork's binary file in the format before 2014 keeps its settings and values; C3D's blobs get a shape."""
+    values = struct.pack("<4f", 1, 2, 3, 4)
+    c3d = field(1, 1) + field(2, 1) + field(3, 1) + field(4, 2) + field(5, 2) + field(6, values)
+    body = field(2, "x") + field(3, "y") + field(4, "c") + field(5, 30) + field(6, c3d)
+    old, new, text = tmp_path / "old.caffemodel", tmp_path / "new.caffemodel", tmp_path / "net.prototxt"
+    old.write_bytes(field(2, body + field(10, field(1, 1) + field(4, 2) + field(6, 1))))
+    assert main(["upgrade", str(old), str(new)]) == 0
+    with open_weights(new) as stored:
+        assert stored.layers[0].type == "Convolution3D" and stored.layers[0].blobs[0].shape == (1, 1, 1, 2, 2)
+        assert stored.layers[0].blobs[0].array().ravel().tolist() == [1, 2, 3, 4]
+    assert "kernel_depth: 1" in " ".join(format_message(net_definition(new)).split())
+    text.write_text('layers { name: "w" type: WARP bottom: "x" top: "y" warp_param { by: 2 } }')
+    assert main(["upgrade", str(text), str(text)]) == 0
+    assert 'type: "WARP"' in text.read_text() and "warp_param {\n    by: 2\n  }" in text.read_text()
