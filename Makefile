@@ -18,7 +18,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 SITE_STAMP := $(VENV)/.installed-site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu gpu-check lint format proto models docs site train-mini bench clean
+.PHONY: help demo test test-all test-cluster test-gpu gpu-check lint format proto models docs site train-mini bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,8 +42,11 @@ demo: $(USER_STAMP)  ## segment newly drawn scenes and check the result (picture
 test: $(DEV_STAMP)  ## run the tests, without the slow ones and those for a GPU
 	$(RUN) -m pytest --dist loadfile $(PYTEST_FLAGS)
 
-test-all: $(DEV_STAMP)  ## run all tests; those for a GPU are skipped where there is none
-	$(RUN) -m pytest --dist loadfile -m "slow or not slow" $(PYTEST_FLAGS)
+test-all: $(DEV_STAMP)  ## run all tests but those on clusters; those for a GPU are skipped where there is none
+	$(RUN) -m pytest --dist loadfile -m "not cluster" $(PYTEST_FLAGS)
+
+test-cluster: $(DEV_STAMP)  ## run the tests that start Ray and torchrun (under five minutes on two cores)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
 
 test-gpu: $(DEV_STAMP)  ## run the tests for a GPU
 	$(RUN) -m pytest -m gpu

@@ -168,12 +168,19 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _tidy(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed in the middle of writing."""
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left in a folder and its subfolders, where no other process may be writing."""
+    for inner, _, names in os.walk(folder):
+        if any(name.endswith(TEMPORARY) for name in names):
+            _tidy(Path(inner), 0.0)
+
+
+def _tidy(folder: Path, seconds: float = _STALE_SECONDS) -> None:
+    """Remove the temporary files of processes that were killed in the middle of writing, so long ago at least."""
     with suppress(OSError):
         for left in folder.glob(f".*{TEMPORARY}"):
             with suppress(OSError), open(left, "rb") as file:
-                old = time.time() - os.fstat(file.fileno()).st_mtime > _STALE_SECONDS
+                old = time.time() - os.fstat(file.fileno()).st_mtime > seconds
                 if old and _lock(file.fileno()):
                     left.unlink()
 

@@ -6,12 +6,13 @@ follow Caffe to the bit for the formats that Caffe reads.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -71,11 +72,13 @@ class Preprocessing:
         return f"{self.kind.upper()}, {mean}, scale {self.scale:g}" + (f" ({self.why})" if self.why else "")
 
 
-def open_image(path: PathLike) -> Image.Image:
-    """The image file's first frame with its pixels read, turned upright as its EXIF data say. Raises `DataError`."""
+def open_image(path: PathLike, content: bytes | None = None) -> Image.Image:
+    """The image file's first frame with its pixels read, turned upright as its EXIF data say. Raises `DataError`.
+
+    With `content` that is the file's, and the path only its name."""
     file = os.fspath(path)
     try:
-        with Image.open(file) as image:
+        with Image.open(file if content is None else io.BytesIO(content)) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
@@ -85,16 +88,16 @@ def open_image(path: PathLike) -> Image.Image:
     except PermissionError:
         raise DataError(f"{file}: may not be read (permission denied)") from None
     except UnidentifiedImageError:
-        raise DataError(f"{file}: {_why_unknown(file)}") from None
+        raise DataError(f"{file}: {_why_unknown(file, content)}") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"{file}: too many pixels to be taken for an honest image ({error})") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
         raise DataError(f"{file}: can't be read as an image: {error or type(error).__name__}") from error
 
 
-def _why_unknown(file: str) -> str:
-    """Why Pillow takes a file for no image."""
-    if not os.path.getsize(file):
+def _why_unknown(file: str, content: bytes | None) -> str:
+    """Why Pillow takes a file (or content of that name) for no image."""
+    if not (os.path.getsize(file) if content is None else len(content)):
         return "the file is empty"
     suffix = os.path.splitext(file)[1].lower()
     if suffix == ".avif" and not features.check("avif"):
@@ -104,8 +107,9 @@ def _why_unknown(file: str) -> str:
     return "not an image of a known kind"
 
 
-def pixel_count(path: PathLike) -> int:
-    """The number of pixels of an image file by its header; 0 where that can't be read (reading it will say why)."""
+def pixel_count(path: PathLike | IO[bytes]) -> int:
+    """The number of pixels of an image file (or an open one) by its header; 0 where that can't be read (reading it will
+    say why)."""
     try:
         with Image.open(path) as image:
             return image.width * image.height

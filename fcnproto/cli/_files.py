@@ -70,6 +70,35 @@ class OutputFolder(click.ParamType):
         return Path(value)
 
 
+class FolderOrSink(OutputFolder):
+    """A folder; with `--cluster` (which is read first) also where a corpus's results go, see `_sink`."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The path, or the text of an address. Fails where nothing can be written there."""
+        return _sink(value, parameter, context) if _of_corpus(context) else super().convert(value, parameter, context)
+
+
+class FileOrSink(OutputFile):
+    """A file; with `--cluster` where a corpus's results go, see `_sink`."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The path, or the text of an address. Fails where nothing can be written there."""
+        return _sink(value, parameter, context) if _of_corpus(context) else super().convert(value, parameter, context)
+
+
+def _of_corpus(context: click.Context | None) -> bool:
+    return context is not None and isinstance(context.params.get("cluster"), str)
+
+
+def _sink(value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | str:
+    """A folder, a `.tar` or `.parquet` file, or an address (`s3://...`), which stays a text."""
+    text = os.fspath(value)
+    if "://" in text:
+        return text
+    is_file = text.endswith((".tar", ".parquet")) and not os.path.isdir(text)
+    return (OutputFile(makes_folder=True) if is_file else OutputFolder()).convert(value, parameter, context)
+
+
 def _why_no_folder(path: Path) -> str | None:
     """Why no files can be made in a folder that is there or is to be made."""
     folder = Path(os.path.abspath(path))

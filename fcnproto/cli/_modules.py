@@ -16,6 +16,8 @@ from fcnproto.errors import Error, UsageError
 
 _imported: dict[str, ModuleType] = {}
 """By file: the modules that were imported from files."""
+imported: list[str] = []
+"""What was imported, in order: files by their absolute paths, modules by their names."""
 
 
 def import_layers(text: str) -> ModuleType:
@@ -33,7 +35,9 @@ def import_layers(text: str) -> ModuleType:
     sys.path.insert(0, os.path.dirname(path) if is_file else os.getcwd())
     try:
         importlib.invalidate_caches()
-        return _import_file(path) if is_file else _import_module(text)
+        module = _import_file(path) if is_file else _import_module(text)
+        imported.append(path if is_file else text)
+        return module
     except Error:
         raise
     except Exception as error:

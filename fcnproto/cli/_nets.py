@@ -88,11 +88,16 @@ class NetOptions:
             "allow_writes": self.allow_writes,
         }
 
-    def load(self, model: Path | caffe_pb2.NetParameter, weights: Path | Sequence[str | Path] | None = None) -> Net:
-        """The net of a prototxt (or of a definition), with its weights, on the device."""
+    def load(
+        self,
+        model: Path | caffe_pb2.NetParameter,
+        weights: Path | Sequence[str | Path] | None = None,
+        device: str | None = None,
+    ) -> Net:
+        """The net of a prototxt (or of a definition), with its weights, on the device, or on another one."""
         import fcnproto
 
-        return fcnproto.load(model, weights, device=self.device, shapes=self.shapes, **self.state)
+        return fcnproto.load(model, weights, device=device or self.device, shapes=self.shapes, **self.state)
 
 
 def layers_option(function: _options.Function) -> _options.Function:

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _naming, _nets, _options, _output, _preprocessing
+from fcnproto.cli import _cluster, _files, _naming, _nets, _options, _output
+from fcnproto.cli._scored import DATA_SETS, Items, items_of, outputs_of
 from fcnproto.errors import UsageError
 from fcnproto.escaping import file_name, printable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fcnproto.data.datasets import ImageFolders
-    from fcnproto.meta import ScoreOutput
-    from fcnproto.net import Net
+    from fcnproto.cluster import Cluster
     from fcnproto.scoring import Scored
     from fcnproto.zoo import ModelInfo
 
 _path = click.Path(path_type=Path)
-_DATA_SETS = {
-    "voc": "voc-fcn32s",
-    "sbd": "voc-fcn32s",
-    "nyud": "nyud-fcn32s-color",
-    "siftflow": "siftflow-fcn32s",
-    "context": "pascalcontext-fcn32s",
-}
-"""The published data sets, each with a net of the zoo that is trained on its classes."""
 
 
 def _result_options(function: _options.Function) -> _options.Function:
@@ -69,38 +58,63 @@ def command() -> None:
     """Score segmentations: pixel accuracy, mean accuracy, mean IU, frequency weighted IU, IU by class."""
 
 
+def _corpus_options(function: _options.Function) -> _options.Function:
+    sink = click.option(
+        "-o",
+        "--output",
+        type=_files.FolderOrSink(),
+        metavar="SINK",
+        help="With --cluster: a folder or .parquet file for each image's confusion matrix; --resume needs it.",
+    )
+    return _cluster.cluster_options(column=False)(sink(function))
+
+
 @command.command("folders")
-@click.argument("predictions", type=_path)
-@click.argument("truth", type=_path)
+@click.argument("predictions", type=click.Path())
+@click.argument("truth", type=click.Path())
 @_result_options
+@_corpus_options
 def folders_command(
-    predictions: Path, truth: Path, classes: Sequence[str], colours: Sequence[str], **settings: Any
+    predictions: str, truth: str, classes: Sequence[str], colours: Sequence[str], **settings: Any
 ) -> None:
     """Score the label images in PREDICTIONS against those in TRUTH.
 
     The prediction for cat.png is cat.png or cat_labels.png. Pixels are labels (palette and grey images), or colours
-    that stand for them (--colours).
+    that stand for them (--colours). With --cluster through Ray; the folders may be at fsspec's addresses.
     """
+    from fcnproto import cluster
     from fcnproto.scoring import score_folders
 
+    where = _where(settings)
     known, tables = _options.classes_and_colours(classes, colours)
     if list(known) != [""]:
         raise UsageError("say the classes with --classes (one name a line) or --colours, once")
     names = known[""]
-    with _progress() as told:
-        scored = score_folders(
-            predictions,
-            truth,
-            names,
-            ignore_label=settings["ignore_label"],
-            colours=tables.get(""),
-            binary=settings["binary_masks"],
-            leave_out=_numbers(settings["leave_out"], names),
-            count_absent=not settings["leave_out_absent"],
-            allow_empty_classes=settings["allow_empty_classes"],
-            told=told,
-        )
+    how: dict[str, Any] = {
+        "ignore_label": settings["ignore_label"],
+        "colours": tables.get(""),
+        "binary": settings["binary_masks"],
+        "leave_out": _numbers(settings["leave_out"], names),
+        "count_absent": not settings["leave_out_absent"],
+        "allow_empty_classes": settings["allow_empty_classes"],
+    }
+    if where is not None:
+        with _cluster.progress() as told_corpus:
+            scored = cluster.score_folders(
+                predictions, truth, names, cluster=where, out=settings["output"], told=told_corpus, **how
+            )
+    else:
+        with _progress() as told:
+            scored = score_folders(predictions, truth, names, told=told, **how)
     _show([scored], settings, None)
+
+
+def _where(settings: Mapping[str, Any], nets: _nets.NetOptions | None = None) -> Cluster | None:
+    """What the options of `--cluster` say; None without."""
+    if settings["cluster"] is None:
+        _cluster.refuse_without(settings)
+        return None
+    return _cluster.cluster_of(settings, nets)
 
 
 @command.command("net", cls=_naming.NetCommand)
@@ -111,7 +125,7 @@ def folders_command(
     "--masks", metavar="[BLOB=]DIR", multiple=True, help="Folder of masks with the images' names (sem=A, geo=B)."
 )
 @click.option(
-    "--data", "data_set", type=click.Choice(list(_DATA_SETS)), help="A published data set; with --root and --split."
+    "--data", "data_set", type=click.Choice(list(DATA_SETS)), help="A published data set; with --root and --split."
 )
 @click.option(
     "--mean",
@@ -126,6 +140,7 @@ def folders_command(
 @click.option("--year", type=int, default=2012, show_default=True, help="For --data voc.")
 @click.option("--iterations", type=click.IntRange(min=1), help="Forward passes on the net's own data layers.")
 @_result_options
+@_corpus_options
 @_nets.net_options()
 def net_command(
     model: Path,
@@ -140,27 +155,33 @@ def net_command(
     Without --images and --data the net's data layers say what is scored: a published val.prototxt its whole split once,
     others --iterations batches. Where the net is a published one, the published figures are printed beside.
     """
+    from fcnproto import cluster
     from fcnproto.preprocessing import zoo_record
     from fcnproto.scoring import score_net
 
-    net = nets.load(model, weights)
+    where = _where(settings, nets)
+    net = nets.load(model, weights, device=None if where is None else "cpu")
     record = zoo_record(model, weights)
     names, tables = _options.classes_and_colours(classes, colours)
-    outputs = _outputs(net, record, names, settings["data_set"])
-    items, count = _items(net, record, outputs, tables, settings)
+    outputs = outputs_of(net, record, names, settings["data_set"])
+    items, count = items_of(net, record, outputs, tables, settings)
     named = next(iter(outputs.values()))[1] if outputs else ()
-    with _progress() as told:
-        scored = score_net(
-            net,
-            items,
-            outputs,
-            count=count,
-            ignore_label=settings["ignore_label"],
-            leave_out=_numbers(settings["leave_out"], named),
-            count_absent=not settings["leave_out_absent"],
-            allow_empty_classes=settings["allow_empty_classes"] or settings["data_set"] is not None,
-            told=told,
-        )
+    how: dict[str, Any] = {
+        "ignore_label": settings["ignore_label"],
+        "leave_out": _numbers(settings["leave_out"], named),
+        "count_absent": not settings["leave_out_absent"],
+        "allow_empty_classes": settings["allow_empty_classes"] or settings["data_set"] is not None,
+    }
+    if where is not None:
+        if not isinstance(items, Items):
+            raise UsageError("--cluster: the net's own data layers read one after another; give --images and --masks")
+        with _cluster.progress() as told_corpus:
+            scored = cluster.score_net(
+                net, items, outputs, cluster=where, out=settings["output"], told=told_corpus, **how
+            )
+    else:
+        with _progress() as told:
+            scored = score_net(net, items, outputs, count=count, told=told, **how)
     _show(scored, settings, record)
 
 
@@ -175,129 +196,6 @@ def _numbers(texts: Sequence[str], names: Sequence[str]) -> list[int]:
         else:
             raise UsageError(f"--leave-out {text}: no such class")
     return found
-
-
-def _outputs(
-    net: Net, record: ModelInfo | None, names: Mapping[str, Sequence[str]], data_set: str | None
-) -> dict[str, tuple[str, Sequence[str]]] | None:
-    """Score blobs with their labels and class names (none where unknown); None where the net itself says them."""
-    from fcnproto.net.assigning import assign
-    from fcnproto.net.roles import judged_blobs, score_blobs
-
-    pairs = judged_blobs(net)
-    known: dict[str, Sequence[str]] = {}
-    for output in net.meta.outputs:
-        labelled = _labelled(data_set, output) if data_set is not None else None
-        if output.named or labelled is not None:
-            known[output.blob] = labelled or output.classes
-    if record is not None and all(output.blob in net.graph.blobs for output in record.outputs):
-        pairs = {output.blob: output.label for output in record.outputs}
-    if not pairs:
-        found = score_blobs(net)
-        if not names and len(found) > 1:
-            return None
-        pairs = {blob: "label" if len(found) == 1 else f"{blob}_label" for blob in found}
-    if names:
-        known |= assign(names, "--classes", {blob: (label,) for blob, label in pairs.items()}, needed=False)
-    return {blob: (label, known.get(blob, ())) for blob, label in pairs.items()}
-
-
-def _labelled(data_set: str, output: ScoreOutput) -> Sequence[str] | None:
-    """The classes that a published data set's labels for a score blob have, if there are as many as the net's."""
-    from fcnproto import zoo
-    from fcnproto.meta import of_record
-    from fcnproto.preprocessing import class_names
-
-    return class_names(output.blob, len(output.classes), of_record(zoo.info(_DATA_SETS[data_set]), ""))
-
-
-def _items(
-    net: Net,
-    record: ModelInfo | None,
-    outputs: Mapping[str, tuple[str, Sequence[str]]] | None,
-    tables: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> tuple[Iterable[Mapping[str, Tensor]], int]:
-    """What to score, and how many there are."""
-    from fcnproto.scoring import own_batches, own_length
-
-    if settings["images"] or settings["masks"]:
-        if not settings["images"] or not settings["masks"] or settings["data_set"] is not None:
-            raise UsageError("--images and --masks go together, and without --data")
-        folders = _folders(net, outputs or {}, tables, settings)
-        return (folders[index] for index in range(len(folders))), len(folders)
-    if settings["data_set"] is not None:
-        found = _published(record, settings)
-        return _renamed(found), len(found)
-    count = settings["iterations"] or own_length(net)
-    if count is None:
-        raise UsageError("say what to score: --images and --masks, --data, or --iterations for the net's data layers")
-    return own_batches(net, count), count
-
-
-def _folders(
-    net: Net,
-    outputs: Mapping[str, tuple[str, Sequence[str]]],
-    tables: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> ImageFolders:
-    """The images and masks in the folders of `--images` and `--masks`, by the net's blobs and labels."""
-    from fcnproto.data.datasets import ImageFolders, Images, Masks
-    from fcnproto.images import parse_mean
-    from fcnproto.net.assigning import assign
-    from fcnproto.net.roles import image_inputs, score_blobs
-    from fcnproto.preprocessing import preprocessing_of
-
-    inputs: dict[str, Sequence[str]] = dict.fromkeys(image_inputs(net, score_blobs(net)), ())
-    labels = {label: (blob,) for blob, (label, _) in outputs.items()}
-    names = dict(outputs.values())
-    if not names or not all(names.values()):
-        raise UsageError("say the classes with --classes (one name a line) or --colours")
-    places = assign(_options.named(settings["images"], "--images"), "--images", inputs)
-    masks = assign(_options.named(settings["masks"], "--masks"), "--masks", labels)
-    colours = assign(tables, "--colours", labels, needed=False)
-    means = assign(_options.named(settings["means"], "--mean"), "--mean", inputs, needed=False)
-    how = {blob: preprocessing_of(net, blob) for blob in inputs}
-    for blob, mean in means.items():
-        how[blob] = dataclasses.replace(how[blob], mean=parse_mean(mean), why="")
-    _preprocessing.tell_assumptions(how)
-    return ImageFolders(
-        {blob: Images(places[blob], how[blob]) for blob in inputs},
-        {
-            label: Masks(masks[label], len(names[label]), colours.get(label), settings["binary_masks"])
-            for label in labels
-        },
-    )
-
-
-def _published(record: ModelInfo | None, settings: Mapping[str, Any]) -> Any:
-    from fcnproto.data import datasets
-
-    name, root, split = settings["data_set"], settings["root"], settings["split"]
-    if root is None or split is None:
-        raise UsageError("--data needs --root and --split")
-    if name == "voc":
-        return datasets.VOC(root, split, settings["year"])
-    if name == "sbd":
-        return datasets.SBD(root, split)
-    if name == "siftflow":
-        return datasets.SIFTFlow(root, split)
-    if name == "context":
-        if settings["voc"] is None:
-            raise UsageError("--data context needs --voc, the folder that holds VOC2010")
-        return datasets.PASCALContext(root, settings["voc"], split)
-    kinds = {"image": "color", "hha": "hha", "depth": "depth"}
-    tops = [kinds[entry.kind] for entry in record.inputs] if record is not None else ["color"]
-    return datasets.NYUD(root, split, [*tops, "label"])
-
-
-def _renamed(items: Any) -> Iterator[dict[str, Tensor]]:
-    """The items under the net's names of its inputs: nets on one NYUDv2 image call it data."""
-    for index in range(len(items)):
-        item = dict(items[index])
-        if "data" not in item and len(item) == 2:
-            item["data"] = item.pop(next(key for key in item if key != "label"))
-        yield item
 
 
 @contextmanager

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _naming, _nets, _options, _output, _preprocessing
+from fcnproto.cli import _cluster, _files, _naming, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
-    from fcnproto.segment import Result
+    from fcnproto.cluster import Cluster
+    from fcnproto.segment import Result, Segmenter
 
 _CLASSES_SHOWN = 8
 
@@ -22,8 +23,8 @@ _CLASSES_SHOWN = 8
 @click.command("segment", cls=_naming.NetCommand)
 @click.argument("model", type=_nets.MODEL)
 @click.argument("weights", type=_nets.WEIGHTS)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER...")
-@click.option("-o", "--output", required=True, type=_files.OutputFolder(), help="Folder for the results.")
+@click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE_OR_FOLDER...")
+@click.option("-o", "--output", required=True, type=_files.FolderOrSink(), help="Folder for the results.")
 @click.option("--probs", is_flag=True, help="Write the probabilities too: .npz, 4 bytes for each pixel and class.")
 @click.option("--no-legend", is_flag=True, help="Leave the legend out of the overlays.")
 @click.option("-r", "--recursive", is_flag=True, help="Look for images in subfolders too.")
@@ -69,18 +70,26 @@ _CLASSES_SHOWN = 8
 )
 @click.option("--cuda-graphs", is_flag=True, help="On a GPU: record the net's work for each size and replay it.")
 @click.option("--max-side", type=click.IntRange(min=1), metavar="N", help="Shrink larger images for the net.")
+@_cluster.cluster_options()
+@click.option(
+    "--format",
+    "chosen_format",
+    type=click.Choice(["files", "tar", "parquet"]),
+    help="With --cluster: what the results in a folder are.  [default: files]",
+)
 @_nets.net_options()
 def command(
     model: Path,
     weights: Path,
-    images: Sequence[Path],
-    output: Path,
+    images: Sequence[str],
+    output: Path | str,
     classes: Path | None,
     recursive: bool,
     no_legend: bool,
     no_optimize: bool,
     inputs: Sequence[str],
     nets: _nets.NetOptions,
+    chosen_format: str | None,
     **settings: Any,
 ) -> int:
     """Segment images of any size with the net in the prototxt MODEL and its WEIGHTS (.caffemodel or .caffemodel.h5).
@@ -89,6 +98,9 @@ def command(
     cat_overlay.png for looking at. Results of an earlier run are replaced. An image that can't be worked on is
     reported, and the rest go on; the exit status is then 1. While the net works, the next images are read and the
     last results written.
+
+    With --cluster a corpus of any length is segmented through Ray: label files alone, or rows of a tar or Parquet file,
+    with a manifest; what is there already is done no more with --resume.
 
     Preprocessing and class names are those of the net's own data layer or of the published net that it is; for other
     nets BGR and the mean of ImageNet are assumed.
@@ -99,7 +111,11 @@ def command(
 
     if settings["cuda_graphs"] and no_optimize:
         raise UsageError("--cuda-graphs is part of what --no-optimize leaves out; give one of them")
-    net = nets.load(model, weights)
+    corpus = settings["cluster"] is not None
+    if not corpus:
+        _cluster.refuse_without({**settings, "format": chosen_format})
+    where = _cluster.cluster_of(settings, nets) if corpus else None
+    net = nets.load(model, weights, device="cpu" if corpus else None)
     segmenter = Segmenter(
         net if no_optimize else fcnproto.optimize(net, cuda_graphs=settings["cuda_graphs"]),
         blobs=settings["blobs"],
@@ -115,6 +131,10 @@ def command(
         for name, how in segmenter.preprocessing.items()
     }
     _preprocessing.tell_assumptions(segmenter.preprocessing)
+    if where is not None:
+        if inputs:
+            raise UsageError("--image: a corpus feeds nets with one image input")
+        return _segment_corpus(segmenter, images, output, where, recursive, chosen_format, settings)
     results = segment(
         segmenter,
         images,
@@ -126,6 +146,31 @@ def command(
         compared=settings["compared"],
     )
     return _print(results, settings["precision"], settings["as_json"])
+
+
+def _segment_corpus(
+    segmenter: Segmenter,
+    images: Sequence[str],
+    output: Path | str,
+    where: Cluster,
+    recursive: bool,
+    chosen_format: str | None,
+    settings: Mapping[str, Any],
+) -> int:
+    from fcnproto import cluster
+
+    with _cluster.progress() as told:
+        summary = cluster.segment(
+            segmenter,
+            images,
+            output,
+            cluster=where,
+            format=chosen_format,
+            column=settings["column"],
+            recursive=recursive,
+            told=told,
+        )
+    return _cluster.report(summary, settings["as_json"])
 
 
 def _print(results: Iterable[Result], precision: str, as_json: bool) -> int:

@@ -15,16 +15,18 @@ Colour = tuple[int, int, int]
 PathLike = str | os.PathLike[str]
 
 
-def read_mask(path: PathLike, colours: Mapping[Colour, int] | None = None, binary: bool = False) -> np.ndarray:
+def read_mask(
+    path: PathLike, colours: Mapping[Colour, int] | None = None, binary: bool = False, content: bytes | None = None
+) -> np.ndarray:
     """The labels (height, width) uint8 in an image file.
 
     Without `colours` the pixels of a palette, grey (8 or 16 bits, up to 255) or one-bit image; with it those that the
     table gives for the pixels' RGB colours. With `binary` black and white (0 and 255) are the labels 0 and 1; an image
-    of 0 and 1 has these labels already. Raises `DataError` naming the file for other images and for a colour
-    (and where it is) that the table lacks.
+    of 0 and 1 has these labels already. With `content` that is the file's. Raises `DataError` naming the file for other
+    images and for a colour (and where it is) that the table lacks.
     """
     name = os.fspath(path)
-    image = open_image(name)
+    image = open_image(name if content is None else content, name)
     try:
         image.load()
     except FAULTS as error:

@@ -78,15 +78,22 @@ def extract_features(
         for start in range(0, len(images), step):
             part = images[start : start + step]
             values = torch.cat([image_value(path, how, size, crop) for path, _ in part])
-            found = run_with(net, {inputs[0]: values.to(net.device)}, blobs)
-            for blob in blobs:
-                rows = _pooled(found[blob], pool).float().cpu().numpy()
-                if rows.shape[:1] != (len(part),):
-                    raise DataError(f"blob {blob!r} of shape {rows.shape} has no row for each of {len(part)} images")
+            for blob, rows in rows_of(net, inputs[0], values, blobs, pool).items():
                 add(blob, [name for _, name in part], rows)
             for _, name in part:
                 progress(name)
     return shapes
+
+
+def rows_of(net: Net, input: str, values: Tensor, blobs: Sequence[str], pool: Pool | None) -> dict[str, Array]:
+    """The blobs of images that are run together, on the CPU, a row for each. `DataError` where a blob has others."""
+    found = run_with(net, {input: values.to(net.device)}, blobs)
+    result = {}
+    for blob in blobs:
+        result[blob] = _pooled(found[blob], pool).float().cpu().numpy()
+        if result[blob].shape[:1] != (len(values),):
+            raise DataError(f"blob {blob!r} of shape {result[blob].shape} has no row for each of {len(values)} images")
+    return result
 
 
 def _encodable(name: str) -> str:

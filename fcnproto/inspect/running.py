@@ -61,7 +61,17 @@ def image_value(
 ) -> Tensor:
     """The value (1, channels, height, width) of an input for an image file, scaled to `size`, then cut in the middle to
     `crop` (both height, width). Raises `DataError`."""
-    image = read_depth(path) if how.kind == "depth" else read_image(path)
+    return value_of(read_depth(path) if how.kind == "depth" else read_image(path), how, size, crop, path)
+
+
+def value_of(
+    image: Image.Image,
+    how: Preprocessing,
+    size: tuple[int, int] | None,
+    crop: tuple[int, int] | None,
+    path: PathLike,
+) -> Tensor:
+    """As `image_value`, for an image that was read; `path` is for messages."""
     if size is not None:
         image = resize(image, *size)
     if crop is not None:

@@ -6,14 +6,14 @@ Only draws; it knows neither nets nor files. Colours are VOC's unless others are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fcnproto import zoo
-from fcnproto.escaping import printable
+from fcnproto.escaping import file_name, printable
 
 Array = npt.NDArray[Any]
 
@@ -92,3 +92,20 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
     joined.paste(left, (0, 0))
     joined.paste(right, (left.width, 0))
     return joined
+
+
+def parts(blobs: Sequence[str]) -> list[str]:
+    """What the names of the files of each score blob have after the image's name: nothing where there is one."""
+    if len(blobs) == 1:
+        return [""]
+    taken: set[str] = set()
+    names = []
+    for blob in blobs:
+        names.append("_" + file_name(blob, taken))
+        taken.add(names[-1][1:].lower())
+    return names
+
+
+def save_png(picture: Image.Image, file: IO[bytes]) -> None:
+    """Write a picture as PNG in a third of the time, with a tenth more bytes, than by default."""
+    picture.save(file, format="PNG", compress_level=3)

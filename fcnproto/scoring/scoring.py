@@ -110,15 +110,38 @@ def score_folders(
         if predicted is None:
             raise DataError(f"{path}: has no prediction {name}.png or {name}_labels.png in {os.fspath(predictions)}")
         labels, mask = (read_mask(file, colours, binary) for file in (predicted, path))
-        if labels.shape != mask.shape:
-            sizes = [f"{shape[1]}x{shape[0]}" for shape in (labels.shape, mask.shape)]
-            raise DataError(f"{predicted}: is {sizes[0]}, but {path} is {sizes[1]}")
-        matrix += _confusion(mask, labels, len(names), ignore_label, str(path), str(predicted))
+        matrix += pair_confusion(labels, mask, len(names), ignore_label, str(predicted), str(path))
         if told:
             told(number, len(expected))
+    return scored_of(
+        matrix, names, len(expected), os.fspath(truth), ignore_label, leave_out, count_absent, allow_empty_classes
+    )
+
+
+def pair_confusion(
+    labels: np.ndarray, mask: np.ndarray, classes: int, ignore_label: int, predicted: str, truth: str
+) -> np.ndarray:
+    """The confusion matrix of two label maps. `DataError` naming the file whose size or labels don't fit."""
+    if labels.shape != mask.shape:
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (labels.shape, mask.shape)]
+        raise DataError(f"{predicted}: is {sizes[0]}, but {truth} is {sizes[1]}")
+    return _confusion(mask, labels, classes, ignore_label, truth, predicted)
+
+
+def scored_of(
+    matrix: np.ndarray,
+    names: Sequence[str],
+    images: int,
+    truth: str,
+    ignore_label: int,
+    leave_out: Collection[int],
+    count_absent: bool,
+    allow_empty_classes: bool,
+) -> Scored:
+    """The result of label images whose confusion matrices have been added up; see `score_folders`."""
     if not allow_empty_classes:
-        _check_truth(matrix, names, os.fspath(truth))
-    return Scored(matrix, tuple(names), len(expected), _left_out(leave_out, ignore_label, matrix, count_absent))
+        _check_truth(matrix, names, truth)
+    return Scored(matrix, tuple(names), images, _left_out(leave_out, ignore_label, matrix, count_absent))
 
 
 def _left_out(leave_out: Collection[int], ignore_label: int, matrix: np.ndarray, count_absent: bool) -> tuple[int, ...]:
@@ -209,7 +232,7 @@ def score_net(
     Raises `UsageError` where an item lacks a label, `DataError` where its labels or size don't fit, or where all labels
     are 0 and void.
     """
-    pairs = dict(outputs) if outputs is not None else {blob: (label, ()) for blob, label in _default_pairs(net).items()}
+    pairs = dict(outputs) if outputs is not None else {blob: (label, ()) for blob, label in default_pairs(net).items()}
     tally = _Tally(net, pairs, ignore_label)
     with torch.no_grad():
         for item in items:
@@ -222,7 +245,9 @@ def score_net(
                 told(tally.items, count or tally.items)
     if not tally.items:
         raise UsageError("there is nothing to score")
-    return tally.results(leave_out, count_absent, allow_empty_classes)
+    return results_of(
+        pairs, tally.matrices, tally.losses, tally.images, ignore_label, leave_out, count_absent, allow_empty_classes
+    )
 
 
 def _origins(net: Net) -> list[str]:
@@ -242,39 +267,73 @@ class _Tally:
     def add(self, item: Mapping[str, Tensor]) -> None:
         """Run the net on an item and count."""
         self.items += 1
-        given = {key: value.to(self.net.device) for key, value in item.items() if key in self.net.source_shapes}
-        found = self.net(given, blobs=list(self.pairs))
-        if found.weighted:
-            self.losses.append(float(self.net.loss(found)))
-        for blob, (key, names) in self.pairs.items():
-            if key not in item:
-                raise UsageError(f"the items hold no {key!r} for score blob {blob!r}; they hold {', '.join(item)}")
-            scores, label = found[blob], item[key].reshape(-1, *item[key].shape[-2:])
-            classes = scores.shape[1]
-            if names and len(names) != classes:
-                raise UsageError(f"{len(names)} class names are given, but blob {blob!r} has {classes} classes")
-            where = f"item {self.items}, {key!r}"
-            if scores.shape[2:] != label.shape[1:]:
-                raise DataError(f"{where}: scores {tuple(scores.shape)}, labels {tuple(label.shape)}")
-            truth = label.cpu().numpy().astype(np.int64)
-            counts = _confusion(truth, scores.argmax(1).cpu().numpy(), classes, self.ignore_label, where, where)
-            self.matrices[blob] = self.matrices.get(blob, 0) + counts
-        self.images += max((found[blob].shape[0] for blob in self.pairs), default=0)
-
-    def results(self, leave_out: Collection[int], count_absent: bool, allow_empty_classes: bool) -> list[Scored]:
-        """One result for each labelling."""
-        loss = float(np.mean(self.losses)) if self.losses else None
-        results: list[Scored] = []
-        for blob, matrix in self.matrices.items():
-            names = tuple(self.pairs[blob][1]) or tuple(f"class {index}" for index in range(len(matrix)))
-            if not allow_empty_classes:
-                _check_truth(matrix, names, f"labels {self.pairs[blob][0]!r}")
-            left_out = _left_out(() if results else leave_out, self.ignore_label, matrix, count_absent)
-            results.append(Scored(matrix, names, self.images, left_out, blob, loss))
-        return results
+        found = measure(self.net, item, self.pairs, self.ignore_label, self.items)
+        if found.loss is not None:
+            self.losses.append(found.loss)
+        for blob, matrix in found.matrices.items():
+            self.matrices[blob] = self.matrices.get(blob, 0) + matrix
+        self.images += found.images
 
 
-def _default_pairs(net: Net) -> dict[str, str]:
+@dataclass(frozen=True)
+class Measured:
+    """What one item gave: confusion matrices by score blob, the number of images, the loss where the net has one."""
+
+    matrices: dict[str, np.ndarray]
+    images: int
+    loss: float | None
+
+
+def measure(
+    net: Net,
+    item: Mapping[str, Tensor],
+    pairs: Mapping[str, tuple[str, Sequence[str]]],
+    ignore_label: int,
+    number: int,
+) -> Measured:
+    """Run a net on item `number` and count; `pairs` are the `outputs` of `score_net`."""
+    given = {key: value.to(net.device) for key, value in item.items() if key in net.source_shapes}
+    found = net(given, blobs=list(pairs))
+    matrices = {}
+    for blob, (key, names) in pairs.items():
+        if key not in item:
+            raise UsageError(f"the items hold no {key!r} for score blob {blob!r}; they hold {', '.join(item)}")
+        scores, label = found[blob], item[key].reshape(-1, *item[key].shape[-2:])
+        classes = scores.shape[1]
+        if names and len(names) != classes:
+            raise UsageError(f"{len(names)} class names are given, but blob {blob!r} has {classes} classes")
+        where = f"item {number}, {key!r}"
+        if scores.shape[2:] != label.shape[1:]:
+            raise DataError(f"{where}: scores {tuple(scores.shape)}, labels {tuple(label.shape)}")
+        truth = label.cpu().numpy().astype(np.int64)
+        matrices[blob] = _confusion(truth, scores.argmax(1).cpu().numpy(), classes, ignore_label, where, where)
+    images = max((found[blob].shape[0] for blob in pairs), default=0)
+    return Measured(matrices, images, float(net.loss(found)) if found.weighted else None)
+
+
+def results_of(
+    pairs: Mapping[str, tuple[str, Sequence[str]]],
+    matrices: Mapping[str, np.ndarray],
+    losses: Sequence[float],
+    images: int,
+    ignore_label: int,
+    leave_out: Collection[int],
+    count_absent: bool,
+    allow_empty_classes: bool,
+) -> list[Scored]:
+    """One result for each labelling, of matrices that have been added up; see `score_net`."""
+    loss = float(np.mean(losses)) if losses else None
+    results: list[Scored] = []
+    for blob, matrix in matrices.items():
+        names = tuple(pairs[blob][1]) or tuple(f"class {index}" for index in range(len(matrix)))
+        if not allow_empty_classes:
+            _check_truth(matrix, names, f"labels {pairs[blob][0]!r}")
+        left_out = _left_out(() if results else leave_out, ignore_label, matrix, count_absent)
+        results.append(Scored(matrix, names, images, left_out, blob, loss))
+    return results
+
+
+def default_pairs(net: Net) -> dict[str, str]:
     judged = judged_blobs(net)
     if judged:
         return judged

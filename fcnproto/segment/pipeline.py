@@ -6,7 +6,7 @@ nets and images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -40,14 +40,42 @@ class Stages(Generic[Job, Item, Done, Out]):
     size: Callable[[Job], int]
 
 
+class Grouping:
+    """Which jobs may be run together: those of one group.
+
+    A group has at most `ahead` jobs, of at most `limit` in size (or is one job), and reaches over no multiple of
+    `ahead`: a part of the jobs that begins at such a multiple has the groups that it has among all of them.
+    """
+
+    def __init__(self, ahead: int, limit: int) -> None:
+        self.ahead, self.limit = ahead, limit
+        self.count = self.size = self.group = 0
+
+    def place(self, size: int) -> int:
+        """The number of the group of the next job, whose size is given."""
+        if self.count % self.ahead == 0 or self.size + size > self.limit:
+            self.group, self.size = self.group + 1, 0
+        self.count, self.size = self.count + 1, self.size + size
+        return self.group
+
+
+def alike(items: Mapping[int, Item], kind: Callable[[Item], Hashable], most: Callable[[Item], int]) -> list[int]:
+    """The keys of those of a group's items (one or more) that are run together first: the first and others of its
+    kind."""
+    first = next(iter(items.values()))
+    wanted = kind(first)
+    return [key for key, item in items.items() if kind(item) == wanted][: max(1, most(first))]
+
+
 def overlap(
     jobs: Sequence[Job], stages: Stages[Job, Item, Done, Out], *, ahead: int, limit: int, workers: int
 ) -> Iterator[Out]:
     """The jobs' results, in the jobs' order.
 
-    At most `ahead` jobs, and of at most `limit` in size (but always one), are read before they are run; the next ones
-    to be run together are chosen among all of those, so that batches don't depend on how fast things go. Running waits
-    while more results than two for each of the `workers` that write are not written yet.
+    At most `ahead` jobs, and of at most `limit` in size (but always one), are read before they are run; those run
+    together are of one group (`Grouping`), so that batches depend neither on how fast things go nor on what comes
+    before a multiple of `ahead`. Running waits while more results than two for each of the `workers` that write are not
+    written yet.
     """
     line = _Line(stages, list(jobs), ahead, limit, workers)
     try:
@@ -72,8 +100,10 @@ class _Line(Generic[Job, Item, Done, Out]):
     writing: dict[int, Future[Out]] = field(default_factory=dict)
     finished: dict[int, Out] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
+    groups: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.grouping = Grouping(self.ahead, self.limit)
         self.readers = ThreadPoolExecutor(self.workers, thread_name_prefix="read")
         self.writers = ThreadPoolExecutor(self.workers, thread_name_prefix="write")
 
@@ -98,6 +128,7 @@ class _Line(Generic[Job, Item, Done, Out]):
             if self.sizes and sum(self.sizes.values()) + size > self.limit:
                 return
             self.sizes[number] = size
+            self.groups[number] = self.grouping.place(size)
             self.reading[number] = self.readers.submit(self.stages.read, job)
             self.submitted += 1
 
@@ -110,15 +141,14 @@ class _Line(Generic[Job, Item, Done, Out]):
             del self.reading[number]
 
     def choose(self) -> dict[int, Item]:
-        """The first item that is ready and those of its kind, taken out of the others."""
+        """The first item that is ready and those of its kind in its group, taken out of the others."""
         if not self.ready:
             return {}
-        first = next(iter(self.ready.values()))
-        kind, most = self.stages.kind(first), self.stages.most(first)
-        alike = [number for number, item in self.ready.items() if self.stages.kind(item) == kind]
-        batch = {number: self.ready.pop(number) for number in alike[: max(1, most)]}
+        group = self.groups[next(iter(self.ready))]
+        members = {number: item for number, item in self.ready.items() if self.groups[number] == group}
+        batch = {number: self.ready.pop(number) for number in alike(members, self.stages.kind, self.stages.most)}
         for number in batch:
-            del self.sizes[number]
+            del self.sizes[number], self.groups[number]
         return batch
 
     def run(self, batch: dict[int, Item]) -> None:
@@ -132,6 +162,7 @@ class _Line(Generic[Job, Item, Done, Out]):
 
     def fail(self, number: int, error: Exception) -> None:
         self.sizes.pop(number, None)
+        self.groups.pop(number, None)
         self.finished[number] = self.stages.failed(self.jobs[number], error)
 
     def settled(self) -> Iterator[Out]:

@@ -41,7 +41,7 @@ Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 _BATCH_PIXELS, _MOST_IN_BATCH = 2**18, 16
-_AHEAD, _PIXELS_AHEAD = 16, 2**24
+AHEAD, PIXELS_AHEAD = 16, 2**24  # the groups of images in which batches are formed
 
 
 @dataclass(frozen=True)
@@ -339,8 +339,8 @@ def segment(
     Where the net has several score blobs their names are in between: `cat_score_geo_labels.png`. Files that exist are
     replaced, but never an image that is read. An image that fails gives a Result with `error`; the rest go on.
 
-    While the net works on some images the next are read and the last are written, by threads; of the next 16 images
-    (of 16 megapixels at most) those of one size go through the net together. Results come in the order of the images.
+    While the net works on some images the next are read and the last are written, by threads; of every 16 images (of 16
+    megapixels at most) those of one size go through the net together. Results come in the order of the images.
 
     Args:
         net: a net, or a `Segmenter` for other than its defaults.
@@ -403,7 +403,7 @@ def segment(
         size=lambda job: pixel_count(job.path),
     )
     workers = max(workers, writers)
-    return _ended_by(pen.close, overlap(jobs, stages, ahead=_AHEAD, limit=_PIXELS_AHEAD, workers=workers))
+    return _ended_by(pen.close, overlap(jobs, stages, ahead=AHEAD, limit=PIXELS_AHEAD, workers=workers))
 
 
 def _ended_by(end: Callable[[], None], results: Iterator[Result]) -> Iterator[Result]:

@@ -40,6 +40,11 @@ def world_size() -> int:
     return dist.get_world_size() if is_running() else 1
 
 
+def restarted() -> bool:
+    """Whether `torchrun` has started any of the workers again, because one was lost (`--max-restarts`). All agree."""
+    return any_of([int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0])[0]
+
+
 @contextmanager
 def worker_group(device: str | None = None) -> Iterator[str | None]:
     """Join the workers that `torchrun` started, for the length of the block; does nothing in a process of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from fcnproto.errors import SolverError
@@ -34,6 +35,14 @@ class SnapshotPlace:
         files = self.files(iteration)
         if files.model.suffix == ".h5":
             check_hdf5_names(files.model, [node.name for node in net.graph.nodes])
+
+    def newest(self) -> str | None:
+        """The newest snapshot here that is all right, as rank 0 sees it; None where there is none. All workers ask."""
+        found: str | None = None
+        if distributed.rank() == 0:
+            with suppress(SolverError):
+                found = str(snapshots.latest(self.prefix)[0])
+        return next(iter(distributed.gather(found)))
 
     def acquire(self) -> bool:
         """Take the right to write here, for all workers; False where this one has it already.

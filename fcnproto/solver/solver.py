@@ -270,6 +270,7 @@ class Solver:
         """Train to max_iter, from a solver state if one is given; then snapshot and test as the solver says.
 
         With `iterations` no more than so many are done; if max_iter isn't reached by then, it ends as if stopped.
+        Workers that `torchrun` has started again, since one was lost, go on from the newest snapshot, if there is one.
         """
         if self.param.snapshot_after_train:
             self._place.check(self.net, self.iter)
@@ -285,6 +286,8 @@ class Solver:
             settings.warn("max_iter is not given, so solve() trains nothing")
         self.say(f"Solving {self.net.graph.name}")
         self.say(f"Learning Rate Policy: {self.param.lr_policy}")
+        if distributed.restarted():
+            state = self._place.newest() or state
         if state is not None:
             self.restore(state)
         left = max(0, self.param.max_iter - self.iter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,11 +67,25 @@ def test_results_are_in_order(count: int, kinds: int, most: int) -> None:
 def test_batches_are_of_one_kind_and_always_the_same() -> None:
     work = Work(kinds=2, most=3)
     work.results(8, ahead=4)
-    assert work.batches == [[0, 2], [1, 3, 5], [4, 6], [7]]
+    assert work.batches == [[0, 2], [1, 3], [4, 6], [5, 7]]  # none reaches over a multiple of `ahead`
     for _ in range(5):
         again = Work(kinds=2, most=3)
         again.results(8, ahead=4)
         assert again.batches == work.batches
+
+
+@pytest.mark.parametrize("limit", [2, 5, 100])
+def test_a_part_that_begins_at_a_group_has_the_batches_of_the_whole(limit: int) -> None:
+    def batches(jobs: range) -> list[list[int]]:
+        work = Work(kinds=3, most=4)
+        stages = replace(work.stages(), size=lambda job: 1 + job % 3)
+        list(overlap(jobs, stages, ahead=8, limit=limit, workers=2))
+        return work.batches
+
+    whole = batches(range(40))
+    assert [batch for batch in whole if batch[0] >= 16] == batches(range(16, 40))
+    assert all(len({job // 8 for job in batch}) == 1 for batch in whole)
+    assert sorted(job for batch in whole for job in batch) == list(range(40))
 
 
 def test_the_next_are_read_while_the_net_works() -> None:

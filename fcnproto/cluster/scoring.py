@@ -1,0 +1,283 @@
+"""Scoring on Ray: folders of label maps, or a net on images with masks; the same numbers as one process gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fcnproto.cluster import places
+from fcnproto.cluster.chunks import Chunk, Item
+from fcnproto.cluster.engine import Cluster, Told, cluster_of, run
+from fcnproto.cluster.sinks import Sink, sink_of
+from fcnproto.cluster.sources import Corpus, PathLike
+from fcnproto.cluster.work import Row, Run, Work
+from fcnproto.errors import DataError, UsageError
+from fcnproto.images import SUFFIXES
+
+if TYPE_CHECKING:
+    from fcnproto.net import Net
+    from fcnproto.scoring import Scored
+    from fcnproto.scoring.scoring import Measured
+
+Colour = tuple[int, int, int]
+
+
+class _Scoring(Work):
+    """What both kinds have in common: rows of confusion matrices."""
+
+    tells_kept = True
+
+    def encode(self, item: Item, value: Measured) -> list[Row]:
+        """A row for each labelling."""
+        return [
+            {
+                "name": item.name,
+                "blob": blob,
+                "classes": len(matrix),
+                "confusion": matrix.reshape(-1).tolist(),
+                "images": value.images,
+                "loss": value.loss,
+            }
+            for blob, matrix in value.matrices.items()
+        ]
+
+    def told(self, rows: Sequence[Row]) -> Any:
+        """The rows without the name."""
+        return [(row["blob"], row["classes"], row["confusion"], row["images"], row["loss"]) for row in rows]
+
+    def schema(self) -> Any:
+        """name, blob, classes, confusion (rows of the truth, one after another), images, loss, error."""
+        import pyarrow as pa
+
+        return pa.schema(
+            [
+                ("name", pa.string()),
+                ("blob", pa.string()),
+                ("classes", pa.int32()),
+                ("confusion", pa.list_(pa.int64())),
+                ("images", pa.int64()),
+                ("loss", pa.float64()),
+                ("error", pa.string()),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class ScoringFolders(_Scoring):
+    """Pairs of label images; a pair's place is (prediction, truth)."""
+
+    classes: int
+    ignore_label: int
+    colours: Mapping[Colour, int] | None
+    binary: bool
+    command = "score folders"
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[Item], Any]]:
+        """Reads the bytes of both."""
+        yield lambda item: item.data or tuple(map(places.read, item.place))
+
+    def decode(self, item: Item, data: tuple[bytes, bytes], room: int) -> Measured:
+        """The confusion matrix."""
+        from fcnproto.data.masks import read_mask
+        from fcnproto.scoring.scoring import Measured, pair_confusion
+
+        labels, mask = (
+            read_mask(place, self.colours, self.binary, content)
+            for place, content in zip(item.place, data, strict=True)
+        )
+        matrix = pair_confusion(labels, mask, self.classes, self.ignore_label, *item.place)
+        return Measured({"": matrix}, 1, None)
+
+
+@dataclass(frozen=True)
+class ScoringNet(_Scoring):
+    """Items of a data set, by their numbers."""
+
+    items: Any
+    pairs: Mapping[str, tuple[str, Sequence[str]]]
+    ignore_label: int
+    device: str
+    command = "score net"
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[Item], Any]]:
+        """Reads and decodes an item."""
+        yield lambda item: {key: np.asarray(value) for key, value in self.items[item.place].items()}
+
+    def decode(self, item: Item, data: dict[str, np.ndarray], room: int) -> dict[str, np.ndarray]:
+        """As it was read: the data set decodes."""
+        return data
+
+    def on_worker(self, net: Net) -> Net:
+        """The net on the worker's device."""
+        return net.to(self.device)
+
+    def run(self, net: Net, chunk: Chunk, run: Run) -> dict[int, Any]:
+        """Run the net on each item and count."""
+        found: dict[int, Any] = {}
+        for place in chunk.open_places():
+            if place not in chunk.done:
+                found |= run({place: chunk.items[place].name}, partial(self._measured, net, chunk))
+        return found
+
+    def _measured(self, net: Net, chunk: Chunk, numbers: Sequence[int]) -> list[Any]:
+        import torch
+
+        from fcnproto.cluster.guard import attempt
+        from fcnproto.scoring.scoring import measure
+
+        def one(place: int) -> Measured:
+            item = {
+                key: torch.from_numpy(value)[None] if value.ndim == 3 else torch.from_numpy(value)
+                for key, value in chunk.values[place].items()
+            }
+            number = chunk.items[place].place + 1
+            with torch.no_grad():
+                return measure(net, item, self.pairs, self.ignore_label, number)
+
+        return [attempt(partial(one, place)) for place in numbers]
+
+
+@dataclass
+class _Sums:
+    """What the driver gathers: matrices by blob, numbers of images, losses by chunk."""
+
+    matrices: dict[str, np.ndarray] = field(default_factory=dict)
+    images: int = 0
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+    def take(self, key: str, told: Sequence[Any]) -> None:
+        """Add the items of a chunk."""
+        for rows in told:
+            self.images += max((images for _, _, _, images, _ in rows), default=0)
+            losses = {loss for *_, loss in rows if loss is not None}
+            self.losses.setdefault(key, []).extend(losses)
+            for blob, classes, counts, _, _ in rows:
+                matrix = np.asarray(counts, dtype=np.int64).reshape(classes, classes)
+                self.matrices[blob] = self.matrices.get(blob, 0) + matrix
+
+    @property
+    def all_losses(self) -> list[float]:
+        """The losses in the order of the items."""
+        return [loss for key in sorted(self.losses) for loss in self.losses[key]]
+
+
+def score_folders(
+    predictions: PathLike,
+    truth: PathLike,
+    names: Sequence[str],
+    *,
+    cluster: Cluster | str = "local",
+    out: PathLike | None = None,
+    ignore_label: int = 255,
+    colours: Mapping[Colour, int] | None = None,
+    binary: bool = False,
+    leave_out: Collection[int] = (),
+    count_absent: bool = False,
+    allow_empty_classes: bool = False,
+    told: Told | None = None,
+    **options: Any,
+) -> Scored:
+    """As `fcnproto.scoring.score_folders`, on Ray; the folders may be fsspec's addresses.
+
+    With `out` (a folder, or a .parquet file) the confusion matrix of each image is a row there, and a run that was
+    interrupted is resumed. `cluster` and the further options are those of `Cluster`.
+    """
+    from fcnproto.scoring.scoring import scored_of
+
+    where = cluster_of(cluster, options)
+    first, second = places.address_of(predictions), places.address_of(truth)
+    found, expected = _by_name(first), _by_name(second)
+    items = []
+    for name, (place, size) in expected.items():
+        prediction = found.get(name) or found.get(f"{name}_labels")
+        if prediction is None:
+            raise DataError(f"{place}: has no prediction {name}.png or {name}_labels.png in {first}")
+        pair = (prediction[0], place)
+        held = tuple(map(places.read, pair)) if any(map(places.in_memory, pair)) else None
+        items.append(Item(name, pair, size + prediction[1], data=held))  # type: ignore[arg-type]
+    work = ScoringFolders(len(names), ignore_label, colours, binary)
+    sums = _Sums()
+    _run(work, items, out, where, sums, told, sources=[first, second])
+    matrix = sums.matrices.get("", np.zeros((len(names), len(names)), dtype=np.int64))
+    return scored_of(matrix, names, sums.images, second, ignore_label, leave_out, count_absent, allow_empty_classes)
+
+
+def score_net(
+    net: Net,
+    items: Any,
+    outputs: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+    *,
+    cluster: Cluster | str = "local",
+    out: PathLike | None = None,
+    ignore_label: int = 255,
+    leave_out: Collection[int] = (),
+    count_absent: bool = False,
+    allow_empty_classes: bool = False,
+    told: Told | None = None,
+    **options: Any,
+) -> list[Scored]:
+    """As `fcnproto.scoring.score_net`, on Ray. `items` is a data set of `fcnproto.data.datasets` (or anything else that
+    can be pickled and gives items by number) whose files all machines see; for `out` see `score_folders`."""
+    from fcnproto.scoring.scoring import default_pairs, results_of
+
+    where = cluster_of(cluster, options)
+    pairs = dict(outputs) if outputs is not None else {blob: (label, ()) for blob, label in default_pairs(net).items()}
+    work = ScoringNet(items, pairs, ignore_label, "cuda" if where.gpus_per_worker else "cpu")
+    ids = getattr(items, "ids", None) or [f"item {number}" for number in range(1, len(items) + 1)]
+    listed = [Item(str(name), number) for number, name in enumerate(ids)]
+    if not listed:
+        raise UsageError("there is nothing to score")
+    sums = _Sums()
+    _run(work, listed, out, where, sums, told, net=net)
+    matrices = {blob: sums.matrices[blob] for blob in pairs if blob in sums.matrices}
+    return results_of(
+        pairs, matrices, sums.all_losses, sums.images, ignore_label, leave_out, count_absent, allow_empty_classes
+    )
+
+
+def _run(
+    work: Work,
+    items: Sequence[Item],
+    out: PathLike | None,
+    where: Cluster,
+    sums: _Sums,
+    told: Told | None,
+    net: Any = None,
+    sources: Sequence[str] = (),
+) -> None:
+    """Run it, and raise what failed: a score of some of the images is none."""
+    sink: Sink | None = None
+    if out is not None:
+        sink = sink_of(places.address_of(out), None, work.schema(), None)
+        if where.resume and sink.complete():
+            raise UsageError(f"{os.fspath(out)}: is complete; remove it to score anew")
+    elif where.resume:
+        raise UsageError("--resume: scores are resumed from what is in the sink; say it with -o")
+    summary = run(work, Corpus(list(items), []), sink, where, net=net, sources=sources, told=told, take=sums.take)
+    if summary.failed:
+        name, reason = min(summary.failed)
+        more = f" (and {len(summary.failed) - 1} more failed)" if len(summary.failed) > 1 else ""
+        raise DataError(f"{reason if name in reason else f'{name}: {reason}'}{more}")
+
+
+def _by_name(address: str) -> dict[str, tuple[str, int]]:
+    """The images in a folder and its subfolders, with their sizes, by the paths in it without suffixes."""
+    if not places.is_folder(address):
+        raise DataError(f"{address}: no such folder")
+    found = {
+        file[len(address) :].lstrip("/").removesuffix(PurePosixPath(file).suffix): (file, size)
+        for file, size in places.files_in(address)
+        if PurePosixPath(file).suffix.lower() in SUFFIXES
+    }
+    if not found:
+        raise DataError(f"{address}: holds no images")
+    return found

@@ -1,0 +1,41 @@
+"""Ray for the tests that are marked `cluster`: two nodes in processes of this machine, gone at the end in any case."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CPUS, STORE = 3, 200_000_000
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Any]:
+    """A `ray.cluster_utils.Cluster` of two nodes, to which this process is connected."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
+    from ray.cluster_utils import Cluster
+
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "cluster")])
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # other processes of the machine are none of its business
+        "RAY_AUTH_MODE": "disabled",
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+    }
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": CPUS, "object_store_memory": STORE, "include_dashboard": False},
+    )
+    try:
+        cluster.add_node(num_cpus=CPUS, object_store_memory=STORE)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
