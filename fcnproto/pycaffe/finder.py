@@ -43,6 +43,8 @@ def install() -> ModuleType:
     module = importlib.import_module(_PACKAGE)
     parts = {f"{_NAME}.{name}": importlib.import_module(source) for name, source in _PARTS.items()}
     sys.modules.update({_NAME: module, **parts})
+    for name in ("_caffe", "pycaffe", "detector"):
+        vars(module)[name] = parts[f"{_NAME}.{name}"]
     return module
 
 

@@ -19,7 +19,7 @@ _HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what the arguments say, in the manner of `python`: SCRIPT, `-m` MODULE, `-c` TEXT, or a prompt without any,
+    """Run what the arguments say, in the manner of `python`: SCRIPT (`-`: stdin), `-m` MODULE, `-c` TEXT, or a prompt,
     each with arguments of its own; returns the exit status. Raises `UsageError` for what can't be run."""
     first, *rest = arguments or [""]
     if first in ("", "-i"):
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         if not rest:
             raise UsageError(f"{first} needs {'a module' if first == '-m' else 'statements'}")
         return (run_module if first == "-m" else run_command)(rest[0], rest[1:])
+    if first == "-":
+        return _run(sys.stdin.buffer.read(), "<stdin>", ["-", *rest], "")
     if first.startswith("-"):
         raise UsageError(f"no option {first}; expected SCRIPT, -m MODULE or -c STATEMENTS, and arguments after it")
     return run_script(first, rest)

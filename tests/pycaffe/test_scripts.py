@@ -151,13 +151,14 @@ print >> sys.stdout, net.blobs['score'].data.shape
     assert (np.array(Image.open("output.png")) == expected).all()
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """`python -m fcnproto.pycaffe` in a process of its own."""
     root = str(Path(fcnproto.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-m", "fcnproto.pycaffe", *arguments],
         capture_output=True,
         text=True,
+        input=stdin,
         cwd=cwd,
         env={"PYTHONPATH": root, "PATH": ""},
     )
@@ -182,6 +183,10 @@ def test_a_command_s_status_and_its_errors(tmp_path: Path, capsys: pytest.Captur
     assert main(["python", "-c", "import caffe, sys\nprint caffe.io.__name__, sys.argv", "x"]) == 0
     assert capsys.readouterr().out == "fcnproto.data.io ['-c', 'x']\n"
     assert main(["python", "-c", "raise SystemExit(3)"]) == 3
+    done = run(
+        "-", "a", cwd=tmp_path, stdin="import sys, caffe.detector\nprint sys.argv, caffe.detector.Detector.__name__"
+    )
+    assert (done.returncode, done.stdout) == (0, "['-', 'a'] Detector\n"), done.stderr
     (tmp_path / "fails.py").write_text(
         "import caffe\n\n\ndef f(a):\n    print a\n    caffe.Net('none.prototxt', 1)\nf(2)\n"
     )
