@@ -26,6 +26,20 @@ if TYPE_CHECKING:
 _PHASES = click.Choice(["test", "train"], case_sensitive=False)
 
 
+class ZooName(click.ParamType):
+    """The name of a net of the zoo."""
+
+    name = "name"
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin so."""
+        from fcnproto import zoo
+
+        return [CompletionItem(name) for name in zoo.names() if name.startswith(incomplete)]
+
+
 class ZooFile(click.Path):
     """A file, or the name of a net of the zoo where there is no such file: then its file of a kind (`zoo.path`)."""
 
@@ -43,9 +57,7 @@ class ZooFile(click.Path):
         self, context: click.Context, parameter: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The zoo's names that begin so, and files."""
-        from fcnproto import zoo
-
-        names = [CompletionItem(name) for name in zoo.names() if name.startswith(incomplete)]
+        names = ZooName().shell_complete(context, parameter, incomplete)
         return [*names, *super().shell_complete(context, parameter, incomplete)]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcnproto.cli import _options, _output
+from fcnproto.cli import _nets, _options, _output
 
 if TYPE_CHECKING:
     from fcnproto.zoo import ModelInfo
@@ -40,7 +40,7 @@ def list_models() -> None:
 
 
 @command.command("path")
-@click.argument("name")
+@click.argument("name", type=_nets.ZooName())
 @click.argument("kind", default="deploy")
 @_options.json_option
 def print_path(name: str, kind: str, as_json: bool) -> None:
@@ -55,7 +55,7 @@ def print_path(name: str, kind: str, as_json: bool) -> None:
 
 
 @command.command("info")
-@click.argument("name")
+@click.argument("name", type=_nets.ZooName())
 @_options.json_option
 def print_info(name: str, as_json: bool) -> None:
     """Print what is known of a net: inputs and means, classes, weights, published scores."""
@@ -79,6 +79,38 @@ def print_info(name: str, as_json: bool) -> None:
     for score in info.scores:
         figures = ", ".join(f"{metric} {value:g}" for metric, value in score.metrics.items())
         _output.print_line(f"score on {score.data}: {figures} ({score.source})")
+
+
+@command.command("fetch")
+@click.argument("name", type=_nets.ZooName())
+@click.option("--from", "source", metavar="URL|FILE", help="Take them from here, not from where they were published.")
+@click.option("--mirror", metavar="URL", help="The address of a folder that has the file under its published name.")
+@click.option("--sha256", metavar="HEX", help="What the file's SHA-256 must be.")
+@click.option("--new", "accept_new", is_flag=True, help="Take it though it isn't the file that was there before.")
+@_options.json_option
+def fetch_weights(
+    name: str, source: str | None, mirror: str | None, sha256: str | None, accept_new: bool, as_json: bool
+) -> None:
+    """Bring a net's trained weights into the cache, where `zoo path NAME weights` and NAME as WEIGHTS find them.
+
+    Size and hash are printed and remembered: a net that is loaded with these bytes, wherever they lie, has its classes'
+    names. A download that was cut off goes on where it stopped. The cache is in the folder that FCNPROTO_CACHE names,
+    else where the system keeps such things.
+    """
+    from fcnproto.zoo.fetching import fetch
+
+    with _output.progress("fetching") as bar:
+        task = bar.add_task("", total=None)
+
+        def told(done: int, total: int) -> None:
+            bar.update(task, completed=done >> 20, total=(total >> 20) or None, description=f"MB of {name}")
+
+        found = fetch(name, source=source, mirror=mirror, sha256=sha256, accept_new=accept_new, told=told)
+    if as_json:
+        _output.print_json({"name": name, **asdict(found)})
+        return
+    _output.print_line(str(found.path))
+    _output.print_line(f"{found.size:,} bytes, SHA-256 {found.sha256}")
 
 
 def _classes(info: ModelInfo) -> str:
