@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import csv
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fcnproto.atomic import atomic_write
-from fcnproto.errors import DataError, FcnprotoWarning
+from fcnproto.errors import DataError
 from fcnproto.escaping import csv_cell, printable
 from fcnproto.pictures.chart import Curves
 from fcnproto.solver import distributed
@@ -105,14 +104,19 @@ _TEST_COLUMNS = ("iteration", "seconds", "net", "output", "index", "value")
 
 
 class LogFolder(Listener):
-    """Writes `train.csv` and `test.csv` into a folder, and TensorBoard's events where tensorboard is installed.
+    """Writes `train.csv` and `test.csv` into a folder (unless `with_tables` is False), and TensorBoard's events where
+    tensorboard is installed (unless `with_board` is False).
 
     A resumed run goes on in the same files; rows from its iteration on, of a run that went further, are dropped.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+    with_tables: ClassVar[bool] = True
+    with_board: ClassVar[bool] = True
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._begun = False
         self._start = time.perf_counter()
         self._files: list[Any] = []
         self._train: Any = None
@@ -121,23 +125,18 @@ class LogFolder(Listener):
         self._flushed = 0.0
 
     def started(self, solver: Solver, end: int) -> None:
-        if self._train is None:
+        if self._begun:
+            return
+        self._begun = True
+        if self.with_tables:
             self._train = self._open("train.csv", _TRAIN_COLUMNS, solver.iter)
             self._test = self._open("test.csv", _TEST_COLUMNS, solver.iter)
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.folder), purge_step=solver.iter or None)
-            except ImportError:
-                warnings.warn(
-                    f"{self.folder}: gets CSV files, but nothing for TensorBoard, whose package isn't installed "
-                    "(pip install tensorboard)",
-                    FcnprotoWarning,
-                    stacklevel=2,
-                )
+        if self.with_board:
+            self._board = self._make_board(solver)
 
     def iterated(self, solver: Solver, iteration: int, loss: float, smoothed: float) -> None:
-        self._train.writerow([iteration, self._seconds(), figure(solver.lr), repr(loss), repr(smoothed)])
+        if self._train is not None:
+            self._train.writerow([iteration, self._seconds(), figure(solver.lr), repr(loss), repr(smoothed)])
         if self._board is not None:
             for name, value in (("train/loss", loss), ("train/smoothed_loss", smoothed), ("train/lr", solver.lr)):
                 self._board.add_scalar(name, value, iteration)
@@ -146,7 +145,7 @@ class LogFolder(Listener):
 
     def tested(self, solver: Solver, index: int, scores: Mapping[str, list[float]]) -> None:
         for name, values in scores.items():
-            for place, value in enumerate(values):
+            for place, value in enumerate(values if self._test is not None else ()):
                 self._test.writerow([solver.iter, self._seconds(), index, csv_cell(name), place, repr(value)])
             if self._board is not None and len(values) == 1:
                 self._board.add_scalar(f"test{index}/{printable(name, LONGEST_NAME)}", values[0], solver.iter)
@@ -174,6 +173,13 @@ class LogFolder(Listener):
             file.close()
         if self._board is not None:
             self._board.close()
+
+    def _make_board(self, solver: Solver) -> Any:
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            return SummaryWriter(str(self.folder), purge_step=solver.iter or None)
+        return None
 
     def _seconds(self) -> str:
         return f"{time.perf_counter() - self._start:.3f}"

@@ -28,6 +28,7 @@ from fcnproto.solver import debug, distributed, health, nets, resume, settings, 
 from fcnproto.solver.engine import Engine, Options
 from fcnproto.solver.listeners import Listener, Request
 from fcnproto.solver.log import LOGGER, LossWindow, Pace, figure, log_to, output_lines
+from fcnproto.solver.loggers import as_listener
 from fcnproto.solver.place import SnapshotPlace
 from fcnproto.solver.policies import LearningRatePolicy
 from fcnproto.solver.testing import loss_weights, run_test
@@ -55,6 +56,8 @@ class Solver:
         caffe_exact: train with Caffe's gradients also where they are not the true ones, as for `load`.
         shapes: shapes of data tops that nothing else tells, by name. Layers that wait for a size are told of; the first
             step sets them up by what it is given, or by the data.
+        loggers: who is told of losses and tests: `Listener`s (`CSVLogger`, `TensorBoardLogger`, ...), and what is called
+            as `wandb.log` is: a function of (values by name, step=iteration), or an object with such a method `log`.
 
     Attributes:
         net, test_nets: the nets. Test nets have weights of their own until the first test (as in Caffe).
@@ -87,6 +90,7 @@ class Solver:
         strict: bool = False,
         caffe_proto: PathLike | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        loggers: Sequence[Any] = (),
     ) -> None:
         if isinstance(solver, caffe_pb2.SolverParameter):
             self.param, self._file = caffe_pb2.SolverParameter(), None if path is None else Path(path)
@@ -128,7 +132,7 @@ class Solver:
             self._place.check(self.net, self.iter)
         self.losses: list[float] = []
         self.score_tests = False
-        self.listeners: list[Listener] = []
+        self.listeners: list[Listener] = [as_listener(logger) for logger in loggers]
         self.request: Callable[[], Request] = lambda: Request.NONE
         self.last_snapshot: str | None = None
         self.stopping = False
