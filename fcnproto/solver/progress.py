@@ -175,11 +175,17 @@ class LogFolder(Listener):
             self._board.close()
 
     def _make_board(self, solver: Solver) -> Any:
-        with contextlib.suppress(ImportError):
+        try:
             from torch.utils.tensorboard import SummaryWriter
-
-            return SummaryWriter(str(self.folder), purge_step=solver.iter or None)
-        return None
+        except ImportError:
+            warnings.warn(
+                f"{self.folder}: gets CSV files, but nothing for TensorBoard, whose package isn't installed "
+                "(pip install tensorboard)",
+                FcnprotoWarning,
+                stacklevel=2,
+            )
+            return None
+        return SummaryWriter(str(self.folder), purge_step=solver.iter or None)
 
     def _seconds(self) -> str:
         return f"{time.perf_counter() - self._start:.3f}"

@@ -56,8 +56,8 @@ class Solver:
         caffe_exact: train with Caffe's gradients also where they are not the true ones, as for `load`.
         shapes: shapes of data tops that nothing else tells, by name. Layers that wait for a size are told of; the first
             step sets them up by what it is given, or by the data.
-        loggers: who is told of losses and tests: `Listener`s (`CSVLogger`, `TensorBoardLogger`, ...), and what is called
-            as `wandb.log` is: a function of (values by name, step=iteration), or an object with such a method `log`.
+        loggers: who is told of losses and tests: `Listener`s (`CSVLogger`, `TensorBoardLogger`, ...), and what is
+            called as `wandb.log` is: a function of (values, step=iteration), or an object with such a method `log`.
 
     Attributes:
         net, test_nets: the nets. Test nets have weights of their own until the first test (as in Caffe).
