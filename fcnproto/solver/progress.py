@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fcnproto.atomic import atomic_write
-from fcnproto.errors import DataError
+from fcnproto.errors import DataError, FcnprotoWarning
 from fcnproto.escaping import csv_cell, printable
 from fcnproto.pictures.chart import Curves
 from fcnproto.solver import distributed
