@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-NEW_NAMES = ("meta", "preprocess", "segment", "unknown")
+NEW_NAMES = ("meta", "preprocess", "segment", "unknown", "feature_info", "save_pretrained", "from_pretrained")
 """Attributes of nets whose names were free for layers once: state dicts of that time are read too."""
 
 
@@ -73,6 +73,29 @@ class Described:
         net gives no map of scores.
         """
         return cast("list[Any]", later("fcnproto.segment.segmenter:segment_image")(self, images, **options))
+
+    @property
+    def feature_info(self) -> Any:
+        """The stages of resolution, as timm calls them: `channels()`, `reduction()`, `module_name()` and `blobs()`, the
+        names with which `net(x, blobs=net.feature_info.blobs())` gives them."""
+        return later("fcnproto.inspect.stages:feature_info")(self)
+
+    def save_pretrained(self, folder: PathLike) -> list[Path]:
+        """Write the net to a folder in the layout of the Hugging Face hub (deploy.prototxt, model.safetensors,
+        config.json, README.md), for `huggingface_hub.upload_folder`; returns the files."""
+        return cast("list[Path]", later("fcnproto.net.pretrained:save_pretrained")(self, folder))
+
+    @classmethod
+    def from_pretrained(cls, name: PathLike, revision: str | None = None, **options: Any) -> Net:
+        """The net in a folder that `save_pretrained` wrote, or in a repository of the hub (needs huggingface_hub).
+
+        `options` are those of `load`. Nothing in the folder is run. Raises `DataError` where there is no such net.
+        """
+        return cast("Net", later("fcnproto.net.pretrained:from_pretrained")(name, revision, **options))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the layers and the drawing, folded up."""
+        return cast("str", later("fcnproto.notebook:of_net")(self))
 
 
 def known_meta(net: Described) -> Meta | None:

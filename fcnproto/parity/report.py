@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from fcnproto.lazy import later
 from fcnproto.parity.measures import Measures
 
 Array = npt.NDArray[Any]
@@ -129,6 +130,10 @@ class Report:
     def roundings(self) -> list[Entry]:
         """The entries that lie beyond the tolerance by rounding alone."""
         return [entry for entry in self.entries if entry.is_rounding]
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict, and a row for each blob, folded up."""
+        return cast("str", later("fcnproto.notebook:of_report")(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The report in dicts, lists, texts and numbers, for JSON (numbers that are not finite as texts)."""

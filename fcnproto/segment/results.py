@@ -5,12 +5,15 @@ No torch here, so that processes which only write files do without.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
+from fcnproto.lazy import later
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +28,8 @@ class Segmentation:
     `labels` is (height, width) uint8, the class with the highest score (the lowest of equals); `probabilities`
     (classes, height, width) float32, the softmax over the classes, or None where it wasn't asked for; both in the size
     of the image. `names` are the classes' names if known. `agreement`, where it was asked for, is the share of pixels
-    (0..1) whose label is the one that computing in float32 gives.
+    (0..1) whose label is the one that computing in float32 gives. `image` is what was segmented, where it was one image
+    and not a folder.
     """
 
     blob: str
@@ -33,6 +37,7 @@ class Segmentation:
     names: tuple[str, ...] | None
     probabilities: Array | None = None
     agreement: float | None = None
+    image: Image.Image | None = field(default=None, repr=False, compare=False)
 
     def name(self, label: int) -> str:
         """The name of a class, or "class 7"."""
@@ -43,6 +48,10 @@ class Segmentation:
         counts = np.bincount(self.labels.ravel(), minlength=MOST_CLASSES)
         order = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))
         return {self.name(int(label)): float(counts[label] / self.labels.size) for label in order}
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the image, the labels over it, the classes with their shares."""
+        return cast("str", later("fcnproto.notebook:of_segmentation")(self))
 
 
 @dataclass(frozen=True)

@@ -165,10 +165,11 @@ class Segmenter:
         """
         if not isinstance(images, Mapping):
             images = {self.inputs[0]: images}
-        (found,) = self.run([self.prepare(images, compare)])
+        scene = self.prepare(images, compare)
+        (found,) = self.run([scene])
         if isinstance(found, Exception):
             raise found
-        return found
+        return [replace(one, image=scene.images[self.inputs[0]]) for one in found]
 
     def run(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
         """Segment scenes whose values have one shape together; a `DataError` in the place of each that fails.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from fcnproto import zoo
 from fcnproto.errors import DataError, SolverError
 from fcnproto.escaping import printable
+from fcnproto.lazy import later
 from fcnproto.net import Net
 from fcnproto.net.arriving import Arriving
 from fcnproto.net.stored_shapes import StoredShapes
@@ -170,6 +171,10 @@ class Solver:
     def share_weights(self, net: Net) -> None:
         """Make `net`'s parameters those of the train net, for layers of the same name."""
         nets.share_weights(self.net, net)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: how far it is, and the curve of its losses."""
+        return cast("str", later("fcnproto.notebook:of_solver")(self))
 
     # Training.
 
