@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,48 @@ SLOW = corpora.TRAP.replace("        first = x", "        time.sleep(0.05)\n    
 COUNT, PATIENCE = 800, 300
 
 
-class Driver:
-    """A run of the command in a process of its own; `results` are how many there are in the sink."""
+class Server:
+    """Starts runs of the command in processes of their own; see `driver_server.py`."""
 
-    def __init__(self, folder: Path, address: str, out: Path) -> None:
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("driver_server.py"))]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, arguments: list[str], log: Path) -> int:
+        """The number of the process."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps({"arguments": arguments, "log": str(log)}) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> int:
+        """The status of the process, when it has ended."""
+        assert self.process.stdout
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def server(nodes: Any) -> Iterator[Server]:
+    found = Server()
+    try:
+        yield found
+    finally:
+        found.process.kill()
+        found.process.wait()
+
+
+class Driver:
+    """One run of the command; `files` are the results in the sink."""
+
+    def __init__(self, server: Server, folder: Path, address: str, out: Path) -> None:
         model, weights, module = (
             folder / name for name in ("colours.prototxt", "colours.caffemodel", "trap_layers.py")
         )
-        command = [sys.executable, "-m", "fcnproto", "segment", str(model), str(weights), str(folder / "images")]
-        command += ["-o", str(out), "--cluster", address, "--workers", "1", "--part", "16", "--resume", "--json"]
-        command += ["--layers", str(module), "--mean", "none", "--item-timeout", "60"]
+        arguments = ["segment", str(model), str(weights), str(folder / "images"), "-o", str(out), "--cluster", address]
+        arguments += ["--workers", "1", "--part", "16", "--resume", "--json", "--layers", str(module), "--mean", "none"]
         self.parts = out if out.suffix == "" else out.with_name(f".{out.name}.parts")
-        self.log = open(folder / "log", "w+")  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.server, self.log = server, folder / "log"
+        self.process = server.start([*arguments, "--item-timeout", "60"], self.log)
 
     def files(self) -> dict[str, int]:
         """The complete results and when they were written."""
@@ -46,23 +76,18 @@ class Driver:
     def kill(self, moment: random.Random, while_starting: bool) -> None:
         """Kill it while it starts, or after some more results have come."""
         if while_starting:
-            time.sleep(moment.uniform(0, 6))
+            time.sleep(moment.uniform(0, 4))
         else:
-            before, wanted, deadline = len(self.files()), moment.randint(1, 20), time.time() + PATIENCE
-            while self.process.poll() is None and len(self.files()) < before + wanted and time.time() < deadline:
+            wanted, deadline = len(self.files()) + moment.randint(1, 12), time.time() + PATIENCE
+            while len(self.files()) < wanted and time.time() < deadline:
                 time.sleep(0.02)
             time.sleep(moment.uniform(0, 0.1))
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(PATIENCE)
-        self.process.communicate()
-
-    def text(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
+        os.kill(self.process, signal.SIGKILL)
+        assert self.server.wait() == -signal.SIGKILL, self.log.read_text()
 
 
 @pytest.mark.parametrize(("name", "kills"), [("out", 14), ("out.parquet", 6)])
-def test_what_is_missing_is_done(nodes: Any, tmp_path: Path, name: str, kills: int) -> None:
+def test_what_is_missing_is_done(nodes: Any, server: Server, tmp_path: Path, name: str, kills: int) -> None:
     source = corpora.images(tmp_path / "images", COUNT if name == "out" else COUNT // 2)
     count = len(list(source.iterdir()))
     _, weights, module = corpora.trapped(tmp_path)
@@ -73,17 +98,17 @@ def test_what_is_missing_is_done(nodes: Any, tmp_path: Path, name: str, kills: i
     out, moment = tmp_path / name, random.Random(7)
     seen: dict[str, int] = {}
     for number in range(kills):
-        driver = Driver(tmp_path, nodes.address, out)
+        driver = Driver(server, tmp_path, nodes.address, out)
         driver.kill(moment, while_starting=number % 4 == 3)
         now = driver.files()
         again = [file for file in seen if now.get(file) != seen[file]]
         assert not again, f"written twice, or gone: {again}"
         seen = now
     assert len(seen) > 0
-    last = Driver(tmp_path, nodes.address, out)
-    stdout, _ = last.process.communicate(timeout=PATIENCE)
-    assert last.process.returncode == 0, last.text()
-    summary = json.loads(stdout)
+    last = Driver(server, tmp_path, nodes.address, out)
+    assert server.wait() == 0, last.log.read_text()
+    text = last.log.read_text()
+    summary = json.loads(text[text.index("{") : text.rindex("}") + 1])
     assert summary["items"] == count and summary["done"] + summary["kept"] == count and summary["failed"] == []
     if name == "out":
         assert summary["kept"] >= len(seen) - 16 and summary["done"] < count
