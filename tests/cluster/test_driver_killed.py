@@ -64,6 +64,7 @@ class Driver:
         arguments = ["segment", str(model), str(weights), str(folder / "images"), "-o", str(out), "--cluster", address]
         arguments += ["--workers", "1", "--part", "16", "--resume", "--json", "--layers", str(module), "--mean", "none"]
         self.parts = out if out.suffix == "" else out.with_name(f".{out.name}.parts")
+        self.most = 12 if out.suffix == "" else 2  # files, or parts
         self.server, self.log = server, folder / "log"
         self.process = server.start([*arguments, "--item-timeout", "60"], self.log)
 
@@ -78,7 +79,7 @@ class Driver:
         if while_starting:
             time.sleep(moment.uniform(0, 4))
         else:
-            wanted, deadline = len(self.files()) + moment.randint(1, 12), time.time() + PATIENCE
+            wanted, deadline = len(self.files()) + moment.randint(1, self.most), time.time() + PATIENCE
             while len(self.files()) < wanted and time.time() < deadline:
                 time.sleep(0.02)
             time.sleep(moment.uniform(0, 0.1))
