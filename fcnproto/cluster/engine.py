@@ -39,6 +39,7 @@ Told = Callable[[Summary, int | None], None]
 _WRITING_RETRIES = 12  # Ray waits 1, 2, 4, ... 32, 32 seconds between them: about four minutes
 _STARTING_DEATHS = 20
 _MOST_BLOCKS = 10_000
+_FEW_CPUS = 16
 _ROOM = 2**28  # bytes; the object store of a cluster's node has some gigabytes
 
 
@@ -97,12 +98,14 @@ def cluster_of(given: Cluster | str, options: Mapping[str, Any]) -> Cluster:
 
 @dataclass(frozen=True)
 class Shares:
-    """Who gets how much: `workers` nets with `net_cpus` each, tasks that decode with `task_cpus` each."""
+    """Who gets how much: `workers` nets with `net_cpus` each, tasks that decode with `task_cpus` each, and those that
+    read and write, and wait for that, with `waiting_cpus`."""
 
     workers: int
     net_cpus: float
     net_gpus: float
     task_cpus: float
+    waiting_cpus: float
 
 
 def need_ray() -> Any:
@@ -191,7 +194,8 @@ def shares(ray: Any, cluster: Cluster) -> Shares:
     task_cpus = 1.0
     if workers * net_cpus + 1 > cpus or any(0 < node.get("CPU", 0.0) < net_cpus + 1 for node in nodes):
         task_cpus, net_cpus = 0.25, min(net_cpus, math.floor(500 * min(1.0, cpus / workers)) / 1000)
-    return Shares(workers, net_cpus, wanted, task_cpus)
+    # Where there are few CPUs reading shares a task with decoding, as encoding does with writing: fewer processes.
+    return Shares(workers, net_cpus, wanted, task_cpus, task_cpus if cpus <= _FEW_CPUS else task_cpus / 4)
 
 
 def record(work: Work, parcel: Parcel | None, corpus: Corpus, part: int) -> dict[str, Any]:
@@ -300,8 +304,7 @@ def _pipeline(ray: Any, plan: Plan, corpus: Corpus, share: Shares, parcel: Parce
     rows += [{"chunk": None, "shard": pickle.dumps(shard)} for shard in corpus.shards]
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
     arguments = {"plan": plan}
-    # On one machine reading waits for nobody: it shares a process with decoding, as encoding does with writing.
-    light, heavy = share.task_cpus / (1 if cluster.address == "local" else 4), share.task_cpus
+    light, heavy = share.waiting_cpus, share.task_cpus
     if corpus.shards:
         data = data.flat_map(stages.listing, fn_kwargs=arguments, num_cpus=light / 2)
     if corpus.shards or len(rows) > _MOST_BLOCKS:

@@ -5,19 +5,40 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CPUS, STORE = 3, 200_000_000
+STORE = 200_000_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """A `ray.cluster_utils.Cluster` of two nodes, to which this process is connected."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
+    """A `ray.cluster_utils.Cluster` of two nodes (of three CPUs and of two), to which this process is connected."""
+    with _head(3) as cluster:
+        import ray
+
+        try:
+            cluster.add_node(num_cpus=2, object_store_memory=STORE)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            yield cluster
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def one_node() -> Iterator[Any]:
+    """One node of two CPUs, for drivers in other processes."""
+    with _head(2) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _head(cpus: int) -> Iterator[Any]:
+    pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
     from ray.cluster_utils import Cluster
 
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "cluster")])
@@ -30,12 +51,9 @@ def nodes() -> Iterator[Any]:
     }
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": CPUS, "object_store_memory": STORE, "include_dashboard": False},
+        head_node_args={"num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False},
     )
     try:
-        cluster.add_node(num_cpus=CPUS, object_store_memory=STORE)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield cluster
     finally:
-        ray.shutdown()
         cluster.shutdown()

@@ -45,7 +45,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(nodes: Any) -> Iterator[Server]:
+def server(one_node: Any) -> Iterator[Server]:
     found = Server()
     try:
         yield found
@@ -88,7 +88,7 @@ class Driver:
 
 
 @pytest.mark.parametrize(("name", "kills"), [("out", 14), ("out.parquet", 6)])
-def test_what_is_missing_is_done(nodes: Any, server: Server, tmp_path: Path, name: str, kills: int) -> None:
+def test_what_is_missing_is_done(one_node: Any, server: Server, tmp_path: Path, name: str, kills: int) -> None:
     source = corpora.images(tmp_path / "images", COUNT if name == "out" else COUNT // 2)
     count = len(list(source.iterdir()))
     _, weights, module = corpora.trapped(tmp_path)
@@ -99,14 +99,14 @@ def test_what_is_missing_is_done(nodes: Any, server: Server, tmp_path: Path, nam
     out, moment = tmp_path / name, random.Random(7)
     seen: dict[str, int] = {}
     for number in range(kills):
-        driver = Driver(server, tmp_path, nodes.address, out)
+        driver = Driver(server, tmp_path, one_node.address, out)
         driver.kill(moment, while_starting=number % 4 == 3)
         now = driver.files()
         again = [file for file in seen if now.get(file) != seen[file]]
         assert not again, f"written twice, or gone: {again}"
         seen = now
     assert len(seen) > 0
-    last = Driver(server, tmp_path, nodes.address, out)
+    last = Driver(server, tmp_path, one_node.address, out)
     assert server.wait() == 0, last.log.read_text()
     text = last.log.read_text()
     summary = json.loads(text[text.index("{") : text.rindex("}") + 1])

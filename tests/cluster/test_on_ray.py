@@ -117,7 +117,7 @@ def test_a_node_goes_in_the_middle(nodes: Any, tmp_path: Path) -> None:
     try:
         summary = run(source, tmp_path / "out", net, told=remove)
     finally:
-        nodes.add_node(num_cpus=3, object_store_memory=200_000_000)
+        nodes.add_node(num_cpus=2, object_store_memory=200_000_000)
     assert gone and gone[0] < 200
     assert (summary.done, summary.failed) == (200, [])
     assert corpora.labels(tmp_path / "out") == expected
