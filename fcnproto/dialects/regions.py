@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fcnproto.errors import LayerError
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.examples import Draw, regions
 from fcnproto.layers.registry import register
@@ -226,12 +227,17 @@ class ROIAlign(Regions):
     config_field = "roi_pooling_param"
     also_reads = ("roi_align_param",)
 
+    def withheld(self) -> str:
+        if not self.param.HasField("roi_align_param"):
+            return ""
+        return (
+            f"layer {self.name!r} (ROIAlign): roi_align_param is another layer's (ncnn, Synopsys), whose samples read "
+            "beyond the map in the fork; only the one with roi_pooling_param is here"
+        )
+
     def setup(self, shapes: Sequence[Shape]) -> None:
-        if self.param.HasField("roi_align_param"):
-            self.fail(
-                "roi_align_param is another layer's (ncnn, Synopsys), whose samples read beyond the map in the fork; "
-                "only the one with roi_pooling_param is here"
-            )
+        if self.withheld():
+            raise LayerError(self.withheld())
         if min(self.config.pooled_h, self.config.pooled_w) < 1:
             self.fail("pooled_h and pooled_w must be given and positive")
         self.check_bottoms(shapes)

@@ -238,3 +238,39 @@ def test_errors_that_follow_from_three_channels_say_so(tmp_path: Path) -> None:
     assert net.unknown == [("c", "Convolution")]
     assert net(data=np.zeros((1, 4, 2, 2), np.float32))["c"].shape == (1, 2, 2, 2)
     assert tuple(net.params["c"][0].shape) == (2, 2, 1, 1)
+
+
+def test_colour_is_assumed_of_what_the_layer_reads_alone(tmp_path: Path) -> None:
+    """Of two tops of unknown channels one is cut beyond 3, which waits; what the other's layer needs is no reason for
+    an error there, and its own assumption names it alone."""
+    cut = (
+        'layer { name: "cut" type: "Slice" bottom: "labels" top: "class" top: "box" slice_param { slice_point: 4 } } '
+        'layer { name: "six" type: "Reshape" bottom: "box" top: "six" reshape_param { shape { dim: -1 dim: 6 } } } '
+    )
+    source = (
+        'layer { name: "s" type: "HDF5Data" top: "data" top: "labels" hdf5_data_param { source: "no" batch_size: 2 } } '
+    )
+    (tmp_path / "net.prototxt").write_text(source + cut + CONVOLUTION)
+    with pytest.warns(FcnprotoWarning, match=r"how many channels 'data' has; taken to be 3"):
+        net = fcnproto.load(tmp_path / "net.prototxt")
+    assert tuple(net.params["c"][0].shape) == (2, 3, 1, 1)
+    assert "cut" in [name for name, _ in net.unknown]
+    said = fcnproto.load(tmp_path / "net.prototxt", shapes={"data": (2, 3, 8, 8), "labels": (2, 10)})
+    assert not said.unknown
+
+
+def test_another_forks_layer_of_a_name_holds_its_place(tmp_path: Path) -> None:
+    inputs = "".join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ {dims} }} }} }} '
+        for name, dims in (("x", "dim: 1 dim: 2 dim: 5 dim: 5"), ("r", "dim: 1 dim: 5"), ("w", "dim: 3 dim: 50"))
+    )
+    layers = (
+        'layer { name: "a" type: "ROIAlign" bottom: "x" bottom: "r" top: "a" roi_align_param { pooled_h: 1 pooled_w: 1 } } '
+        'layer { name: "p" type: "InnerProduct" bottom: "x" bottom: "w" top: "p" inner_product_param { bias_term: false } }'
+    )
+    (tmp_path / "net.prototxt").write_text(inputs + layers)
+    with pytest.warns(FcnprotoWarning, match="hold their places"):
+        net = fcnproto.load(tmp_path / "net.prototxt")
+    assert net.unknown == [("a", "ROIAlign"), ("p", "InnerProduct")]
+    with pytest.raises(GraphError, match="expected 1"):
+        fcnproto.load(tmp_path / "net.prototxt", strict=True)
