@@ -100,7 +100,7 @@ def crop_offset(net: Net) -> Iterator[Finding]:
             yield found(
                 "crop-offset",
                 [node.name],
-                f"offset {given[0]:g}, but {node.bottoms[1].name!r} begins at {right}: off by {by} pixels",
+                f"offset {given[0]:g}, but {unsplit(node.bottoms[1]).name!r} begins at {right}: off by {by} pixels",
                 level="fault" if max(map(abs, off)) >= 1 else "suspect",
                 remedy=f"crop_param {{ axis: 2 offset: {round(wanted[0])} }}, or --crop aligned where none is given",
             )
@@ -135,8 +135,8 @@ def sizes_differ(node: Node, scores: Shape | None, labels: Shape | None) -> Iter
         yield found(
             "score-stride",
             [node.name],
-            f"scores {node.bottoms[0].name!r} are {scores[3]}x{scores[2]}, labels {node.bottoms[1].name!r} "
-            f"{labels[-1]}x{labels[-2]} ({ratio:.3g} times as high)",
+            f"scores {unsplit(node.bottoms[0]).name!r} are {scores[3]}x{scores[2]}, "
+            f"labels {unsplit(node.bottoms[1]).name!r} {labels[-1]}x{labels[-2]} ({ratio:.3g} times as high)",
         )
 
 

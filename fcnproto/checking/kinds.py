@@ -209,9 +209,15 @@ GROUPS: dict[str, dict[str, Kind]] = {
         ),
         "channel-order": Kind(
             _SUSPECT,
-            "a mean in the order RGB for images in the order BGR",
+            "a mean in the order RGB for images in the order BGR, or images in the order RGB for weights that want BGR",
             "red and blue are shifted the wrong way, or the whole image is in the wrong order",
             "mean_value: 104.007 mean_value: 116.669 mean_value: 122.679 (blue, green, red)",
+        ),
+        "unfed-input": Kind(
+            _NOTE,
+            "Input layers in a net that is to be trained",
+            "training from the command line has nothing to put in there",
+            "use a data layer (Data, ImageData, fcnproto_layers.ImageMaskLayer), or solver.step(1, data=x, label=y)",
         ),
         "list-bom": Kind(
             _SUSPECT,

@@ -24,6 +24,8 @@ VOID = 255
 _RARE = 1e-3
 _BETWEEN, _FEWEST_EDGES = 0.2, 40
 """Share of the edges' pixels that lie between two labels, from so many edges on: masks resized with interpolation."""
+_NOISY = 0.5
+"""Share of places at which labels change in maps that show no objects at all."""
 _REACH, _BETTER, _FEWEST_POINTS = 8, 1.3, 50
 """Shifts tried, how many times better the edges must fit, and from how many points of edges on."""
 _MOST_POINTS = 4000
@@ -118,16 +120,16 @@ def _grey_levels() -> set[int]:
 
 def _interpolated(labelling: Labelling) -> Iterator[Finding]:
     """Masks with labels between two others along their edges."""
-    edges = between = 0
+    edges = between = places = 0
     worst: tuple[float, str, Array] = (0.0, "", np.empty(0))
     for sample in labelling.samples[:_MOST_MAPS]:
         if sample.labels is None or min(sample.labels.shape) < 3:
             continue
         counted, inner, values = _between(sample.labels)
-        edges, between = edges + counted, between + inner
+        edges, between, places = edges + counted, between + inner, places + 2 * sample.labels.size
         if counted and inner / counted > worst[0]:
             worst = inner / counted, sample.name, values
-    if edges >= _FEWEST_EDGES and between > _BETWEEN * edges:
+    if edges >= _FEWEST_EDGES and between > _BETWEEN * edges and edges < _NOISY * places:
         seen = f"{between / edges:.2f} of the places where labels change hold a value between both"
         shown = ", ".join(map(str, worst[2][:5].tolist()))
         yield found(

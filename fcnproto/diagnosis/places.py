@@ -44,12 +44,15 @@ def _lines(tokens: Tokens) -> Iterable[tuple[str, int]]:
     return found.items()
 
 
-def located(findings: Iterable[Finding], places: Places) -> list[Finding]:
-    """The findings with file and line before the place of those that are about layers of the file."""
+def located(findings: Iterable[Finding], places: Places, whole: tuple[str, str] | None = None) -> list[Finding]:
+    """The findings with file and line before the place of those that are about layers of the file. `whole`: what a net
+    is called where a finding is about all of it, and its file."""
     result = []
     for finding in findings:
         place = next((places[name] for name in finding.layers if name in places), None)
         if place is not None and not finding.where.startswith(place[0]):
             finding = dataclasses.replace(finding, where=f"{place[0]}:{place[1]}: {finding.where}")
+        elif whole is not None and finding.where == whole[0]:
+            finding = dataclasses.replace(finding, where=f"{whole[1]}: {finding.where}")
         result.append(finding)
     return result

@@ -118,7 +118,7 @@ def examine(
         if (steps or overfit) and subject.whole:
             course, more = _few_steps(subject, labellings, images is not None, steps, overfit)
             found += more
-    return Report(subject.title, ordered(located(found, subject.places)), labellings, course)
+    return Report(subject.title, ordered(located(found, subject.places, subject.file)), labellings, course)
 
 
 def _few_steps(

@@ -71,7 +71,7 @@ def _rates(param: caffe_pb2.SolverParameter, subject: Subject, where: str) -> It
     normal = list(_normalisation(param, losses, rate, gain, where))
     yield from normal
     reach = rate * pixels * gain * param.max_iter * _mean_factor(param)
-    if not normal and param.HasField("max_iter") and param.max_iter > 0 and reach < _HARDLY:
+    if param.HasField("max_iter") and param.max_iter > 0 and reach < _HARDLY:
         yield found(
             "rate-too-small",
             where,

@@ -9,8 +9,10 @@ import os
 from collections.abc import Iterator
 from itertools import combinations
 
+import numpy as np
+
 from fcnproto.checking.alignment import apart
-from fcnproto.checking.findings import Finding, some
+from fcnproto.checking.findings import Finding, listed, some
 from fcnproto.checking.kinds import found
 from fcnproto.data.database import Data
 from fcnproto.data.folder_layer import ImageMaskLayer
@@ -33,6 +35,9 @@ _BGR = (104.0, 117.0, 123.0)
 _SMALL_SCALE, _LARGE_SHIFT = 0.1, -20.0
 _IMPOSSIBLE = -160.0
 """Below this is no pixel of 0..255 from which a usual mean was taken once."""
+_FEWEST_IMAGES, _LOOKED_AT, _MOST_ALIKE, _FARTHER = 8, 32, 0.9, 8.0
+"""By how many images the order of a database is told, of how many, and by how much their channels must differ: red is
+the brightest channel of most photographs, blue the darkest."""
 _LISTED_FILES = 2000
 _VOID = 255
 
@@ -45,8 +50,10 @@ def source_rules(subject: Subject) -> Iterator[Finding]:
         yield from _values(subject, node, layer)
         yield from _files(layer)
     yield from apart(subject.net, subject.shapes)
-    yield from _databases([layer for _, layer in layers if isinstance(layer, Data)])
+    yield from _databases([layer for _, layer in layers if isinstance(layer, (Data, ImageData))])
     yield from _void(nodes)
+    if subject.solver is not None:
+        yield from _unfed(subject)
     for net in subject.tests:
         for layer in net.data_layers():
             yield from located(_files(layer), places_in(layer.prototxt))
@@ -72,13 +79,13 @@ def _values(subject: Subject, node: Node, layer: Layer) -> Iterator[Finding]:
         return
     mean, scale = _mean(layer), _scale(layer)
     below = list(readers(node.tops[0]))
-    shifts = [one for one in below if one.type == "Power" and one.param.power_param.shift < _LARGE_SHIFT]
+    shifts = [(one, shift) for one in below if (shift := _shift(subject, one)) < _LARGE_SHIFT]
     scales = [one for one in below if one.type == "Power" and abs(one.param.power_param.scale) < _SMALL_SCALE]
     if mean and shifts:
         yield found(
             "mean-twice",
-            [layer.name, shifts[0].name],
-            f"{layer.name!r} takes off {mean}, and {shifts[0].name!r} (Power) {-shifts[0].param.power_param.shift:g}",
+            [layer.name, shifts[0][0].name],
+            f"{layer.name!r} takes off {mean}, and {shifts[0][0].name!r} ({shifts[0][0].type}) {-shifts[0][1]:g}",
         )
     elif mean and (lowest := _lowest(layer)) < _IMPOSSIBLE:
         yield found(
@@ -91,9 +98,25 @@ def _values(subject: Subject, node: Node, layer: Layer) -> Iterator[Finding]:
     if len(values) == 3 and _is_reversed(values):
         shown = ", ".join(f"{value:g}" for value in values)
         yield found("channel-order", [layer.name], f"mean {shown} for images that are read as blue, green, red")
+    elif len(values) == 3 and isinstance(layer, Data):
+        yield from _stored_order(layer, values)
     plain = not mean and scale == 1 and bool(below) and all(one.type == "Convolution" for one in below)
     if plain and _is_colour(subject, node, layer):
         yield found("no-mean", [layer.name], "values go from 0 to 255 into " + some([one.name for one in below]))
+
+
+def _shift(subject: Subject, node: Node) -> float:
+    """What a layer adds to all its values (on the mean of the channels), where that isn't learned."""
+    if node.type == "Power":
+        return float(node.param.power_param.shift)
+    if node.type not in ("Bias", "Scale"):
+        return 0.0
+    blobs, rates = subject.net.params[node.name], list(node.param.param)
+    place = len(blobs) - 1
+    if not blobs or (node.type == "Scale" and not node.param.scale_param.bias_term):
+        return 0.0
+    learned = len(rates) <= place or rates[place].lr_mult != 0
+    return 0.0 if learned else float(blobs[place].detach().mean())
 
 
 def _lowest(layer: Layer) -> float:
@@ -147,6 +170,54 @@ def _is_colour(subject: Subject, node: Node, layer: Layer) -> bool:
         return bool(layer.config.is_color)
     shape = subject.sources.get(node.tops[0].name)
     return isinstance(layer, (Data, WindowData)) and shape is not None and len(shape) == 4 and shape[1] == 3
+
+
+def _stored_order(layer: Data, mean: list[float]) -> Iterator[Finding]:
+    """Databases whose images have the order RGB under a mean in the order BGR, as far as the images' own means tell."""
+    if not mean[0] < mean[2] or find(layer.config.source, layer.base_dir) is None:
+        return
+    try:
+        items = _items(layer)
+    except DataError:
+        return
+    means = np.array([item.reshape(3, -1).mean(1) for item in items if item.shape[0] == 3])
+    if len(means) < _FEWEST_IMAGES:
+        return
+    red_first = float((means[:, 0] > means[:, 2]).mean())
+    first, last = float(means[:, 0].mean()), float(means[:, 2].mean())
+    if red_first >= _MOST_ALIKE and first - last > _FARTHER:
+        seen = f"channel 0 is brighter than channel 2 in {red_first:.0%} of {len(means)} images (means {first:.3g} and"
+        yield found(
+            "channel-order",
+            [layer.name],
+            f"{seen} {last:.3g}), where the mean says {mean[0]:g} and {mean[2]:g}",
+            why="the images may be stored as red, green, blue, and what the weights take for blue is red",
+            remedy="write the database in the order BGR (`fcnproto convert-imageset` does), or turn conv1's channels",
+        )
+
+
+def _items(layer: Data) -> list[np.ndarray]:
+    """The first items of a database as they are stored (channels, height, width)."""
+    twin = _plain_twin(layer)
+    assert isinstance(twin, Data)
+    twin.config.batch_size = 1
+    try:
+        twin.setup([])
+        first = twin()[0][0].numpy()  # opens the database
+        count = twin.records.count() if twin.records is not None else 1
+        return [first, *(twin()[0][0].numpy() for _ in range(min(count, _LOOKED_AT) - 1))]
+    finally:
+        twin.close()
+
+
+def _plain_twin(layer: Data | ImageData) -> SourceLayer:
+    """The same layer without what it does to its images."""
+    param = caffe_pb2.LayerParameter()
+    param.CopyFrom(layer.param)
+    param.ClearField("transform_param")
+    twin = type(layer)(param)
+    twin.base_dir = layer.base_dir
+    return twin
 
 
 # Whether the sources are there, and fit.
@@ -221,11 +292,7 @@ def _crop(layer: Data | ImageData) -> Iterator[Finding]:
 
 def _item_size(layer: Data | ImageData) -> tuple[int, int] | None:
     """(height, width) of the first item before it is cropped; None where it can't be read."""
-    param = caffe_pb2.LayerParameter()
-    param.CopyFrom(layer.param)
-    param.ClearField("transform_param")
-    twin = type(layer)(param)
-    twin.base_dir = layer.base_dir
+    twin = _plain_twin(layer)
     try:
         twin.setup([])
         shape = twin.top_shapes([])[0]
@@ -236,19 +303,15 @@ def _item_size(layer: Data | ImageData) -> tuple[int, int] | None:
     return None if shape is None or not shape[2] or not shape[3] else (shape[2], shape[3])
 
 
-def _databases(layers: list[Data]) -> Iterator[Finding]:
-    """Databases that are read together, but hold different numbers of items or items of different sizes."""
+def _databases(layers: list[Data | ImageData]) -> Iterator[Finding]:
+    """Sources that are read together, but hold different numbers of items or items of different sizes."""
     known = []
     for layer in layers:
         path = find(layer.config.source, layer.base_dir)
         if path is None:
             continue
         try:
-            records = open_records(path, layer.config.backend)
-            try:
-                known.append((layer, records.count(), _item_size(layer)))
-            finally:
-                records.close()
+            known.append((layer, _length(layer, path), _item_size(layer)))
         except DataError:
             continue
     for (first, count, size), (second, other, size_there) in combinations(known, 2):
@@ -260,6 +323,23 @@ def _databases(layers: list[Data]) -> Iterator[Finding]:
         elif size and size_there and size != size_there and min(size_there) > 1 and min(size) > 1:
             shown = [f"{width}x{height}" for height, width in (size, size_there)]
             yield found("database-size", names, f"the first items are {shown[0]} and {shown[1]}")
+
+
+def _length(layer: Data | ImageData, path: str) -> int:
+    if isinstance(layer, ImageData):
+        return len(read_image_list(path))
+    records = open_records(path, layer.config.backend)
+    try:
+        return records.count()
+    finally:
+        records.close()
+
+
+def _unfed(subject: Subject) -> Iterator[Finding]:
+    """Input layers in the net of a solver, which nobody fills unless a script does."""
+    names = [node.name for node in subject.net.graph.nodes if node.type == "Input"]
+    if names:
+        yield found("unfed-input", names, f"{listed(names)}: Input in the phase TRAIN, where data come from layers")
 
 
 def _void(nodes: dict[Node, Layer]) -> Iterator[Finding]:

@@ -71,6 +71,12 @@ class Subject:
         self.shapes: dict[Blob, Shape] = shapes_of(self.net, self.sources)
 
     @property
+    def file(self) -> tuple[str, str] | None:
+        """What the net is called, and its file; None for one in memory."""
+        file = next((layer.prototxt for layer in self.net.layers if layer.prototxt), None)
+        return None if file is None else (self.net.graph.title, str(file))
+
+    @property
     def is_deploy(self) -> bool:
         """Whether the net is for use alone: given without a solver, and without a loss."""
         return self.solver is None and self.whole and not self.net.graph.weighted()

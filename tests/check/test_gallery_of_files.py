@@ -178,7 +178,7 @@ def test_rates_of_sums_and_means(loss: str, rate: str, level: str | None, tmp_pa
     if level is None:
         assert not grave(findings)
     else:
-        (finding,) = grave(findings)
+        (finding,) = [one for one in grave(findings) if one.code != "rate-too-small"]
         assert (finding.code, finding.level) == ("loss-normalisation", level) and "256 labels" in finding.seen
 
 
@@ -325,13 +325,72 @@ def test_inputs_are_the_callers_to_fill(tmp_path: Path) -> None:
     """Nets with Input layers: maps of labels, and one label an image."""
     layer = 'layer {{ name: "{0}" type: "Input" top: "{0}" input_param {{ shape {{ {1} }} }} }}\n'
     data, size = layer.format("data", "dim: 1 dim: 3 dim: 16 dim: 16"), "dim: 1 dim: 1 dim: 16 dim: 16"
-    assert not grave(examined(write(tmp_path, data + layer.format("label", size) + SCORE + LOSS)))
+    findings = examined(write(tmp_path, data + layer.format("label", size) + SCORE + LOSS))
+    assert not grave(findings) and "'data', 'label'" in one(findings, "unfed-input").where  # a note under a solver
     score = (
         'layer { name: "score" type: "InnerProduct" bottom: "data" top: "score"\n'
         '  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }\n'
     )
     net = data + layer.format("label", "dim: 1") + score + LOSS
-    assert not grave(examined(write(tmp_path, net, None)))
+    assert not examined(write(tmp_path, net, None))
+
+
+def test_a_mean_taken_off_by_layers_that_are_not_learned(tmp_path: Path) -> None:
+    """Bias and Scale stand for the Power layer; what they learn is their own."""
+    bias = 'layer { name: "shift" type: "Bias" bottom: "data" top: "shifted" RATE bias_param { filler { value: -110 } } }\n'
+    scale = (
+        'layer { name: "shift" type: "Scale" bottom: "data" top: "shifted" RATE\n'
+        "  scale_param { bias_term: true bias_filler { value: -110 } } }\n"
+    )
+    images(tmp_path)
+    rest = SCORE.replace('bottom: "data"', 'bottom: "shifted"')
+    fixed = "param { lr_mult: 0 } "
+    for layer, rates in ((bias, fixed), (scale, 2 * fixed)):
+        finding = one(examined(write(tmp_path, with_images(MEAN, layer.replace("RATE", rates) + rest))), "mean-twice")
+        assert finding.level == "fault" and "'shift'" in finding.where and "110" in finding.seen
+        for mean, learned in ((MEAN, ""), ("scale: 0.5", rates)):
+            assert not grave(examined(write(tmp_path, with_images(mean, layer.replace("RATE", learned) + rest))))
+
+
+def test_a_net_of_a_file_is_named_by_it(tmp_path: Path) -> None:
+    finding = one(examined(write(tmp_path, DUMMY + SCORE)), "no-loss")
+    assert finding.where.startswith(str(tmp_path / "net.prototxt"))
+
+
+def test_lists_of_different_length(tmp_path: Path) -> None:
+    images(tmp_path, 3)
+    lists = WINDOWS.replace('top: "data" top: "class"', 'top: "more" top: "kind"').replace('"data"', '"again"')
+    both = with_images(MEAN) + lists.split('layer { name: "truth"')[0].replace("TRANSFORM", "").replace(
+        "list.txt", "short.txt"
+    )
+    both += 'layer { name: "no" type: "Silence" bottom: "more" bottom: "kind" }\n'
+    for count, sick in ((2, True), (3, False)):
+        (tmp_path / "short.txt").write_text("".join(f"{index}.png 0\n" for index in range(count)))
+        found = [one for one in examined(write(tmp_path, both)) if one.code == "database-size"]
+        assert bool(found) is sick
+
+
+def test_images_stored_as_red_green_blue(tmp_path: Path) -> None:
+    pytest.importorskip("lmdb")
+    layer = (
+        'layer { name: "data" type: "Data" top: "data" transform_param { MEAN }'
+        ' data_param { source: "SOURCE" backend: LMDB batch_size: 2 } }\n'
+        'layer { name: "truth" type: "DummyData" top: "label"\n'
+        "  dummy_data_param { shape { dim: 2 dim: 1 dim: 16 dim: 16 } } }\n"
+    )
+    rng = np.random.default_rng(1)
+    for name, means in (("rgb", (130, 120, 100)), ("bgr", (100, 120, 130)), ("alike", (121, 120, 119))):
+        with new_database(str(tmp_path / name)) as target:
+            for index in range(10):
+                values = np.stack([rng.normal(mean, 20, (16, 16)).clip(0, 255) for mean in means]).astype(np.uint8)
+                datum = caffe_pb2.Datum(channels=3, height=16, width=16, data=values.tobytes())
+                target.put(f"{index:08}".encode(), datum.SerializeToString())
+        net = layer.replace("SOURCE", name).replace("MEAN", MEAN) + SCORE + LOSS
+        findings = examined(write(tmp_path, net))
+        if name == "rgb":
+            finding = one(findings, "channel-order")
+            assert finding.level == "suspect" and "'data'" in finding.where and "100% of 10 images" in finding.seen
+        assert bool(grave(findings)) is (name == "rgb")
 
 
 def test_training_says_that_labels_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +425,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     before = sorted(os.listdir(tmp_path))
     assert main(["check", str(path)]) == 1
     out = capsys.readouterr().out
-    assert "fault: the net [no-loss]" in out and out.endswith("1 fault\n")
+    assert f"fault: {tmp_path / 'net.prototxt'}: the net [no-loss]" in out and out.endswith("1 fault\n")
     assert main(["check", str(path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["counts"] == {"fault": 1, "suspect": 0, "note": 0}
