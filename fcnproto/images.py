@@ -7,6 +7,8 @@ follow Caffe to the bit for the formats that Caffe reads.
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -18,12 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from fcnproto.errors import DataError, FcnprotoWarning
+from fcnproto.bands import TIFF, Bands, as_bands, read_tiff
+from fcnproto.errors import DataError, FcnprotoWarning, UsageError
 from fcnproto.schema.arrays import read_npy
 
 PathLike = str | os.PathLike[str]
 Array = npt.NDArray[Any]
-Kind = Literal["bgr", "rgb", "grey", "depth"]
+Kind = Literal["bgr", "rgb", "grey", "depth", "bands"]
+Picture = Image.Image | Bands
+"""What is read of an image file."""
 
 _NAMES = (
     ".avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .jpx "  # AVIF needs Pillow 11.3 or newer
@@ -45,21 +50,26 @@ class Preprocessing:
 
     Attributes:
         kind: the channels: "bgr" and "rgb" (3), "grey" (1), or "depth": the natural logarithm of a one-channel image's
-            values (1). Pixels are 0..255 before the mean is taken off.
+            values (1). Pixels are 0..255 before the mean is taken off. Or "bands": the values of an image of any
+            number of bands as they are in the file, in its order.
         mean: nothing, one value for each channel (or for all), or a mean image (channels, height, width), in
             the order of the blob's channels.
-        scale: factor after the mean is taken off.
+        scale: factor after the mean is taken off; or one for each channel.
+        bands: the number of channels of the kind "bands".
         why: where these settings come from, for messages.
     """
 
     kind: Kind = "bgr"
     mean: Array | None = None
-    scale: float = 1.0
+    scale: float | tuple[float, ...] = 1.0
     why: str = ""
+    bands: int = 0
 
     @property
     def channels(self) -> int:
         """The number of channels of the blob."""
+        if self.kind == "bands":
+            return self.bands
         return 3 if self.kind in ("bgr", "rgb") else 1
 
     def __str__(self) -> str:
@@ -69,7 +79,10 @@ class Preprocessing:
             mean = f"a mean image of {self.mean.shape[2]}x{self.mean.shape[1]}"
         else:
             mean = "mean " + " ".join(f"{value:g}" for value in self.mean)
-        return f"{self.kind.upper()}, {mean}, scale {self.scale:g}" + (f" ({self.why})" if self.why else "")
+        factors = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        kind = f"{self.bands} bands as they are" if self.kind == "bands" else self.kind.upper()
+        scale = " ".join(f"{value:g}" for value in factors)
+        return f"{kind}, {mean}, scale {scale}" + (f" ({self.why})" if self.why else "")
 
 
 def open_image(path: PathLike, content: bytes | None = None) -> Image.Image:
@@ -111,6 +124,8 @@ def pixel_count(path: PathLike | IO[bytes]) -> int:
     """The number of pixels of an image file (or an open one) by its header; 0 where that can't be read (reading it will
     say why)."""
     try:
+        if isinstance(path, (str, os.PathLike)) and os.path.splitext(path)[1].lower() == ".npy":
+            return math.prod(sorted(np.load(path, mmap_mode="r", allow_pickle=False).shape)[-2:])
         with Image.open(path) as image:
             return image.width * image.height
     except Exception:  # damaged files raise whatever their decoder meets
@@ -121,21 +136,45 @@ def read_image(path: PathLike) -> Image.Image:
     """An image file as 8-bit RGB, upright. Raises `DataError`.
 
     Grey, palette, one-bit, YCbCr and CMYK images (without regard to a colour profile) are converted; transparent pixels
-    show white behind them; 16-bit grey is divided by 257. Of animations the first frame is taken.
+    show white behind them; 16-bit values are divided by 257, also those of colours in TIFF (where tifffile is
+    installed) and .npy files. Of animations the first frame is taken.
     """
-    image = open_image(path)
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    if suffix == ".npy":
+        return to_rgb(_from_array(read_npy(Path(path)), "bgr", os.fspath(path)))
+    values = read_tiff(os.fspath(path)) if suffix in TIFF and _has_deep_colours(path) else None
+    image = open_image(path) if values is None else _from_array(values, "bgr", os.fspath(path))
     try:
         return to_rgb(image)
     except (OSError, ValueError) as error:
         raise DataError(f"{os.fspath(path)}: {error}") from error
 
 
-def as_image(given: Any, kind: Kind = "bgr") -> Image.Image:
-    """An image in whatever form a program has it, as `read_image` gives it (for the kind "depth" as `read_depth`).
+def _has_deep_colours(path: PathLike) -> bool:
+    """Whether a TIFF has several channels of more than eight bits, of which Pillow reads the upper ones, or none."""
+    try:
+        with Image.open(path) as image:
+            bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+            return len(bits) > 1 and max(bits) > 8
+    except UnidentifiedImageError:
+        return os.path.getsize(path) > 0
+    except Exception:  # reading it says why
+        return False
+
+
+def as_image(given: Any, kind: Kind = "bgr", bands: int = 0) -> Picture:
+    """An image in whatever form a program has it, as `read_image` gives it (for the kind "depth" as `read_depth`, for
+    "bands" `Bands`, with so many of them).
 
     A path; a PIL image of any mode (turned upright as its EXIF data say); or an array of uint8, (height, width) or
-    (height, width, 1, 3 or 4) in RGB. Grey ones may be of uint16 or bool, depths of any number. Raises `DataError`.
+    (height, width, 1, 3 or 4) in RGB. They may be of uint16 or bool, depths and bands of any number.
+
+    Raises `DataError`.
     """
+    if kind == "bands":
+        return read_bands(given, bands) if isinstance(given, (str, os.PathLike)) else _bands_of(given, bands)
+    if isinstance(given, Bands):
+        raise DataError(f"an image of {given.count} bands is given, but this input takes pictures ({kind})")
     if isinstance(given, (str, os.PathLike)):
         return read_depth(given) if kind == "depth" else read_image(given)
     image = given if isinstance(given, Image.Image) else _from_array(given, kind)
@@ -146,7 +185,55 @@ def as_image(given: Any, kind: Kind = "bgr") -> Image.Image:
         raise DataError(f"an image of mode {image.mode} can't be used: {error}") from error
 
 
-def _from_array(given: Any, kind: Kind) -> Image.Image:
+def read_bands(path: PathLike, count: int = 0) -> Bands:
+    """The image in a .npy file, a TIFF (by tifffile where installed) or any other file that Pillow reads.
+
+    Raises `DataError` where it can't be read or has another number of bands than `count` (0: any).
+    """
+    file = os.fspath(path)
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix == ".npy":
+        return as_bands(read_npy(Path(file)), count, file)
+    if suffix in TIFF and (found := read_tiff(file)) is not None:
+        return as_bands(found, count, file)
+    return as_bands(_by_pillow(file), count, file)
+
+
+def _by_pillow(file: str) -> Array:
+    if os.path.splitext(file)[1].lower() in TIFF:
+        try:
+            image = open_image(file)
+        except DataError as error:
+            if not os.path.isfile(file):
+                raise
+            raise UsageError(f"{error}; TIFFs of many bands need tifffile (pip install 'fcnproto[tiff]')") from None
+    else:
+        image = open_image(file)
+        if _is_cut_to_eight_bits(file):
+            raise DataError(
+                f"{file}: has colours of 16 bits, of which only the upper eight can be read from this kind of file; "
+                "save it as TIFF"
+            )
+    image = ImageOps.exif_transpose(image)
+    return np.asarray(image.convert("RGB") if image.mode == "P" else image)
+
+
+def _is_cut_to_eight_bits(file: str) -> bool:
+    """Whether Pillow leaves the lower bits of a file's colours out (PNG of 16 bits a colour)."""
+    with Image.open(file) as image:
+        return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def _bands_of(given: Any, count: int) -> Bands:
+    if isinstance(given, Bands):
+        return as_bands(given.values, count)
+    try:
+        return as_bands(np.asarray(given), count)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"a {type(given).__name__} is no image: {error}") from error
+
+
+def _from_array(given: Any, kind: Kind, name: str = "") -> Image.Image:
     try:
         values = np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -154,16 +241,19 @@ def _from_array(given: Any, kind: Kind) -> Image.Image:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     flat, numbers = values.ndim == 2, values.dtype.kind in "fiub"
-    coloured = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype == np.uint8
+    coloured = values.ndim == 3 and values.shape[2] in (3, 4) and values.dtype in (np.uint8, np.uint16)
     grey = flat and (values.dtype in (np.uint8, np.uint16, np.bool_) or (kind == "depth" and numbers))
     if not values.size or not (grey or (coloured and kind != "depth")):
         wanted = "numbers of shape (height, width)" if kind == "depth" else "RGB of uint8 and shape (height, width, 3)"
+        what = name or f"a {type(given).__name__}"
         raise DataError(
-            f"a {type(given).__name__} of {values.dtype} and shape {values.shape} is no image here; give a path, a PIL "
+            f"{what} of {values.dtype} and shape {values.shape} is no image here; give a path, a PIL "
             f"image, or an array: {wanted}"
         )
     if kind == "depth":
         return Image.fromarray(values.astype(np.float32))
+    if coloured and values.dtype == np.uint16:
+        values = np.rint(values / 257.0).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(values))
 
 
@@ -202,7 +292,18 @@ def _depth(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(np.asarray(image, dtype=np.float32))
 
 
-def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+def visible(image: Picture) -> Image.Image:
+    """An image that can be shown: depths (mode F) as grey, from the nearest to the farthest; of bands a preview."""
+    if isinstance(image, Bands):
+        return image.preview()
+    if image.mode != "F":
+        return image
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)).convert("RGB")
+
+
+def resize(image: Picture, height: int, width: int) -> Picture:
     """The image scaled to a size, bilinear; when it shrinks, every pixel counts (no aliasing)."""
     return image if image.size == (width, height) else image.resize((width, height), _RESAMPLING)
 
@@ -216,14 +317,16 @@ def limit_side(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def to_blob(image: Image.Image, preprocessing: Preprocessing) -> Array:
+def to_blob(image: Picture, preprocessing: Preprocessing) -> Array:
     """The float32 array (channels, height, width) that a net is given for an image.
 
-    `image` is from `read_image`, or from `read_depth` for the kind "depth". A mean image of another size than the image
+    `image` is from `as_image` for the same kind. A mean image of another size than the image
     counts by its average in each channel (a warning says so). DataError where a depth has no logarithm.
     """
-    values = np.asarray(image, dtype=np.float32)
-    if preprocessing.kind == "depth":
+    values = image.values if isinstance(image, Bands) else np.asarray(image, dtype=np.float32)
+    if preprocessing.kind == "bands":
+        blob = values.transpose(2, 0, 1)
+    elif preprocessing.kind == "depth":
         blob = _log_depth(values)
     elif preprocessing.kind == "grey":
         blob = (values[:, :, ::-1] @ np.array(_GREY_WEIGHTS, dtype=np.float32))[None]
@@ -231,7 +334,9 @@ def to_blob(image: Image.Image, preprocessing: Preprocessing) -> Array:
         blob = (values if preprocessing.kind == "rgb" else values[:, :, ::-1]).transpose(2, 0, 1)
     if preprocessing.mean is not None:
         blob = blob - fitting_mean(preprocessing.mean, blob.shape)
-    if preprocessing.scale != 1.0:
+    if isinstance(preprocessing.scale, tuple):
+        blob = blob * np.array(preprocessing.scale, dtype=np.float32)[:, None, None]
+    elif preprocessing.scale != 1.0:
         blob = blob * np.float32(preprocessing.scale)
     return np.ascontiguousarray(blob, dtype=np.float32)
 
@@ -266,6 +371,29 @@ def fitting_mean(mean: Array, shape: Sequence[int]) -> Array:
     return mean.astype(np.float64)[:, None, None]  # subtracted in double precision, as the data layers do
 
 
+def read_statistics(path: PathLike) -> tuple[Array, tuple[float, ...]]:
+    """Mean and scale of each band in a .json file of `fcnproto image-mean`. Raises `DataError`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        mean, scale = (np.array([float(value) for value in content[key]]) for key in ("mean", "scale"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{os.fspath(path)}: holds no mean and scale of bands: {error}") from error
+    if not mean.size or mean.shape != scale.shape or not np.isfinite([mean, scale]).all():
+        raise DataError(f"{os.fspath(path)}: mean and scale must be as many finite numbers")
+    return mean, tuple(scale.tolist())
+
+
+def parse_scale(text: str) -> float | tuple[float, ...]:
+    """The scale that a command line names: a number, one for each channel ("0.1,0.2"), or a .json file with them.
+
+    ValueError for other texts, `DataError` for other files."""
+    if text.lower().endswith(".json"):
+        return read_statistics(text)[1]
+    found = tuple(float(part) for part in text.split(","))
+    return found[0] if len(found) == 1 else found
+
+
 def parse_mean(text: str) -> Array | None:
     """The mean that a command line names: "none", numbers "104,117,123" in the blob's order of channels, or a file."""
     if text.lower() in ("", "none"):
@@ -277,7 +405,7 @@ def parse_mean(text: str) -> Array | None:
 
 
 def read_mean(path: PathLike) -> Array:
-    """The mean in a .binaryproto (Caffe's mean image, a BlobProto) or .npy file: (channels,) or (channels, h, w).
+    """The mean in a .binaryproto (Caffe's mean image), .npy or .json file: (channels,) or (channels, h, w).
 
     Raises `DataError` for other contents and `WeightsError` for a damaged .binaryproto.
     """
@@ -290,6 +418,8 @@ def read_mean(path: PathLike) -> Array:
         )
     if file.suffix == ".npy":
         mean = read_npy(file)
+    elif file.suffix == ".json":
+        return read_statistics(file)[0]
     else:
         mean = read_blob(file)
     mean = np.asarray(mean)
@@ -297,7 +427,8 @@ def read_mean(path: PathLike) -> Array:
         raise DataError(f"{file}: a mean consists of finite numbers")
     while mean.ndim > 3 and mean.shape[0] == 1:
         mean = mean[0]
-    if mean.ndim == 3 and mean.shape[0] in (1, 3):
+    turned = mean.ndim == 3 and mean.shape[2] in (1, 3) and mean.shape[0] not in (1, 3)
+    if mean.ndim == 3 and mean.size and not turned:
         return mean.astype(np.float32)
     if mean.ndim == 1 and mean.size:
         return mean.astype(np.float64)
@@ -305,7 +436,7 @@ def read_mean(path: PathLike) -> Array:
 
 
 def find_images(
-    paths: Sequence[PathLike], recursive: bool = False, leave_out: PathLike | None = None
+    paths: Sequence[PathLike], recursive: bool = False, leave_out: PathLike | None = None, arrays: bool = False
 ) -> list[tuple[Path, str]]:
     """The image files among `paths`, folders opened, each with a name for its results.
 
@@ -314,8 +445,9 @@ def find_images(
     without its suffix, or the file's stem; where two would be the same (or differ by case alone), they get their
     suffix ("cat_jpg") or the folders above ("night_cat") added. Paths that don't exist are kept: reading them gives
     the error. A folder `leave_out` (of results) below a given one is not searched. A warning names files of a folder
-    that are images, but not by their names.
+    that are images, but not by their names. `arrays`: .npy files of a folder are images, too.
     """
+    suffixes = SUFFIXES | {".npy"} if arrays else SUFFIXES
     out = None if leave_out is None else Path(os.path.realpath(leave_out))
     found: dict[str, tuple[Path, str]] = {}
     for given in map(Path, paths):
@@ -323,17 +455,17 @@ def find_images(
             inside = sorted(given.rglob("*") if recursive else given.iterdir())
             if out is not None and Path(os.path.realpath(given)) in out.parents:
                 inside = [path for path in inside if not Path(os.path.realpath(path)).is_relative_to(out)]
-            files = [(path, path.relative_to(given)) for path in inside if _is_image(path, given)]
+            files = [
+                (path, path.relative_to(given))
+                for path in inside
+                if path.suffix.lower() in suffixes and _is_shown(path, given)
+            ]
             _tell_left_out(given, [path for path in inside if path.suffix.lower() not in SUFFIXES])
         else:
             files = [(given, Path(given.name))]
         for path, relative in files:
             found.setdefault(os.path.realpath(path), (path, relative.as_posix()))
     return _name(list(found.values()))
-
-
-def _is_image(path: Path, folder: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and _is_shown(path, folder)
 
 
 def _is_shown(path: Path, folder: Path) -> bool:

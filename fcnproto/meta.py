@@ -62,8 +62,8 @@ class ImageInput:
         return tuple(float(value) for value in found) if found is not None and found.ndim == 1 else found
 
     @property
-    def scale(self) -> float:
-        """The factor after the mean is taken off."""
+    def scale(self) -> float | tuple[float, ...]:
+        """The factor after the mean is taken off, or one for each channel."""
         return self.preprocessing.scale
 
     @property
@@ -172,7 +172,8 @@ class Meta:
                     "kind": entry.preprocessing.kind,
                     "order": entry.order,
                     "mean": _mean_out(entry.preprocessing.mean, images),
-                    "scale": entry.scale,
+                    "scale": list(entry.scale) if isinstance(entry.scale, tuple) else entry.scale,
+                    **({"bands": entry.channels} if entry.preprocessing.kind == "bands" else {}),
                 }
                 for entry in self.inputs
             ],
@@ -250,11 +251,25 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _scale_in(value: Any) -> float | tuple[float, ...]:
+    return tuple(map(_number, value)) if isinstance(value, list) else _number(value)
+
+
 def _input_in(row: Mapping[str, Any], where: str) -> ImageInput:
     kind = row["kind"]
     if kind not in get_args(Kind):
         raise ValueError(f"unknown kind of image {kind!r}")
-    how = Preprocessing(kind, _mean_in(row.get("mean")), _number(row.get("scale", 1.0)), f"said in {where}")
+    bands = row.get("bands", 0)
+    if (
+        isinstance(bands, bool)
+        or not isinstance(bands, int)
+        or not 0 <= bands <= _MOST
+        or (kind == "bands") != (bands > 0)
+    ):
+        raise ValueError("the number of bands is none")
+    how = Preprocessing(kind, _mean_in(row.get("mean")), _scale_in(row.get("scale", 1.0)), f"said in {where}", bands)
+    if isinstance(how.scale, tuple) and len(how.scale) != how.channels:
+        raise ValueError("the scale has another number of channels than the input")
     if how.mean is not None and len(how.mean) not in (1, how.channels):
         raise ValueError("the mean has another number of channels than the input")
     return ImageInput(_word(row["blob"]), how, _word(row["order"]))

@@ -11,9 +11,9 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -29,7 +29,7 @@ from fcnproto.data.published import NYUDSegDataLayer, PublishedLayer
 from fcnproto.data.window_data import WindowData
 from fcnproto.errors import DataError, FcnprotoWarning, GraphError, LayerError, UsageError
 from fcnproto.graph import Graph, Node, build_graph
-from fcnproto.images import Preprocessing, as_image, read_mean, resize, to_blob
+from fcnproto.images import Kind, Preprocessing, as_image, parse_mean, parse_scale, read_mean, resize, to_blob
 from fcnproto.layers.base import Layer
 from fcnproto.meta import ByBlob, ImageInput, Meta, ScoreOutput, of_record
 from fcnproto.net import Net
@@ -160,13 +160,13 @@ def prepared(net: Net, images: Any) -> dict[str, Tensor]:
     """The inputs for an image, or for the images of all inputs, of one size: see `Net.preprocess`."""
     blobs = [entry.blob for entry in net.meta.inputs] or [blob for blob in net.inputs if _is_image(net, blob)]
     if not blobs:
-        raise UsageError(f"net {net.graph.name!r}: has no input for images")
+        raise UsageError(f"{net.graph.title}: has no input for images")
     given = images if isinstance(images, Mapping) else {blobs[0]: images}
     if set(given) != set(blobs):
         listed = ", ".join(map(repr, blobs))
-        raise UsageError(f"net {net.graph.name!r}: give an image for each of its inputs: {listed}")
+        raise UsageError(f"{net.graph.title}: give an image for each of its inputs: {listed}")
     hows = {blob: preprocessing_of(net, blob) for blob in blobs}
-    opened = {blob: as_image(given[blob], how.kind) for blob, how in hows.items()}
+    opened = {blob: as_image(given[blob], how.kind, how.bands) for blob, how in hows.items()}
     if len({image.size for image in opened.values()}) > 1:
         listed = ", ".join(f"{blob} {image.width}x{image.height}" for blob, image in opened.items())
         raise DataError(f"the images of one scene differ in size: {listed}")
@@ -245,8 +245,8 @@ def preprocessing_of(net: Net, blob: str, quiet: bool = False) -> Preprocessing:
     """How images become the input `blob`: as was set (`net.meta`), else as the net's data layer says, else the files
     that it was read from, else the zoo, of its own nets and of those with the same layers; else the usual way.
 
-    The usual way is BGR with ImageNet's mean for three channels, grey without a mean for one; `why` says which it was.
-    Warns of a data layer's crop that is not applied, unless `quiet`.
+    The usual way is BGR with ImageNet's mean for three channels, grey without a mean for one, the bands as they are for
+    other numbers; `why` says which it was. Warns of a data layer's crop that is not applied, unless `quiet`.
     """
     if net._given is not None and any(entry.blob == blob for entry in net._given.inputs):
         return net._given.inputs[blob].preprocessing
@@ -262,7 +262,70 @@ def preprocessing_of(net: Net, blob: str, quiet: bool = False) -> Preprocessing:
                 return entry.preprocessing
     if channels == 1:
         return Preprocessing("grey", why="assumed")
+    if channels not in (None, 3):
+        return Preprocessing("bands", bands=channels, why="assumed")
     return Preprocessing("bgr", np.array(_ASSUMED_MEAN), why="assumed")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a user says of how images become inputs, as texts VALUE (of the first input) or BLOB=VALUE.
+
+    `kinds`: bgr, rgb, grey, depth, bands. `means` and `scales`: a number for each channel (104,117,123) or a file
+    (.binaryproto, .npy; .json of image-mean, whose scale counts as well); a mean may be "none".
+    """
+
+    kinds: tuple[str, ...] = ()
+    means: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.kinds or self.means or self.scales)
+
+    def apply(self, how: Preprocessing, name: str, inputs: Sequence[str], bands: int = 0) -> Preprocessing:
+        """The preprocessing of input `name` with what is said; `bands` is the number of bands where the kind becomes
+        "bands" (0: as many as there were channels). UsageError for values that make no sense."""
+        kind, mean, scale = (_setting(texts, name, inputs) for texts in (self.kinds, self.means, self.scales))
+        if kind is not None:
+            how = _of_kind(how, kind, bands)
+        if mean is not None:
+            how = replace(how, mean=parse_mean(mean), why="")
+            if how.mean is not None and len(how.mean) not in (1, how.channels):
+                raise UsageError(f"--mean {mean}: has {len(how.mean)} channels, input {name!r} has {how.channels}")
+            if scale is None and mean.lower().endswith(".json"):
+                scale = mean
+        if scale is not None:
+            try:
+                how = replace(how, scale=parse_scale(scale), why="")
+            except ValueError:
+                raise UsageError(f"--scale {scale}: not a number, nor numbers with commas between them") from None
+            if isinstance(how.scale, tuple) and len(how.scale) != how.channels:
+                raise UsageError(f"--scale {scale}: {len(how.scale)} factors for {how.channels} channels")
+        return how
+
+
+def _of_kind(how: Preprocessing, kind: str, bands: int) -> Preprocessing:
+    if kind not in get_args(Kind):
+        raise UsageError(f"--channels {kind}: expected one of {', '.join(get_args(Kind))}")
+    known = how.mean
+    if known is not None and {kind, how.kind} == {"bgr", "rgb"}:
+        known = known[::-1]
+    elif kind != how.kind:
+        known = None
+    count = (bands or how.channels) if kind == "bands" else 0
+    return replace(how, kind=cast("Kind", kind), mean=known, why="", bands=count)
+
+
+def _setting(texts: Sequence[str], name: str, inputs: Sequence[str]) -> str | None:
+    """The value for input `name` among texts VALUE (for the first input) and BLOB=VALUE."""
+    chosen = None
+    for text in texts:
+        blob, sign, value = text.partition("=")
+        if not sign or blob not in inputs:
+            blob, value = inputs[0], text
+        if blob == name:
+            chosen = value
+    return chosen
 
 
 def _of_published(layer: Layer, top: int) -> Preprocessing | None:

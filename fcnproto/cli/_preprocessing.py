@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,10 +15,11 @@ from fcnproto.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fcnproto.images import Kind, Preprocessing
+    from fcnproto.images import Preprocessing
     from fcnproto.net import Net
+    from fcnproto.preprocessing import Chosen
 
-_KINDS = ("bgr", "rgb", "grey", "depth")
+_KINDS = ("bgr", "rgb", "grey", "depth", "bands")
 
 
 def input_options(function: _options.Function) -> _options.Function:
@@ -98,20 +99,37 @@ def _image_values(net: Net, images: Sequence[str], settings: Mapping[str, Any]) 
 
 def preprocessing_options(function: _options.Function) -> _options.Function:
     """`--mean`, `--scale`, `--channels` and `--resize`: the first three are read with `override`."""
-    for option in (
+    return kinds_options(
         click.option(
             "--resize", metavar="HxW|net", help="Scale every image for the net; net: to the size in its Input layer."
-        ),
-        click.option("--channels", "kinds", metavar="[BLOB=]KIND", multiple=True, help=f"One of {', '.join(_KINDS)}."),
+        )(function)
+    )
+
+
+def kinds_options(function: _options.Function) -> _options.Function:
+    """`--mean`, `--scale` and `--channels`: read with `override` or `chosen`."""
+    for option in (
         click.option(
-            "--scale", "scales", metavar="[BLOB=]X", multiple=True, help="Factor after the mean is taken off."
+            "--channels",
+            "kinds",
+            metavar="[BLOB=]KIND",
+            multiple=True,
+            help=f"One of {', '.join(_KINDS)}; bands: the file's values as they are, of any number of bands.",
+        ),
+        click.option(
+            "--scale",
+            "scales",
+            metavar="[BLOB=]X",
+            multiple=True,
+            help="Factor after the mean is taken off, or one for each channel; or a .json file of image-mean.",
         ),
         click.option(
             "--mean",
             "means",
             metavar="[BLOB=]MEAN",
             multiple=True,
-            help="Mean in the net's order of channels (104,117,123), a .binaryproto or .npy file, or none.",
+            help="Mean in the net's order of channels (104,117,123), a .binaryproto or .npy file, or none; or a .json "
+            "file of image-mean, with its scale.",
         ),
     ):
         function = option(function)
@@ -120,42 +138,14 @@ def preprocessing_options(function: _options.Function) -> _options.Function:
 
 def override(how: Preprocessing, name: str, inputs: Sequence[str], settings: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing of input `name` with what the options say. UsageError for values that make no sense."""
-    from fcnproto.images import parse_mean
-
-    kind = _setting(settings["kinds"], name, inputs)
-    mean = _setting(settings["means"], name, inputs)
-    scale = _setting(settings["scales"], name, inputs)
-    if kind is not None:
-        if kind not in _KINDS:
-            raise UsageError(f"--channels {kind}: expected one of {', '.join(_KINDS)}")
-        known = how.mean
-        if known is not None and {kind, how.kind} == {"bgr", "rgb"}:
-            known = known[::-1]
-        elif kind != how.kind:
-            known = None
-        how = replace(how, kind=cast("Kind", kind), mean=known, why="")
-    if mean is not None:
-        how = replace(how, mean=parse_mean(mean), why="")
-        if how.mean is not None and len(how.mean) not in (1, how.channels):
-            raise UsageError(f"--mean {mean}: has {len(how.mean)} channels, input {name!r} has {how.channels}")
-    if scale is not None:
-        try:
-            how = replace(how, scale=float(scale), why="")
-        except ValueError:
-            raise UsageError(f"--scale {scale}: not a number") from None
-    return how
+    return chosen(settings).apply(how, name, inputs)
 
 
-def _setting(texts: Sequence[str], name: str, inputs: Sequence[str]) -> str | None:
-    """The value for input `name` among texts VALUE (for the first input) and BLOB=VALUE."""
-    chosen = None
-    for text in texts:
-        blob, sign, value = text.partition("=")
-        if not sign or blob not in inputs:
-            blob, value = inputs[0], text
-        if blob == name:
-            chosen = value
-    return chosen
+def chosen(settings: Mapping[str, Any]) -> Chosen:
+    """What the options `--channels`, `--mean` and `--scale` say."""
+    from fcnproto.preprocessing import Chosen
+
+    return Chosen(*(tuple(settings[key]) for key in ("kinds", "means", "scales")))
 
 
 def tell_assumptions(preprocessing: Mapping[str, Preprocessing]) -> None:

@@ -93,7 +93,6 @@ def _folders(
 ) -> ImageFolders:
     """The images and masks in the folders of `--images` and `--masks`, by the net's blobs and labels."""
     from fcnproto.data.datasets import ImageFolders, Images, Masks
-    from fcnproto.images import parse_mean
     from fcnproto.net.assigning import assign
     from fcnproto.net.roles import image_inputs, score_blobs
     from fcnproto.preprocessing import preprocessing_of
@@ -106,15 +105,14 @@ def _folders(
     places = assign(_options.named(settings["images"], "--images"), "--images", inputs)
     masks = assign(_options.named(settings["masks"], "--masks"), "--masks", labels)
     colours = assign(tables, "--colours", labels, needed=False)
-    means = assign(_options.named(settings["means"], "--mean"), "--mean", inputs, needed=False)
-    how = {blob: preprocessing_of(net, blob) for blob in inputs}
-    for blob, mean in means.items():
-        how[blob] = dataclasses.replace(how[blob], mean=parse_mean(mean), why="")
+    how = {blob: _preprocessing.override(preprocessing_of(net, blob), blob, list(inputs), settings) for blob in inputs}
     _preprocessing.tell_assumptions(how)
     return ImageFolders(
         {blob: Images(places[blob], how[blob]) for blob in inputs},
         {
-            label: Masks(masks[label], len(names[label]), colours.get(label), settings["binary_masks"])
+            label: Masks(
+                masks[label], len(names[label]), colours.get(label), settings["binary_masks"], tuple(names[label])
+            )
             for label in labels
         },
     )

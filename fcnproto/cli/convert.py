@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 @click.argument("out", type=_files.OutputFile(makes_folder=True))
 @_files.format_option("safetensors", "pt", "caffemodel", "caffemodel.h5", "pt2", "onnx")
 @click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs that a .py speaks of.")
+@click.option("--softmax", is_flag=True, help="End each map of scores in a Softmax: probabilities.")
+@click.option("--argmax", is_flag=True, help="End each map of scores in an ArgMax: labels (N, 1, height, width).")
 @click.option("--losses", is_flag=True, help="Keep losses and accuracies in .py, .pt2 and .onnx, labels being inputs.")
 @_options.json_option
 @_nets.net_options(device="cpu")
@@ -36,6 +38,8 @@ def command(
     chosen_format: str | None,
     input_size: tuple[int, int] | None,
     losses: bool,
+    softmax: bool,
+    argmax: bool,
     as_json: bool,
     nets: _nets.NetOptions,
 ) -> None:
@@ -46,14 +50,15 @@ def command(
     (.pt, .pth, .safetensors) with this net's names, so that a net trained elsewhere comes home. What was written is
     read back and compared before it gets its name. OUT may be - for stdout, with --format.
     """
+    ends = [kind for kind, wanted in (("Softmax", softmax), ("ArgMax", argmax)) if wanted]
     if is_stream(out):
         with _spooled(out, chosen_format) as made:
-            done = _convert(model, weights, made, input_size, losses, nets)
+            done = _convert(model, weights, made, input_size, losses, ends, nets)
         files = [out]
     elif chosen_format is not None and not out.name.lower().endswith(f".{chosen_format}"):
         raise UsageError(f"--format {chosen_format}: {out} says another format by its ending")
     else:
-        done = _convert(model, weights, out, input_size, losses, nets)
+        done = _convert(model, weights, out, input_size, losses, ends, nets)
         files = list(done.files)
     if as_json:
         _output.print_json({"files": files, "checked": done.checked})
@@ -81,6 +86,7 @@ def _convert(
     out: Path,
     input_size: tuple[int, int] | None,
     losses: bool,
+    ends: Sequence[str],
     nets: _nets.NetOptions,
 ) -> Conversion:
     from fcnproto.export import STATE_FILES, about_inputs, check_output, convert, load_state
@@ -90,5 +96,9 @@ def _convert(
     net = nets.load(model, None if is_state else weights)
     if is_state:
         load_state(net, weights)
-    title = net.graph.name or _options.title(model)
-    return convert(net, out, size=input_size, title=title, about=about_inputs(net), losses=losses)
+    title, about = net.graph.name or _options.title(model), about_inputs(net)
+    if ends:
+        from fcnproto.export.ending import with_ends
+
+        net = with_ends(net, ends)
+    return convert(net, out, size=input_size, title=title, about=about, losses=losses)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _nets, _options, _output
+from fcnproto.cli import _files, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
+
+if TYPE_CHECKING:
+    from fcnproto.solver.listeners import Listener
 
 _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 
@@ -49,6 +54,7 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
     "--optimization", type=click.Choice(_OPTIMIZATIONS), default="heavy", show_default=True, help="See below."
 )
 @click.option("--base-lr", type=float, help="Another learning rate than the optimization's.")
+@click.option("--lr-finder", is_flag=True, help="Find the learning rate by a short training in which it grows.")
 @click.option("--momentum", type=float, help="Another momentum.")
 @click.option("--iter-size", type=click.IntRange(min=1), help="Another number of images a step.")
 @click.option("--iterations", type=click.IntRange(min=1), help="Steps.  [default: 20 for each image, at least 2000]")
@@ -56,8 +62,23 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 @click.option("--staged", is_flag=True, help="Train the coarser nets first: 32s, 16s, 8s (each with --iterations).")
 @click.option("--augment", default="none", help="mirror,scale=0.25,crop=300x400,colour=0.2 or parts of it.")
 @click.option("--class-weights", type=click.Choice(["none", "balanced"]), default="none", show_default=True)
-@click.option("--validation", type=float, default=0.15, show_default=True, help="Share for choosing the best weights.")
-@click.option("--held-out", type=float, default=0.15, show_default=True, help="Share for the final score.")
+@click.option(
+    "--validation",
+    metavar="SHARE|FILE|DIR",
+    default="0.15",
+    show_default=True,
+    help="Images for choosing the best weights: their share, a list of their names, or a folder of further images.",
+)
+@click.option(
+    "--held-out",
+    metavar="SHARE|FILE|DIR",
+    default="0.15",
+    show_default=True,
+    help="Images for the final score, likewise.",
+)
+@click.option("--validation-masks", metavar="DIR", help="Masks of the folder of --validation, if not in --masks.")
+@click.option("--held-out-masks", metavar="DIR", help="Masks of the folder of --held-out, if not in --masks.")
+@_preprocessing.kinds_options
 @click.option("--seed", type=int, default=1337, show_default=True, help="Of the split and all random numbers.")
 @_options.json_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -103,6 +124,7 @@ def command(
     fields = {key: settings.pop(key) for key in ("base_lr", "momentum", "iter_size")}
     chosen = Settings(
         weights=_paths(weights, "--weights") or None,
+        preprocessing=_preprocessing.chosen(settings),
         images=_paths(images, "--images"),
         masks=_paths(masks, "--masks"),
         classes=names,
@@ -110,7 +132,8 @@ def command(
         augmentation=parse_augmentation(augment),
         solver={key: value for key, value in fields.items() if value is not None},
         device=str(_options.device(device)),
-        **settings,
+        **_parts(settings),
+        **{name: value for name, value in settings.items() if name not in _OWN},
     )
     if dry_run:
         # Of stages, the last one's net begins with the first one's weights here.
@@ -124,12 +147,14 @@ def command(
         return
     with SignalRequests() as asked:
         if staged:
-            outcome = run_staged(chosen, _output.note, asked)
+            with _bar(None) as listeners:
+                outcome = run_staged(chosen, _output.note, asked, listeners)
         else:
             made = plan(chosen)
             for line in made.lines():
                 _output.note(line)
-            outcome = run(made, _output.note, asked)
+            with _bar(made.solver.max_iter) as listeners:
+                outcome = run(made, _output.note, asked, listeners)
     if as_json:
         _output.print_json(
             {
@@ -148,6 +173,43 @@ def command(
         f"best weights, of iteration {outcome.best}: {chosen.output / 'weights.caffemodel'}; the metrics are those on "
         f"{outcome.scores[0].images} held-out images"
     )
+
+
+_OWN = ("kinds", "means", "scales", "validation", "held_out", "validation_masks", "held_out_masks")
+"""Settings that are read on their own."""
+
+
+def _parts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What says which images validate and score: a share each, or the path of a list or a folder; and their masks."""
+    found: dict[str, Any] = {}
+    for name in ("validation", "held_out"):
+        try:
+            found[name] = float(settings[name])
+        except ValueError:
+            found[name] = Path(settings[name])
+        masks = settings[f"{name}_masks"]
+        found[f"{name}_masks"] = None if masks is None else Path(masks)
+    return found
+
+
+@contextlib.contextmanager
+def _bar(end: int | None) -> Iterator[list[Listener]]:
+    """A bar with the time left on a terminal, in place of the solver's log lines; elsewhere these alone."""
+    from fcnproto.solver.log import LOGGER
+    from fcnproto.solver.progress import LiveLine
+
+    if not _output.stderr().is_terminal:
+        yield []
+        return
+    line, quiet, propagate = LiveLine(_output.stderr(), end), logging.NullHandler(), LOGGER.propagate
+    LOGGER.propagate = False
+    LOGGER.addHandler(quiet)
+    try:
+        yield [line]
+    finally:
+        line.close()
+        LOGGER.removeHandler(quiet)
+        LOGGER.propagate = propagate
 
 
 def _paths(texts: Sequence[str], option: str) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _cluster, _files, _naming, _nets, _options, _output
+from fcnproto.cli import _cluster, _files, _naming, _nets, _options, _output, _preprocessing
 from fcnproto.cli._scored import DATA_SETS, Items, items_of, outputs_of
 from fcnproto.errors import UsageError
 from fcnproto.escaping import file_name, printable
@@ -79,8 +79,10 @@ def folders_command(
 ) -> None:
     """Score the label images in PREDICTIONS against those in TRUTH.
 
-    The prediction for cat.png is cat.png or cat_labels.png. Pixels are labels (palette and grey images), or colours
-    that stand for them (--colours). With --cluster through Ray; the folders may be at fsspec's addresses.
+    The prediction for cat.png is cat.png, cat_labels.png or cat_mask.png. Pixels are labels (palette and grey images,
+    .npy, .mat), or colours that stand for them (--colours). Both may be annotations as well: folders of labelme's or
+    Pascal VOC's files, or one file of COCO's or CVAT's. With --cluster through Ray; the folders may be at fsspec's
+    addresses.
     """
     from fcnproto import cluster
     from fcnproto.scoring import score_folders
@@ -127,13 +129,7 @@ def _where(settings: Mapping[str, Any], nets: _nets.NetOptions | None = None) ->
 @click.option(
     "--data", "data_set", type=click.Choice(list(DATA_SETS)), help="A published data set; with --root and --split."
 )
-@click.option(
-    "--mean",
-    "means",
-    metavar="[BLOB=]MEAN",
-    multiple=True,
-    help="For --images: numbers in BGR order, a .binaryproto or .npy file, or none.",
-)
+@_preprocessing.kinds_options
 @click.option("--root", type=_path, help="The data set's folder.")
 @click.option("--split", help="The split to score, such as seg11valid, val or test.")
 @click.option("--voc", type=_path, help="For --data context: the folder that holds VOC2010.")

@@ -72,7 +72,7 @@ class Featuring(Work):
                 place: attempt(
                     partial(
                         value_of,
-                        as_image(chunk.values[place], self.how.kind),
+                        as_image(chunk.values[place], self.how.kind, self.how.bands),
                         self.how,
                         self.size,
                         self.crop,

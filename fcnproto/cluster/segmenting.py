@@ -53,6 +53,8 @@ class Labels(NamedTuple):
 
 def decoded(item: Item, data: bytes, kind: Kind) -> np.ndarray:
     """The pixels of an encoded image as nets are given them. Raises `DataError` that names the item."""
+    if kind == "bands":
+        raise DataError(f"{shown(item)}: images of bands are segmented without --cluster")
     image = open_image(shown(item), data)
     try:
         return np.asarray(as_image(image, kind))

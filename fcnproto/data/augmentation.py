@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fcnproto.errors import UsageError
+from fcnproto.images import Picture
 
 _VOID = 255
 _SMALLEST = 16
@@ -48,14 +49,14 @@ class Augmentation:
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" if value is not True else name for name, value in self.as_dict().items())
 
-    def apply(self, image: Image.Image, mask: np.ndarray, rng: random.Random) -> tuple[Image.Image, np.ndarray]:
+    def apply(self, image: Picture, mask: np.ndarray, rng: random.Random) -> tuple[Picture, np.ndarray]:
         """A changed RGB image and mask (height, width) uint8."""
         (image,), (mask,) = self.apply_all([image], [mask], rng)
         return image, mask
 
     def apply_all(
-        self, images: Sequence[Image.Image], masks: Sequence[np.ndarray], rng: random.Random
-    ) -> tuple[list[Image.Image], list[np.ndarray]]:
+        self, images: Sequence[Picture], masks: Sequence[np.ndarray], rng: random.Random
+    ) -> tuple[list[Picture], list[np.ndarray]]:
         """Changed images and masks of one scene, all mirrored, scaled and cropped alike.
 
         Colours change in the first image alone (if it is RGB): the others are measurements, such as HHA or depth.
@@ -86,8 +87,8 @@ def _enlarged(mask: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _crop(
-    images: Sequence[Image.Image], masks: Sequence[np.ndarray], size: tuple[int, int], rng: random.Random
-) -> tuple[list[Image.Image], list[np.ndarray]]:
+    images: Sequence[Picture], masks: Sequence[np.ndarray], size: tuple[int, int], rng: random.Random
+) -> tuple[list[Picture], list[np.ndarray]]:
     """A window of the size, or of what there is; of a few random ones the first with a label in it."""
     width, height = images[0].size
     height, width = min(size[0], height), min(size[1], width)

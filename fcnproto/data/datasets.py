@@ -20,14 +20,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fcnproto.data import published
-from fcnproto.data.masks import Colour, read_mask
+from fcnproto.data.mask_sources import ENDINGS, open_masks
+from fcnproto.data.masks import Colour
 from fcnproto.errors import DataError, UsageError
-from fcnproto.images import Preprocessing, find_images, read_depth, read_image, to_blob
+from fcnproto.images import Picture, Preprocessing, as_image, find_images, to_blob
 from fcnproto.schema import caffe_pb2
 
 PathLike = str | os.PathLike[str]
@@ -173,21 +173,23 @@ class Images:
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of one labelling: pixels are 0 .. classes - 1, or 255 where void; `colours` gives the label of each RGB
-    colour where colours stand for classes (`masks.read_colours`); `binary`: values 0 and 255 are the labels 0 and 1."""
+    """The masks of one labelling, in a folder or a file (`mask_sources.open_masks`): pixels are 0 .. classes - 1, or
+    255 where void; `colours` gives the label of each RGB colour where colours stand for classes (`masks.read_colours`);
+    `binary`: values 0 and 255 are the labels 0 and 1; `names` are the classes', for files that name them."""
 
     folder: PathLike
     classes: int
     colours: Mapping[Colour, int] | None = None
     binary: bool = False
+    names: tuple[str, ...] = ()
 
 
-Scene = tuple[dict[str, Image.Image], dict[str, np.ndarray]]
+Scene = tuple[dict[str, Picture], dict[str, np.ndarray]]
 """The images and the masks (height, width) uint8 of an item, by key."""
 
 
 class ImageFolders(SegmentationDataset):
-    """Images and their masks in folders, whose files are called the same but for the suffixes.
+    """Images and their masks in folders, whose files are called the same but for the suffixes (and "_mask").
 
     Args:
         images: one folder or several (colour and HHA) by key; the first one says which items there are.
@@ -205,35 +207,46 @@ class ImageFolders(SegmentationDataset):
         augment: Callable[[Scene], Scene] | None = None,
     ) -> None:
         self.images, self.masks, self.augment = dict(images), dict(masks), augment
-        places = {key: one.folder for key, one in images.items()} | {key: one.folder for key, one in masks.items()}
-        self._files = {key: _by_name(place) for key, place in places.items()}
+        self._files = {
+            key: _without_masks(_by_name(one.folder, one.preprocessing.kind == "bands")) for key, one in images.items()
+        }
+        self.mask_sources = {
+            key: open_masks(one.folder, one.names, one.colours, one.binary) for key, one in self.masks.items()
+        }
         first = next(iter(self.images))
         found = self._files[first]
-        for key in (*self.images, *self.masks):
-            missing = [name for name in found if name not in self._files[key]]
-            if missing:
-                what = "mask" if key in self.masks else "image"
-                raise DataError(
-                    f"{found[missing[0]]}: has no {what} called {missing[0]!r} in {os.fspath(places[key])} "
-                    f"({len(missing)} of {len(found)} images have none)"
-                )
+        for key, files in self._files.items():
+            self._check_names(found, [name for name in found if name not in files], "image", self.images[key].folder)
+        for key, source in self.mask_sources.items():
+            missing = [name for name in found if source.path(name) is None]
+            self._check_names(found, missing, "mask", self.masks[key].folder)
         for name in ids or ():
             if name not in found:
                 raise DataError(f"{os.fspath(self.images[first].folder)}: no image called {name!r}")
         self.ids = list(found) if ids is None else list(ids)
         self.classes = {key: one.classes for key, one in self.masks.items()}
 
+    @staticmethod
+    def _check_names(found: Mapping[str, Path], missing: Sequence[str], what: str, place: PathLike) -> None:
+        if missing:
+            raise DataError(
+                f"{found[missing[0]]}: has no {what} called {missing[0]!r} in {os.fspath(place)} "
+                f"({len(missing)} of {len(found)} images have none)"
+            )
+
     def paths(self, id: str) -> dict[str, Path]:
         """The files of an item by key."""
-        return {key: files[id] for key, files in self._files.items()}
+        masks = {key: source.path(id) or source.place for key, source in self.mask_sources.items()}
+        return {key: files[id] for key, files in self._files.items()} | masks
 
     def scene(self, id: str) -> Scene:
         """The images (RGB; depth as in its file) and labels of an item as they are, checked."""
         paths = self.paths(id)
         images = {}
         for key, one in self.images.items():
-            images[key] = (read_depth if one.preprocessing.kind == "depth" else read_image)(paths[key])
-        masks = {key: read_mask(paths[key], one.colours, one.binary) for key, one in self.masks.items()}
+            images[key] = as_image(paths[key], one.preprocessing.kind, one.preprocessing.bands)
+        first = next(iter(images.values()))
+        masks = {key: source.read(id, (first.height, first.width)) for key, source in self.mask_sources.items()}
         pixels = {key: np.empty((0, image.height, image.width)) for key, image in images.items()}
         self.check(pixels | masks, {key: str(path) for key, path in paths.items()})
         return images, masks
@@ -249,14 +262,14 @@ class ImageFolders(SegmentationDataset):
         return item | {key: torch.from_numpy(mask.astype(np.float32)[None]) for key, mask in masks.items()}
 
 
-Augment = Callable[[Image.Image, np.ndarray], tuple[Image.Image, np.ndarray]]
+Augment = Callable[[Picture, np.ndarray], tuple[Picture, np.ndarray]]
 
 
 class ImageFolder(ImageFolders):
     """`ImageFolders` of one colour image and one labelling: the keys are `data` and `label`.
 
     Args:
-        images, masks, classes, colours, binary: as in `Images` and `Masks`.
+        images, masks, classes, colours, binary, names: as in `Images` and `Masks`.
         mean: BGR, taken off after the channels are turned.
         preprocessing: in place of `mean`, for images that become blobs in another way.
         ids, augment: as in `ImageFolders`; `augment` changes one image and its mask.
@@ -270,6 +283,7 @@ class ImageFolder(ImageFolders):
         *,
         colours: Mapping[Colour, int] | None = None,
         binary: bool = False,
+        names: Sequence[str] = (),
         mean: Sequence[float] = MEAN,
         preprocessing: Preprocessing | None = None,
         ids: Sequence[str] | None = None,
@@ -278,12 +292,12 @@ class ImageFolder(ImageFolders):
         how = preprocessing or Preprocessing("bgr", np.array(mean, dtype=np.float64))
         super().__init__(
             {"data": Images(images, how)},
-            {"label": Masks(masks, classes, colours, binary)},
+            {"label": Masks(masks, classes, colours, binary, tuple(names))},
             ids=ids,
             augment=None if augment is None else functools.partial(_one_of_each, augment),
         )
 
-    def read(self, id: str) -> tuple[Image.Image, np.ndarray]:
+    def read(self, id: str) -> tuple[Picture, np.ndarray]:
         """The image (RGB) and its labels (height, width) uint8 as they are, checked."""
         images, masks = self.scene(id)
         return images["data"], masks["label"]
@@ -294,12 +308,19 @@ def _one_of_each(augment: Augment, scene: Scene) -> Scene:
     return {"data": image}, {"label": mask}
 
 
-def _by_name(folder: PathLike) -> dict[str, Path]:
-    """The images of a folder by their path in it without suffix, in order. `DataError` if there are none."""
+def _without_masks(files: Mapping[str, Path]) -> dict[str, Path]:
+    """The images of a folder without those that are masks of others in it: cat_mask.png beside cat.jpg."""
+    masks = {name + ending for name in files for ending in ENDINGS}
+    return {name: path for name, path in files.items() if name not in masks}
+
+
+def _by_name(folder: PathLike, arrays: bool = False) -> dict[str, Path]:
+    """The images of a folder (`arrays`: .npy files too) by their path in it without suffix, in order. `DataError` if
+    there are none."""
     if not os.path.isdir(folder):
         raise DataError(f"{os.fspath(folder)}: no such folder")
     found: dict[str, Path] = {}
-    for path, _ in find_images([folder], recursive=True):
+    for path, _ in find_images([folder], recursive=True, arrays=arrays):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise DataError(f"{path}: has the same name as {found[name]}; remove one of them")

@@ -8,6 +8,7 @@ prototxt alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -31,16 +32,17 @@ class ImageMaskLayer(PublishedLayer):
 
     Options: `images` and `masks`, folders; `split`, a text file of the images' names without suffix; `classes`, their
     number; `mean` (BGR); `colours`, pairs of an RGB colour and its label where masks are colour-coded; `binary`, True
-    where masks of 0 and 255 mean the labels 0 and 1; `randomize` (False: in order) and `seed`; `augment`, a dict of
+    where masks of 0 and 255 mean the labels 0 and 1; `names`, the classes' names where `masks` are annotation files
+    (labelme, COCO, CVAT, VOC); `randomize` (False: in order) and `seed`; `augment`, a dict of
     what `Augmentation` takes.
 
-    For several images or labellings `images` is a list of dicts with `folder`, `kind` ("bgr", "rgb", "grey", "depth")
-    and `mean`, and `masks` one of dicts with `folder`, `classes`, `colours` and `binary`; tops are the images, then
-    the labels.
+    For several images or labellings `images` is a list of dicts with `folder`, `kind` ("bgr", "rgb", "grey", "depth",
+    "bands"), `mean`, `scale` (a number, or one for each channel) and `bands` (their number), and `masks` one of dicts
+    with `folder`, `classes`, `colours`, `binary` and `names`; tops are the images, then the labels.
     """
 
     required = ("images", "masks", "split")
-    optional = ("classes", "mean", "randomize", "seed", "colours", "binary", "augment")
+    optional = ("classes", "mean", "scale", "randomize", "seed", "colours", "binary", "names", "augment")
     handles: ClassVar[tuple[str, ...]] = ("ids", "data")
 
     def __init__(self, param: Any, num_tops: int | None = None) -> None:
@@ -52,8 +54,17 @@ class ImageMaskLayer(PublishedLayer):
 
     def _parse_options(self) -> dict[str, Any]:
         options = super()._parse_options()
-        single = {"folder": options["images"], "kind": "bgr", "mean": options.get("mean")}
-        task = {"folder": options["masks"], **{key: options.get(key) for key in ("classes", "colours", "binary")}}
+        single = {
+            "folder": options["images"],
+            "kind": "bgr",
+            "mean": options.get("mean"),
+            "scale": options.get("scale", 1.0),
+            "bands": 0,
+        }
+        task = {
+            "folder": options["masks"],
+            **{key: options.get(key) for key in ("classes", "colours", "binary", "names")},
+        }
         if "mean" not in options and isinstance(options["images"], str):
             self.fail("param_str lacks 'mean'")
         self.inputs = [self._images(one) for one in self._dicts("images", options["images"], single)]
@@ -80,18 +91,28 @@ class ImageMaskLayer(PublishedLayer):
         kind, mean = one.get("kind", "bgr"), one.get("mean")
         if kind not in get_args(Kind):
             self.fail(f"param_str: 'kind' must be one of {', '.join(get_args(Kind))}, not {kind!r}")
-        channels = Preprocessing(kind).channels
+        bands, scale = one.get("bands", 0), one.get("scale", 1.0)
+        if (kind == "bands") != bool(bands) or not isinstance(bands, int) or bands < 0:
+            self.fail(f"param_str: 'bands' must be the number of bands where 'kind' is 'bands', not {bands!r}")
+        channels = Preprocessing(kind, bands=bands).channels
+        factors = scale if isinstance(scale, (list, tuple)) else [scale] * channels
+        if len(factors) != channels or not all(isinstance(factor, (int, float)) for factor in factors):
+            self.fail(f"param_str: 'scale' must be a number, or {channels} of them for {kind} images, not {scale!r}")
         if mean is not None and (not isinstance(mean, (list, tuple)) or len(mean) != channels):
             self.fail(f"param_str: 'mean' must be {channels} numbers for {kind} images, not {mean!r}")
         values = None if mean is None else np.array(mean, dtype=np.float64)
-        return Images(one["folder"], Preprocessing(kind, values, why=f"from layer {self.name!r}"))
+        scale = tuple(map(float, scale)) if isinstance(scale, (list, tuple)) else float(scale)
+        return Images(one["folder"], Preprocessing(kind, values, scale, f"from layer {self.name!r}", bands))
 
     def _masks(self, one: Mapping[str, Any]) -> Masks:
         classes, colours = one.get("classes"), one.get("colours")
         if not isinstance(classes, int) or not 2 <= classes <= 255:
             self.fail(f"param_str: 'classes' must be a number from 2 to 255, not {classes!r}")
         table = None if colours is None else {tuple(colour): label for colour, label in colours}
-        return Masks(one["folder"], classes, table, bool(one.get("binary")))
+        names = one.get("names") or ()
+        if not isinstance(names, (list, tuple)) or (names and len(names) != classes):
+            self.fail(f"param_str: 'names' must be {classes} names of classes, not {names!r}")
+        return Masks(one["folder"], classes, table, bool(one.get("binary")), tuple(map(str, names)))
 
     def top_kinds(self) -> list[str]:
         return [one.preprocessing.kind for one in self.inputs] + ["label"] * len(self.labellings)
@@ -107,10 +128,10 @@ class ImageMaskLayer(PublishedLayer):
         return bool(self.options.get("randomize", False))
 
     def paths(self, id: str) -> list[str]:
-        return list(map(str, self._folders().paths(id).values()))
+        return list(map(str, self.image_folders().paths(id).values()))
 
     def load_all(self, id: str) -> list[np.ndarray]:
-        folders = self._folders()
+        folders = self.image_folders()
         scene, labels = folders.scene(id)
         images, masks = list(scene.values()), list(labels.values())
         if self.augmentation:
@@ -123,7 +144,8 @@ class ImageMaskLayer(PublishedLayer):
                 raise DataError(f"{folders.paths(id)[key]}: {error}") from None
         return blobs + [mask[None] for mask in masks]
 
-    def _folders(self) -> ImageFolders:
+    def image_folders(self) -> ImageFolders:
+        """The images and masks, by the tops' names."""
         if self.data is None:
             tops, count = list(self.param.top), len(self.inputs)
             images = {
@@ -131,7 +153,7 @@ class ImageMaskLayer(PublishedLayer):
                 for top, one in zip(tops[:count], self.inputs, strict=True)
             }
             masks = {
-                top: Masks(self._resolved(one.folder), one.classes, one.colours, one.binary)
+                top: replace(one, folder=self._resolved(one.folder))
                 for top, one in zip(tops[count:], self.labellings, strict=True)
             }
             self.data = ImageFolders(images, masks, ids=self.read_ids())

@@ -1,4 +1,5 @@
-"""Label maps in image files: palette and grey PNGs, whose pixels are the labels, and colour-coded ones with a table."""
+"""Label maps in files: palette and grey PNGs, whose pixels are the labels, colour-coded ones with a table, and arrays
+(.npy, .mat)."""
 
 from __future__ import annotations
 
@@ -9,16 +10,24 @@ from collections.abc import Mapping
 import numpy as np
 
 from fcnproto.data.images import FAULTS, open_image
+from fcnproto.data.matlab import load_variable, variable_names
 from fcnproto.errors import DataError
+from fcnproto.schema.arrays import read_npy
 
 Colour = tuple[int, int, int]
 PathLike = str | os.PathLike[str]
+
+ARRAYS = (".npy", ".mat")
+"""The suffixes of masks that are arrays."""
+_MAT_NAMES = ("LabelMap", "S", "Segmentation", "segmentation", "labels", "label", "masks", "mask", "gt")
+"""What .mat files of published data sets, and people, call a label map."""
 
 
 def read_mask(
     path: PathLike, colours: Mapping[Colour, int] | None = None, binary: bool = False, content: bytes | None = None
 ) -> np.ndarray:
-    """The labels (height, width) uint8 in an image file.
+    """The labels (height, width) uint8 in an image file, or in an array: an .npy file, or the label map of a .mat file
+    (SBD's GTcls.Segmentation, one of a usual name, or the only matrix in it).
 
     Without `colours` the pixels of a palette, grey (8 or 16 bits, up to 255) or one-bit image; with it those that the
     table gives for the pixels' RGB colours. With `binary` black and white (0 and 255) are the labels 0 and 1; an image
@@ -26,6 +35,8 @@ def read_mask(
     images and for a colour (and where it is) that the table lacks.
     """
     name = os.fspath(path)
+    if os.path.splitext(name)[1].lower() in ARRAYS:
+        return _of_array(_array(name), colours, binary, name)
     image = open_image(name if content is None else content, name)
     try:
         image.load()
@@ -40,10 +51,39 @@ def read_mask(
             f"{name}: a mask's pixels are labels (a palette or grey image), this image's mode is {image.mode}; "
             "give a table of colours if its colours stand for classes"
         )
-    values = np.asarray(image)
+    return _as_labels(np.asarray(image), name)
+
+
+def _as_labels(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype != np.uint8 and values.dtype != bool and (values.min() < 0 or values.max() > 255):
-        raise DataError(f"{name}: has labels {values.min()} to {values.max()}; 0 to 255 can be used")
+        raise DataError(f"{name}: has labels {values.min():g} to {values.max():g}; 0 to 255 can be used")
     return values.astype(np.uint8)
+
+
+def _array(name: str) -> np.ndarray:
+    if name.lower().endswith(".npy"):
+        return read_npy(name)
+    known = variable_names(name)
+    if "GTcls" in known:
+        return load_variable(name, "GTcls", "Segmentation")
+    chosen = next((one for one in _MAT_NAMES if one in known), None)
+    if chosen is None and len(known) != 1:
+        raise DataError(
+            f"{name}: has the variables {', '.join(map(repr, known)) or '(none)'}; a mask is the only one, or is "
+            f"called {' or '.join(_MAT_NAMES)}"
+        )
+    return load_variable(name, chosen or known[0])
+
+
+def _of_array(values: np.ndarray, colours: Mapping[Colour, int] | None, binary: bool, name: str) -> np.ndarray:
+    while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if colours is not None and values.ndim == 3 and values.shape[2] == 3 and values.dtype == np.uint8:
+        return _decode(values, colours, name)
+    whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((values == np.rint(values)).all()))
+    if values.ndim != 2 or not whole or not values.size:
+        raise DataError(f"{name}: a mask is a matrix of whole numbers, this array's shape is {values.shape}")
+    return _black_and_white(values, name) if binary else _as_labels(values, name)
 
 
 def _black_and_white(values: np.ndarray, name: str) -> np.ndarray:

@@ -74,6 +74,13 @@ def read_matrix(path: str, name: str, field: str | None = None) -> np.ndarray:
     raise KeyError(name)
 
 
+def names_of(path: str) -> list[str]:
+    """The names of a file's variables. Raises `DataError` for a damaged file."""
+    with open(path, "rb") as file:
+        content = file.read()
+    return list(_Reader(path, content).names())
+
+
 class _Reader:
     """Bytes with elements in them: a file, or an unpacked variable of it."""
 
@@ -133,6 +140,20 @@ class _Reader:
                 content = self._unpacked(packed, outer.start + outer.size, whole=True)
                 whole = _Reader(self.path, content, self.order, self.budget)
                 yield whole, outer.start, outer.size
+
+    def names(self) -> Iterator[str]:
+        """The names of a file's matrices; a helper's own ones, which have none, are left out."""
+        for found in self.elements(_HEADER, len(self.content)):
+            name = ""
+            if found.kind == _MATRIX:
+                name = self.matrix(found.start, found.size).name
+            elif found.kind == _COMPRESSED:
+                packed = self.content[found.start : found.start + found.size]
+                head = _Reader(self.path, self._unpacked(packed, _HEAD), self.order, self.budget)
+                outer = head.element(0, 1 << 62)
+                name = head.matrix(outer.start, outer.size, cut=True).name if outer.kind == _MATRIX else ""
+            if name:
+                yield name
 
     def _unpacked(self, packed: memoryview, most: int, whole: bool = False) -> bytes:
         """The first bytes of what is packed; of the `whole` also the end is looked at, where the checksum stands."""

@@ -7,7 +7,7 @@ import os
 import h5py
 import numpy as np
 
-from fcnproto.data.mat5 import read_matrix
+from fcnproto.data.mat5 import names_of, read_matrix
 from fcnproto.errors import DataError
 from fcnproto.schema.hdf5 import file_budget, find_member, hdf5_errors, member, open_hdf5, read_dataset
 
@@ -30,6 +30,19 @@ def load_variable(path: str, name: str, field: str | None = None) -> np.ndarray:
     if value.ndim != 2:
         raise DataError(f"{path}: {what} has shape {value.shape}, expected a matrix")
     return value
+
+
+def variable_names(path: str) -> list[str]:
+    """The names of a .mat file's variables. Raises `DataError`."""
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file")
+    try:
+        if not h5py.is_hdf5(path):
+            return names_of(path)
+        with open_hdf5(path, DataError) as file, hdf5_errors(path, DataError):
+            return [name for name in file if not name.startswith("#")]
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
 
 
 def _load_hdf5(path: str, what: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from fcnproto.data.datasets import Masks
 from fcnproto.data.folder_layer import ImageMaskLayer
 from fcnproto.data.image_data import ImageData
 from fcnproto.data.images import FAULTS, open_image
+from fcnproto.data.mask_sources import ENDINGS, MaskSource, open_masks
 from fcnproto.data.masks import read_mask
 from fcnproto.data.paths import find
 from fcnproto.data.published import PublishedLayer
 from fcnproto.diagnosis.subject import Subject
 from fcnproto.errors import DataError, LayerError
-from fcnproto.images import find_images, read_image
+from fcnproto.images import SUFFIXES, find_images, read_image
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net.roles import judged_blobs, score_blobs
 
@@ -82,10 +83,11 @@ def of_folders(
     """The images of a folder with the masks of the same names, and what is wrong with the folders."""
     blob, classes, ignored, judged = _label_of(subject, names)
     labelling = Labelling(blob, masks, classes, ignored, judged, names=names)
-    pairs, findings = _pairs(images, masks)
+    source = open_masks(masks, names, binary=binary)
+    pairs, findings = _pairs(images, source)
     labelling.complete = len(pairs) <= _MOST_FILES
     for name, image, mask in _some(pairs, _MOST_FILES):
-        labelling.samples.append(read_sample(name, image, mask, Masks(masks, classes or 255, binary=binary)))
+        labelling.samples.append(read_sample(name, image, mask, Masks(masks, classes or 255, binary=binary), source))
     return labelling, findings
 
 
@@ -119,18 +121,17 @@ def _plain(name: str, subject: Subject) -> str:
     return blob.name
 
 
-def _pairs(images: str, masks: str) -> tuple[list[tuple[str, str, str]], list[Finding]]:
+def _pairs(images: str, masks: MaskSource) -> tuple[list[tuple[str, str, str]], list[Finding]]:
     """(name, image, mask) of all images that have a mask, and a finding for those that have none."""
-    found_images, found_masks = (
-        {_key(path, folder): str(path) for path in _files(folder)} for folder in (images, masks)
-    )
-    pairs = [(name, path, found_masks[name]) for name, path in found_images.items() if name in found_masks]
-    missing = [path for name, path in found_images.items() if name not in found_masks]
+    found_images = {_key(path, images): str(path) for path in _files(images)}
+    found_images = {name: path for name, path in found_images.items() if not _is_mask(name, found_images)}
+    pairs = [(name, path, str(masks.path(name))) for name, path in found_images.items() if masks.path(name)]
+    missing = [path for name, path in found_images.items() if not masks.path(name)]
     if not pairs:
-        raise DataError(f"{masks}: has no mask for any image of {images}; masks are called as their images")
+        raise DataError(f"{masks.place}: has no mask for any image of {images}; masks are called as their images")
     if missing:
         seen = f"{len(missing)} of {len(found_images)} images have no mask, first {missing[0]}"
-        return pairs, [found("missing-files", masks, seen, remedy="add the masks, or leave the images out")]
+        return pairs, [found("missing-files", str(masks.place), seen, remedy="add the masks, or leave the images out")]
     return pairs, []
 
 
@@ -143,6 +144,11 @@ def _files(folder: str) -> list[Path]:
     return files
 
 
+def _is_mask(name: str, others: Mapping[str, str]) -> bool:
+    """Whether an image is the mask of another beside it: cat_mask.png of cat.jpg."""
+    return any(name.removesuffix(ending) in others for ending in ENDINGS if name.endswith(ending))
+
+
 def _key(path: Path, folder: str) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
@@ -153,8 +159,8 @@ def _some(items: Sequence[tuple[str, str, str]], most: int) -> Sequence[tuple[st
     return items[::step]
 
 
-def read_sample(name: str, image: str, mask: str, how: Masks) -> Sample:
-    """An image and its mask as they are; what can't be read or used is in `faults`."""
+def read_sample(name: str, image: str, mask: str, how: Masks, source: MaskSource) -> Sample:
+    """An image and its mask (in the file `mask` of `source`) as they are; what can't be read or used is in `faults`."""
     sample = Sample(name, file=image)
     try:
         sample.pixels = np.asarray(read_image(image))
@@ -163,7 +169,10 @@ def read_sample(name: str, image: str, mask: str, how: Masks) -> Sample:
     except DataError as error:
         sample.faults["unreadable"] = str(error)
     try:
-        sample.labels = _labels(mask, how, sample)
+        if Path(mask).suffix.lower() in SUFFIXES:
+            sample.labels = _labels(mask, how, sample)
+        else:
+            sample.labels = source.read(name, None if sample.pixels is None else sample.pixels.shape[:2])
     except DataError as error:
         sample.faults.setdefault("unreadable", str(error))
     if sample.pixels is not None and sample.labels is not None and sample.pixels.shape[:2] != sample.labels.shape:
@@ -243,11 +252,11 @@ def _of_folder_layer(layer: ImageMaskLayer, label: str, labelling: Labelling) ->
     tops = list(layer.param.top)
     place, inputs = tops.index(label), len(layer.inputs)
     masks = layer.labellings[place - inputs]
-    ids = layer.read_ids()
+    ids, source = layer.read_ids(), layer.image_folders().mask_sources[label]
     labelling.complete, labelling.where = len(ids) <= _MOST_FILES, str(masks.folder)
     for id, _, _ in _some([(id, "", "") for id in ids], _MOST_FILES):
         paths = layer.paths(id)
-        labelling.samples.append(read_sample(id, paths[0], paths[place], masks))
+        labelling.samples.append(read_sample(id, paths[0], paths[place], masks, source))
 
 
 def _of_published(layer: PublishedLayer, label: str, labelling: Labelling) -> None:

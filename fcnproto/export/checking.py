@@ -29,6 +29,9 @@ turns the last digits of float32 into 1e-4 of a probability."""
 _SIZES = ((96, 64), (67, 93), (130, 49))
 """Heights and widths: even, odd, and far from square."""
 
+_BATCHES = (2, 1, 3)
+"""Numbers of images; the first one, by which a net is traced, must be none of the special ones 0 and 1."""
+
 Run = Callable[..., Any]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -54,6 +57,11 @@ class Example:
         """The inputs' heights and widths, in words."""
         return " and ".join("x".join(map(str, value.shape[2:])) or "-" for value in self.inputs.values())
 
+    @property
+    def batch(self) -> int:
+        """The first input's number of images."""
+        return int(next(iter(self.inputs.values())).shape[0])
+
 
 def independent(net: Module) -> Module:
     """A copy of a net or module that shares the parameters alone: what it remembers (statistics, states) is its own."""
@@ -61,24 +69,41 @@ def independent(net: Module) -> Module:
 
 
 def make_examples(
-    net: Net, inputs: Sequence[str], outputs: Sequence[str], size: tuple[int, int] | None, *, vary: bool = True
+    net: Net,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    size: tuple[int, int] | None,
+    *,
+    vary: bool = True,
+    batches: bool = False,
 ) -> list[Example]:
     """Examples of the sizes that the net can take: several with `vary`, if any; else that of the prototxt or `size`.
 
-    GraphError or another `Error` where the net can't be run.
+    With `batches` they have several numbers of images, and there are two at least. GraphError or another `Error` where
+    the net can't be run.
     """
     found = []
     images = any(len(net.source_shapes.get(name) or ()) == 4 for name in inputs)
-    for wanted in _SIZES if vary and images else ():
+    for number, wanted in enumerate(_SIZES if vary and images else ()):
         try:
-            found.append(_example(net, inputs, outputs, wanted))
+            found.append(_example(net, inputs, outputs, wanted, _BATCHES[number] if batches else None))
         except (Error, RuntimeError):  # too small for this net, or its weights suit another size alone
             continue
-    return found if len(found) > 1 else [_example(net, inputs, outputs, size)]
+    if len(found) > 1:
+        return found
+    return [_example(net, inputs, outputs, size, batch) for batch in (_BATCHES[:2] if batches else (None,))]
 
 
-def _example(net: Net, inputs: Sequence[str], outputs: Sequence[str], size: tuple[int, int] | None) -> Example:
+def _example(
+    net: Net,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    size: tuple[int, int] | None,
+    batch: int | None = None,
+) -> Example:
     shapes = input_shapes(net, inputs, size)
+    if batch is not None:
+        shapes = {name: (batch, *shape[1:]) for name, shape in shapes.items()}
     for positive in (False, True):  # logarithms and broken powers make no number of what is negative
         values = {name: torch.from_numpy(value) for name, value in draw_inputs(net, shapes, positive=positive).items()}
         with torch.no_grad():
@@ -117,4 +142,6 @@ def compare(run: Run, inputs: Sequence[str], examples: Sequence[Example]) -> str
                 )
             worst = max(worst, deviation)
     sizes = ", ".join(example.size for example in examples)
-    return f"outputs on inputs of {sizes} compared, largest deviation {worst:.2g}"
+    counts = {example.batch for example in examples}
+    batches = f" in batches of {', '.join(map(str, sorted(counts)))}" if len(counts) > 1 else ""
+    return f"outputs on inputs of {sizes}{batches} compared, largest deviation {worst:.2g}"

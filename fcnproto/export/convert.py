@@ -12,7 +12,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from fcnproto.export.checking import Example, compare, independent, make_example
 from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
 from fcnproto.net import Net
+from fcnproto.net.roles import images_stay_apart
 from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 from fcnproto.net.weights import header
 from fcnproto.preprocessing import preprocessing_of
@@ -74,8 +75,9 @@ def convert(
         title, about: what a .py calls the net and says of it.
         losses: .py, .pt2 and .onnx keep losses and accuracies, with labels as inputs.
 
-    .pt2 and .onnx are for inference: what the layers of a net in the TRAIN phase do is what they do in TEST. What the
-    net remembers (statistics, states) stays as it is.
+    .pt2 and .onnx take batches and images of any size, as far as the net's layers allow it. They are for inference:
+    what the layers of a net in the TRAIN phase do is what they do in TEST. What the net remembers (statistics, states)
+    stays as it is.
 
     Raises:
         UsageError: an unknown ending, a missing package, or a folder where a file is to be.
@@ -252,24 +254,41 @@ def _convert_net(net: Net, made: Path, kind: str, options: _Options) -> str:
         made.write_text(source.text, encoding="utf-8")
         write_safetensors(made.with_name(weights_name), state, header(net))
         return _check_module(net, twin, source, made, options.size)
-    examples = make_examples(twin, source.inputs, source.outputs, options.size)
     write = _write_program if kind == ".pt2" else _write_onnx
-    if len(examples) == 1:
-        return write(module.eval(), source, made, examples)
-    try:
-        return write(module.eval(), source, made, examples)
-    except UsageError:
-        raise
-    except Error as error:
-        reason = str(error)
-    fixed = make_examples(twin, source.inputs, source.outputs, options.size, vary=False)
-    checked = write(module.eval(), source, made, fixed)
-    warnings.warn(
-        f"{made.name} takes inputs of {fixed[0].size} only: for any size it can't be written ({reason})",
-        FcnprotoWarning,
-        stacklevel=3,
-    )
-    return checked
+    return _write_freely(lambda examples: write(module.eval(), source, made, examples), twin, source, made, options)
+
+
+def _write_freely(
+    write: Callable[[Sequence[Example]], str], twin: Net, source: Source, made: Path, options: _Options
+) -> str:
+    """Write a net for batches and images of any size as far as that can be; a warning tells where it can't."""
+    apart = bool(source.inputs) and images_stay_apart(twin, source.outputs)
+    freedoms = [(True, batches) for batches in (True, False) if batches <= apart] + [(False, False)]
+    reasons: dict[tuple[bool, bool], str] = {}
+    for vary, batches in freedoms:
+        try:
+            examples = make_examples(twin, source.inputs, source.outputs, options.size, vary=vary, batches=batches)
+            checked = write(examples)
+        except UsageError:
+            raise
+        except Error as error:
+            if (vary, batches) == freedoms[-1]:
+                raise
+            reasons[vary, batches] = str(error)
+            continue
+        for free, what in (
+            ((vary, True), f"batches of {examples[0].batch}"),
+            ((True, False), f"inputs of {examples[0].size}"),
+        ):
+            if free in reasons:
+                kind = "batch" if free[1] else "size"
+                warnings.warn(
+                    f"{made.name} takes {what} only: for any {kind} it can't be written ({reasons[free]})",
+                    FcnprotoWarning,
+                    stacklevel=4,
+                )
+        return checked
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _check_module(net: Net, twin: Net, source: Source, made: Path, size: tuple[int, int] | None) -> str:
@@ -322,9 +341,17 @@ def _exported(module: nn.Module, source: Source, examples: Sequence[Example]) ->
     """The module as torch.export has it, for any height and width where there are several examples."""
     free: Any = torch.export.Dim.AUTO
     values = [examples[0].inputs[name] for name in source.inputs]
-    shapes = tuple({2: free, 3: free} if value.dim() == 4 and len(examples) > 1 else {} for value in values)
+    shapes = tuple(
+        {axis: free for axis, extents in enumerate(_extents(examples, name)) if len(extents) > 1}
+        for name in source.inputs
+    )
     with _tracing("an exported program"):
         return torch.export.export(module, tuple(values), dynamic_shapes=shapes)
+
+
+def _extents(examples: Sequence[Example], name: str) -> list[set[int]]:
+    """The sizes that each axis of an input has in the examples."""
+    return [set(sizes) for sizes in zip(*(example.inputs[name].shape for example in examples), strict=True)]
 
 
 def _write_program(module: nn.Module, source: Source, made: Path, examples: Sequence[Example]) -> str:
@@ -369,9 +396,10 @@ def _name_axes(exported: Any, source: Source) -> None:
     names: dict[str, str] = {}
     for number, value in enumerate(exported.model.graph.inputs):
         prefix = "" if number == 0 else f"{source.inputs[number]}_"
-        for axis, word in ((2, "height"), (3, "width")):
-            if value.shape is not None and len(value.shape) == 4 and not isinstance(value.shape[axis], int):
-                names.setdefault(str(value.shape[axis].value), prefix + word)
+        words = ("batch", "channels", f"{prefix}height", f"{prefix}width")
+        for axis, word in enumerate(words if value.shape is not None and len(value.shape) == 4 else words[:1]):
+            if value.shape is not None and len(value.shape) > axis and not isinstance(value.shape[axis], int):
+                names.setdefault(str(value.shape[axis].value), word)
     if names and hasattr(exported, "rename_axes"):
         exported.rename_axes(names)
 

@@ -19,7 +19,7 @@ from fcnproto.meta import ByBlob, ImageInput, Meta, ScoreOutput
 from fcnproto.net import Net, load
 from fcnproto.net.described import take_meta, told_in
 from fcnproto.net.roles import judged_blobs
-from fcnproto.preprocessing import preprocessing_of, zoo_record
+from fcnproto.preprocessing import Chosen, preprocessing_of, zoo_record
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
 from fcnproto.surgery import Report
@@ -106,8 +106,16 @@ class Base:
         return net
 
 
-def read_base(model: str, classes: int | Mapping[str, int] | None = None) -> Base:
+def read_base(
+    model: str,
+    classes: int | Mapping[str, int] | None = None,
+    chosen: Chosen | None = None,
+    bands: Mapping[str, int] | None = None,
+) -> Base:
     """A net of the zoo or in a file, made for so many classes (by score blob where it has several maps of scores).
+
+    `chosen` is what the user says of its images, `bands` the numbers of bands of those that become images of bands,
+    by blob: the net then takes so many channels.
 
     Raises `UsageError` for nets without images or maps of scores, and for classification nets.
     """
@@ -124,10 +132,19 @@ def read_base(model: str, classes: int | Mapping[str, int] | None = None) -> Bas
     blobs = [name for name in dict.fromkeys(top for layer in layers.layer for top in layer.top) if name not in read]
     if not images or not blobs:
         raise UsageError(f"{model}: fine-tuning takes nets that make maps of scores of images; this one has none")
+    shapes = dict(built.source_shapes)
+    if chosen:
+        for name, how in list(images.items()):
+            images[name] = chosen.apply(how, name, list(images), (bands or {}).get(name, 0))
+            if images[name].kind == "bands" and how.kind != "bands":
+                shapes[name] = None
     for name, how in images.items():
-        shape = built.source_shapes[name]
+        shape = shapes[name]
         if shape is not None and (len(shape) != 4 or shape[1] != how.channels):
-            raise UsageError(f"{model}: its input {name!r} has the shape {shape}; images have {how.channels} channels")
+            raise UsageError(
+                f"{model}: its input {name!r} has the shape {shape}; images have {how.channels} channels (of bands: "
+                "--channels bands)"
+            )
     labels = _labels(built, record, blobs)
     net = _on_inputs(layers, {name: how.channels for name, how in images.items()})
     if not any(layer.type in ("Crop", "Deconvolution") for layer in layers.layer):
@@ -304,10 +321,11 @@ def _move(base: Base, net: Net, file: Path, suffix: str, classes: Mapping[str, t
 
 
 def _widened(net: Net, stored: Mapping[str, tuple[int, ...]], suffix: str) -> tuple[str, str] | None:
-    """The net's first layer and the file's, where the net's has another name and reads more channels (early fusion)."""
+    """The net's first layer and the file's, where the net's reads more channels: by another name (early fusion), or by
+    the same (images of more bands)."""
     target = next((name for name, blobs in net.params.items() if blobs[0].ndim == 4), None)
     source = next((name for name, shape in stored.items() if len(shape) == 4), None)
-    if suffix or target is None or source is None or target in stored or source in net.params:
+    if suffix or target is None or source is None or (target != source and (target in stored or source in net.params)):
         return None
     old, new = stored[source], tuple(net.params[target][0].shape)
     return (target, source) if old[0] == new[0] and old[2:] == new[2:] and old[1] < new[1] else None

@@ -41,8 +41,8 @@ def write_files(made: Plan, fresh: bool = True) -> None:
             count = len(made.class_weights[blob])
             write_blob(file, np.diag(made.class_weights[blob]).astype(np.float32).reshape(1, 1, count, count))
         losses[blob] = make_loss(name, mean_loss, file)
-    data = folders(settings, base)
     for part in ("train", "test"):
+        data = folders(settings, base, part=part)
         listed = str((output / f"{part}.txt").resolve())
         options = layer_options(settings, base, data, listed, part == "train")
         write_message(output / f"{part}.prototxt", base.train(options, losses))

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fcnproto.data.datasets import VOID, ImageFolders
 from fcnproto.escaping import printable
 from fcnproto.finetune.nets import Base
-from fcnproto.images import to_blob
+from fcnproto.images import to_blob, visible
 from fcnproto.net import Net
 from fcnproto.pictures.labels import beside, label_image, legend, overlay
 from fcnproto.preprocessing import background_labels
@@ -56,7 +56,7 @@ def _panels(net: Net, base: Base, data: ImageFolders, classes: Mapping[str, tupl
     blobs = {key: to_blob(image, data.images[key].preprocessing) for key, image in images.items()}
     with torch.no_grad():
         outputs = net({key: torch.from_numpy(blob)[None].to(net.device) for key, blob in blobs.items()})
-    shown = [_visible(image) for image in images.values()]
+    shown = [visible(image) for image in images.values()]
     panels: list[Panel] = [(image, False) for image in shown]
     colours = palette()
     colours[VOID] = (224, 224, 192)
@@ -65,15 +65,6 @@ def _panels(net: Net, base: Base, data: ImageFolders, classes: Mapping[str, tupl
         panels += [(label_image(masks[one.label], colours), True), (label_image(labels), True)]
         panels.append((overlay(shown[0], labels, bare=background_labels(classes[one.blob])), False))
     return panels
-
-
-def _visible(image: Image.Image) -> Image.Image:
-    """An image that can be shown: depths (mode F) as grey, from the nearest to the farthest."""
-    if image.mode != "F":
-        return image
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)).convert("RGB")
 
 
 def _fitted(panel: Image.Image, labels: bool) -> Image.Image:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ class Plan:
         settings, solver, base = self.settings, self.solver, self.base
         images, scores = (", ".join(map(repr, blobs)) for blobs in (base.images, self.classes))
         yield f"net {base.name}: image blob {images}, score blob {scores}"
+        for blob, how in base.images.items():
+            if how.kind == "bands":
+                yield f"images for {blob}: {how}"
         for blob, names in self.classes.items():
             of = f" of {blob}" if len(self.classes) > 1 else ""
             yield f"{len(names)} classes{of}: {', '.join(names)}"
@@ -83,7 +87,7 @@ class Plan:
         }
         model = settings.model if settings.model in zoo.names() else os.path.abspath(settings.model)
         colours = {key: sorted(table.items()) for key, table in by_name(settings.colours).items()}
-        plain = ["optimization", "solver", "validation", "held_out", "class_weights", "seed"]
+        plain = ["optimization", "solver", "class_weights", "seed"]
         if settings.binary_masks:
             plain.append("binary_masks")
         return {
@@ -92,6 +96,13 @@ class Plan:
             "classes": self.classes,
             "colours": colours,
             **{name: getattr(settings, name) for name in plain},
+            **{name: _plain(getattr(settings, name)) for name in ("validation", "held_out")},
+            **({"lr_finder": True} if settings.lr_finder else {}),
+            **({"preprocessing": asdict(settings.preprocessing)} if settings.preprocessing else {}),
             "augmentation": settings.augmentation.as_dict(),
             "names of images": self.splits,
         }
+
+
+def _plain(part: float | Path) -> float | str:
+    return os.path.abspath(part) if isinstance(part, Path) else part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,22 @@ from fcnproto.atomic import atomic_write
 from fcnproto.data.datasets import ImageFolders
 from fcnproto.errors import Error, UsageError
 from fcnproto.finetune import progress
-from fcnproto.finetune.data import balanced_weights, check_classes, class_names, count_pixels, folders, split
+from fcnproto.finetune.data import (
+    balanced_weights,
+    band_counts,
+    check_classes,
+    class_names,
+    count_pixels,
+    folders,
+    split,
+    with_statistics,
+)
 from fcnproto.finetune.nets import first_weights, read_base
 from fcnproto.finetune.output import per_map, write_files, write_table
 from fcnproto.finetune.pictures import sample_picture
 from fcnproto.finetune.planned import Plan
 from fcnproto.finetune.progress import Progress
+from fcnproto.finetune.rates import find_rate
 from fcnproto.finetune.settings import OPTIMIZATIONS, Settings
 from fcnproto.net import Net, load
 from fcnproto.net.assigning import by_name
@@ -32,6 +42,7 @@ from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_solver
 from fcnproto.scoring import Scored, confusion_picture, score_net
 from fcnproto.solver import Request, Solver
+from fcnproto.solver.listeners import Listener
 from fcnproto.solver.progress import Recorder
 from fcnproto.solver.signals import SecondInterrupt
 
@@ -39,6 +50,8 @@ Say = Callable[[str], None]
 Asked = Callable[[], Request]
 
 _SAMPLES = 6
+_ADAM_KEPT, _ADAM_BEGUN = 1e-4, 3e-4
+"""Adam's rate for nets whose scores are learned already, and for those that begin with other weights."""
 
 
 @dataclass
@@ -52,6 +65,12 @@ class Outcome:
     scores: list[Scored] = field(default_factory=list)
     begun_at: int = 0
     stopped: bool = False
+
+    @property
+    def improved(self) -> bool:
+        """Whether a validation after some training was better than the one before it."""
+        values = [value for _, value in self.validations if not math.isnan(value)]
+        return len(values) < 2 or self.validations[0][0] != 0 or max(values[1:]) > values[0]
 
     @property
     def score(self) -> Scored | None:
@@ -68,10 +87,13 @@ def plan(settings: Settings, verify: bool = True) -> Plan:
     """
     plain = read_base(settings.model)
     classes = class_names(settings, plain)
-    base = read_base(settings.model, {blob: len(names) for blob, names in classes.items()})
+    counts = {blob: len(names) for blob, names in classes.items()}
+    base = read_base(settings.model, counts, settings.preprocessing, band_counts(settings, plain))
     data = folders(settings, base)
-    splits = split(data.ids, settings)
-    pixels = count_pixels(data, splits) if verify else {}
+    splits = split(data.ids, settings, base)
+    base = with_statistics(settings, base, data, splits["train"])
+    parts = {part: folders(settings, base, ids, part) for part, ids in splits.items()}
+    pixels = count_pixels(parts) if verify else {}
     if not settings.allow_empty_classes:
         names = {one.label: classes[one.blob] for one in base.scores}
         check_classes(pixels, names, {label: one.folder for label, one in data.masks.items()})
@@ -94,6 +116,9 @@ def _solver(settings: Settings, has_scores: bool, iterations: int) -> caffe_pb2.
         # A net whose coarsest scores are learned goes on at its own published rate (a hundredth for each finer net).
         with contextlib.suppress(UsageError):
             fields["base_lr"] = read_solver(zoo.path(settings.model, "solver")).base_lr
+    if settings.optimization == "adam" and settings.weights:
+        # Steps of Adam's size soon undo what is learned already.
+        fields["base_lr"] = _ADAM_KEPT if has_scores else _ADAM_BEGUN
     fields |= settings.solver
     return caffe_pb2.SolverParameter(
         **{
@@ -111,7 +136,12 @@ def _solver(settings: Settings, has_scores: bool, iterations: int) -> caffe_pb2.
     )
 
 
-def run(made: Plan, say: Say = lambda line: None, asked: Asked = lambda: Request.NONE) -> Outcome:
+def run(
+    made: Plan,
+    say: Say = lambda line: None,
+    asked: Asked = lambda: Request.NONE,
+    listeners: Sequence[Listener] = (),
+) -> Outcome:
     """Train as planned; everything goes into the output folder.
 
     `train.prototxt`, `test.prototxt` (of the held-out images), `deploy.prototxt`, `solver.prototxt`, `classes.txt` and
@@ -120,6 +150,7 @@ def run(made: Plan, say: Say = lambda line: None, asked: Asked = lambda: Request
 
     Where the folder holds the same fine-tuning, interrupted, it goes on from its last validation. `asked` is asked
     after each iteration whether to stop; stopped so, or by Ctrl-C, it scores the best so far and can be gone on with.
+    `listeners` hear of every iteration, as a solver's. What is no better than before training is said so.
 
     Raises `UsageError` where the folder holds the results of another fine-tuning, or of this one finished.
     """
@@ -132,37 +163,58 @@ def run(made: Plan, say: Say = lambda line: None, asked: Asked = lambda: Request
         )
     fresh = before is None or before.iteration < 0
     reached = Progress(made.request()) if before is None or fresh else before
+    if made.settings.lr_finder:
+        made.solver.base_lr = _found_rate(made, say) if fresh else read_solver(output / "solver.prototxt").base_lr
     write_files(made, fresh)
     reached.write(output)
-    training = _Training(made, reached, say, asked)
+    training = _Training(made, reached, say, asked, listeners)
     training.run()
     write_chart(output / "curves.png", reached.curves, made.base.name)
     write_table(output / "validation.csv", reached.validations)
     outcome = Outcome(reached.validations, reached.best, begun_at=training.begun_at, stopped=training.stopped)
+    if not outcome.improved:
+        last = [value for _, value in reached.validations if not math.isnan(value)][-1]
+        say(
+            f"no better than before training: validation mean IU was {reached.validations[0][1]:.4f} before and is "
+            f"{last:.4f} now; weights.caffemodel holds the values of before (a lower --base-lr, --lr-finder, more "
+            "--iterations or more images may help)"
+        )
     _finish(made, outcome)
     reached.finished = reached.iteration
     reached.write(output)
     return outcome
 
 
+def _found_rate(made: Plan, say: Say) -> float:
+    """The rate that a short training with growing rates finds; `lr-finder.csv` shows how it went."""
+    trial = find_rate(made)
+    made.settings.output.mkdir(parents=True, exist_ok=True)
+    rows = zip(trial.rates, trial.losses, strict=True)
+    with atomic_write(made.settings.output / "lr-finder.csv", "w") as file:
+        file.write("rate,smoothed loss\n" + "".join(f"{rate:.6g},{loss:.6g}\n" for rate, loss in rows))
+    tried = f"{len(trial.rates)} steps from {trial.rates[0]:.2g} to {trial.rates[-1]:.2g}"
+    say(f"learning rate {trial.rate:.3g}, found in {tried} (lr-finder.csv)")
+    return trial.rate
+
+
 class _Training:
     """The loop of training and validating, with what it has reached."""
 
-    def __init__(self, made: Plan, reached: Progress, say: Say, asked: Asked) -> None:
+    def __init__(self, made: Plan, reached: Progress, say: Say, asked: Asked, listeners: Sequence[Listener]) -> None:
         self.made, self.reached, self.say = made, reached, say
         self.output = made.settings.output
         self.solver = Solver(self.output / "solver.prototxt", device=made.settings.device)
         self.solver.request = asked
         recorder = Recorder()
         recorder.curves = reached.curves
-        self.solver.listeners.append(recorder)
+        self.solver.listeners += [recorder, *listeners]
         self.tester = load(self.output / "deploy.prototxt").to(self.solver.net.device)
         if reached.iteration >= 0:
             self.solver.restore(self.output / reached.snapshot)
             say(f"goes on at iteration {self.solver.iter}")
         self.begun_at, self.stopped = self.solver.iter, False
         self.solver.share_weights(self.tester)
-        self.validation = folders(made.settings, made.base, made.splits["val"])
+        self.validation = folders(made.settings, made.base, made.splits["val"], "val")
 
     def run(self) -> None:
         """Train and validate until all is done, or until stopped."""
@@ -222,12 +274,13 @@ def _finish(made: Plan, outcome: Outcome) -> None:
     """Score the best weights on the held-out images, as a user would load them, and draw."""
     output, settings = made.settings.output, made.settings
     net = load(output / "deploy.prototxt", output / "weights.caffemodel", device=settings.device)
-    data = folders(settings, made.base, made.splits["test"])
+    data = folders(settings, made.base, made.splits["test"], "test")
     outcome.scores = _score(made, net, data)
     several = len(outcome.scores) > 1
     result = {
         "net": made.base.name,
         "best iteration": outcome.best,
+        "better than before training": outcome.improved,
         "validation": [[step, None if math.isnan(value) else value] for step, value in outcome.validations],
         "held out": {one.blob: one.as_dict() for one in outcome.scores} if several else outcome.scores[0].as_dict(),
     }
@@ -268,7 +321,12 @@ def staged(settings: Settings) -> list[Settings]:
     return steps
 
 
-def run_staged(settings: Settings, say: Say = lambda line: None, asked: Asked = lambda: Request.NONE) -> Outcome:
+def run_staged(
+    settings: Settings,
+    say: Say = lambda line: None,
+    asked: Asked = lambda: Request.NONE,
+    listeners: Sequence[Listener] = (),
+) -> Outcome:
     """Train all stages; the last one's results are in the output folder itself. See `staged` and `run`.
 
     Stages that are finished already are passed over. Stopped in one, it ends there.
@@ -284,7 +342,7 @@ def run_staged(settings: Settings, say: Say = lambda line: None, asked: Asked = 
             say(f"stage {number + 1}: {step.model} is finished")
             continue
         say(f"stage {number + 1}: {step.model}, base_lr {made.solver.base_lr:g}")
-        outcome = run(made, say, asked)
+        outcome = run(made, say, asked, listeners)
         if outcome.stopped:
             break
     if outcome is None:

@@ -11,6 +11,7 @@ from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.masks import Colour
 from fcnproto.errors import UsageError
 from fcnproto.net.assigning import by_name
+from fcnproto.preprocessing import Chosen
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,18 @@ OPTIMIZATIONS = {
         "20 images a step, mean loss: as the published FCN-AlexNet was trained",
     ),
     "adam": Optimization(
-        {"type": "Adam", "base_lr": 1e-3, "momentum": 0.9, "momentum2": 0.999, "iter_size": 1, "weight_decay": 0.0},
+        {
+            "type": "Adam",
+            "base_lr": 1e-3,
+            "momentum": 0.9,
+            "momentum2": 0.999,
+            "iter_size": 1,
+            "weight_decay": 0.0,
+            "lr_policy": "poly",
+            "power": 1.0,
+        },
         True,
-        "Adam on a mean loss: for slim nets and nets without pretrained weights",
+        "Adam on a mean loss, the rate falling to 0: for slim nets and nets without pretrained weights",
     ),
 }
 
@@ -65,9 +75,14 @@ class Settings:
         allow_empty_classes: train though no training mask holds a class.
         optimization: a key of OPTIMIZATIONS; `solver` holds fields that are to be different.
         iterations, interval: training steps, and after how many to validate; None for the defaults.
-        validation, held_out: shares of the images for choosing the best weights, and for the final score.
+        validation, held_out: the images for choosing the best weights, and for the final score: their share, a text
+            file of their names, or a folder of further images. Masks of a folder's images are where the others are, or
+            at `validation_masks`, `held_out_masks`.
+        preprocessing: how images become inputs, where the net doesn't say it or others are wanted. Images of bands
+            without a mean get mean and scale of the training part.
         augmentation: random changes of the training images.
         class_weights: "none", or "balanced" (median frequency balancing).
+        lr_finder: find the learning rate by a short training in which it grows (`rates.find_rate`).
         seed: of the split, the order and the random numbers.
         device: where to train; None for a GPU if there is one.
     """
@@ -83,12 +98,16 @@ class Settings:
     solver: dict[str, Any] = field(default_factory=dict)
     iterations: int | None = None
     interval: int | None = None
-    validation: float = 0.15
-    held_out: float = 0.15
+    validation: float | Path = 0.15
+    held_out: float | Path = 0.15
+    validation_masks: Path | None = None
+    held_out_masks: Path | None = None
+    preprocessing: Chosen = field(default_factory=Chosen)
     augmentation: Augmentation = field(default_factory=Augmentation)
     class_weights: str = "none"
     binary_masks: bool = False
     allow_empty_classes: bool = False
+    lr_finder: bool = False
     seed: int = 1337
     device: str | None = None
 
@@ -103,7 +122,8 @@ class Settings:
                 raise UsageError(f"binary masks hold two classes, labels 0 and 1; {len(names)} are named")
         if self.optimization not in OPTIMIZATIONS:
             raise UsageError(f"optimization {self.optimization!r}: choose one of {', '.join(OPTIMIZATIONS)}")
-        if self.validation <= 0 or self.held_out <= 0 or self.validation + self.held_out >= 1:
+        shares = [share for share in (self.validation, self.held_out) if not isinstance(share, Path)]
+        if any(share <= 0 for share in shares) or sum(shares) >= 1:
             raise UsageError("the shares for validation and held out images must be above 0, and below 1 together")
         if self.class_weights not in ("none", "balanced"):
             raise UsageError(f"class weights {self.class_weights!r}: choose none or balanced")

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fcnproto import precision
 from fcnproto.atomic import atomic_write
 from fcnproto.errors import DataError, UsageError
 from fcnproto.escaping import printable
-from fcnproto.images import Preprocessing, read_depth, read_image, resize, to_blob
+from fcnproto.images import Picture, Preprocessing, as_image, resize, to_blob
 from fcnproto.net import Net
 from fcnproto.schema.arrays import is_archive, read_npy, read_npz
 
@@ -61,11 +60,11 @@ def image_value(
 ) -> Tensor:
     """The value (1, channels, height, width) of an input for an image file, scaled to `size`, then cut in the middle to
     `crop` (both height, width). Raises `DataError`."""
-    return value_of(read_depth(path) if how.kind == "depth" else read_image(path), how, size, crop, path)
+    return value_of(as_image(path, how.kind, how.bands), how, size, crop, path)
 
 
 def value_of(
-    image: Image.Image,
+    image: Picture,
     how: Preprocessing,
     size: tuple[int, int] | None,
     crop: tuple[int, int] | None,
@@ -82,7 +81,7 @@ def value_of(
         raise DataError(f"{os.fspath(path)}: {error}") from error
 
 
-def _centre(image: Image.Image, height: int, width: int, path: PathLike) -> Image.Image:
+def _centre(image: Picture, height: int, width: int, path: PathLike) -> Picture:
     if height > image.height or width > image.width:
         raise DataError(
             f"{os.fspath(path)}: the image of {image.width}x{image.height} pixels is smaller than the crop of "

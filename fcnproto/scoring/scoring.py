@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fcnproto.data.datasets import VOID
-from fcnproto.data.masks import Colour, read_mask
+from fcnproto.data.mask_sources import ENDINGS, ListedMasks, MaskSource, open_masks
+from fcnproto.data.masks import Colour
 from fcnproto.data.published import PublishedLayer
 from fcnproto.errors import DataError, GraphError, LayerError, UsageError
 from fcnproto.escaping import printable
-from fcnproto.images import find_images
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net import Net
 from fcnproto.net.roles import judged_blobs, score_blobs
@@ -96,25 +95,30 @@ def score_folders(
 ) -> Scored:
     """Score label images in a folder against those of the same names in another.
 
-    The prediction for cat.png is cat.png or cat_labels.png (as `segment` writes it). Every truth must have one.
+    The prediction for cat.png is cat.png, cat_labels.png (as `segment` writes it) or cat_mask.png. Every truth must
+    have one. Either place may hold whatever `mask_sources.open_masks` reads, annotation files for example.
     `colours` is the table of colour-coded images, of both sides; `binary` says that values 0 and 255 are the labels 0
     and 1. Classes that the truth lacks have no part in the means, unless `count_absent` (then their IU is 0 as soon as
     one pixel is taken for them). A truth of nothing but label 0 and void is refused, unless `allow_empty_classes`.
 
     Raises `DataError` naming the file that is missing, can't be read, or has another size or labels than expected.
     """
-    found, expected = _by_name(predictions), _by_name(truth)
+    found, expected = (open_masks(place, names, colours, binary) for place in (predictions, truth))
+    items = _bare_names(expected)
     matrix = np.zeros((len(names), len(names)), dtype=np.int64)
-    for number, (name, path) in enumerate(expected.items(), start=1):
-        predicted = found.get(name) or found.get(f"{name}_labels")
+    for number, name in enumerate(items, start=1):
+        path, key = expected.path(name), name
+        if found.path(name) is None and isinstance(expected, ListedMasks):
+            key = name.rpartition("/")[2]  # lists may have folders of their own
+        predicted = found.path(key)
         if predicted is None:
             raise DataError(f"{path}: has no prediction {name}.png or {name}_labels.png in {os.fspath(predictions)}")
-        labels, mask = (read_mask(file, colours, binary) for file in (predicted, path))
+        labels, mask = found.read(key), expected.read(name)
         matrix += pair_confusion(labels, mask, len(names), ignore_label, str(predicted), str(path))
         if told:
-            told(number, len(expected))
+            told(number, len(items))
     return scored_of(
-        matrix, names, len(expected), os.fspath(truth), ignore_label, leave_out, count_absent, allow_empty_classes
+        matrix, names, len(items), os.fspath(truth), ignore_label, leave_out, count_absent, allow_empty_classes
     )
 
 
@@ -167,15 +171,15 @@ def nothing_to_see(held: str) -> str:
     )
 
 
-def _by_name(folder: PathLike) -> dict[str, Path]:
-    if not os.path.isdir(folder):
-        raise DataError(f"{os.fspath(folder)}: no such folder")
-    found = {}
-    for path, _ in find_images([folder], recursive=True):
-        found[path.relative_to(folder).with_suffix("").as_posix()] = path
-    if not found:
-        raise DataError(f"{os.fspath(folder)}: holds no images")
-    return found
+def _bare_names(source: MaskSource) -> list[str]:
+    """The names of the images that masks are of: cat for cat_mask.png."""
+    names = source.names()
+    known = set(names)
+    bare = []
+    for name in names:
+        short = next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+        bare.append(short if short and short not in known and source.path(short) is not None else name)
+    return list(dict.fromkeys(bare))
 
 
 def _confusion(

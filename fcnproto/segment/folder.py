@@ -36,10 +36,10 @@ def sources(segmenter: Segmenter, inputs: Mapping[str, PathLike]) -> tuple[str, 
 class Partners:
     """The images of a further input: those of a folder by their stems, or one file for every image."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, arrays: bool = False) -> None:
         self.place = place
         self.by_stem: dict[str, list[Path]] = {}
-        for file, _ in find_images([place]):
+        for file, _ in find_images([place], arrays=arrays):
             self.by_stem.setdefault(file.stem, []).append(file)
 
     def of(self, path: Path) -> Path:

@@ -17,12 +17,21 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from fcnproto.errors import DataError, Error, FcnprotoWarning, LayerError, UsageError, first_line
-from fcnproto.images import Preprocessing, as_image, find_images, limit_side, pixel_count, resize, to_blob
+from fcnproto.images import (
+    Picture,
+    Preprocessing,
+    as_image,
+    find_images,
+    limit_side,
+    pixel_count,
+    resize,
+    to_blob,
+    visible,
+)
 from fcnproto.inspect.running import run_with
 from fcnproto.net import Net
 from fcnproto.net.arriving import Arriving, send
@@ -51,7 +60,7 @@ class Scene:
     Values of inputs in `means` are the images' bytes, whose mean and order of channels the net's device sees to.
     """
 
-    images: Mapping[str, Image.Image]
+    images: Mapping[str, Picture]
     size: tuple[int, int]
     values: Mapping[str, Tensor]
     compare: bool = False
@@ -121,9 +130,13 @@ class Segmenter:
         pixels = _BATCH_PIXELS * (16 if self.net.device.type == "cuda" else 1)
         return max(1, min(_MOST_IN_BATCH, pixels // (height * width)))
 
-    def read(self, paths: Mapping[str, PathLike]) -> dict[str, Image.Image]:
+    def read(self, paths: Mapping[str, PathLike]) -> dict[str, Picture]:
         """The image of each input blob from its file. Raises `DataError`."""
-        return {name: as_image(path, self.preprocessing[name].kind) for name, path in paths.items()}
+        return {name: self._image(path, name) for name, path in paths.items()}
+
+    def _image(self, given: Any, name: str) -> Picture:
+        how = self.preprocessing[name]
+        return as_image(given, how.kind, how.bands)
 
     def prepare(self, images: Mapping[str, Any], compare: bool = False) -> Scene:
         """The values of all inputs for the images of one scene (in any form that `images.as_image` takes).
@@ -133,7 +146,7 @@ class Segmenter:
         missing = [name for name in self.inputs if name not in images]
         if missing:
             raise UsageError(f"the net needs an image for its input {missing[0]!r} too")
-        images = {name: as_image(images[name], self.preprocessing[name].kind) for name in self.inputs}
+        images = {name: self._image(images[name], name) for name in self.inputs}
         sizes = {name: (image.height, image.width) for name, image in images.items()}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
@@ -169,7 +182,7 @@ class Segmenter:
         (found,) = self.run([scene])
         if isinstance(found, Exception):
             raise found
-        return [replace(one, image=scene.images[self.inputs[0]]) for one in found]
+        return [replace(one, image=visible(scene.images[self.inputs[0]])) for one in found]
 
     def run(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
         """Segment scenes whose values have one shape together; a `DataError` in the place of each that fails.
@@ -364,14 +377,16 @@ def segment(
     main, further = sources(segmenter, inputs or {})
     given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     folder = Path(out_dir)
-    files = find_images(given, recursive, leave_out=folder)
+    files = find_images(given, recursive, leave_out=folder, arrays=segmenter.preprocessing[main].kind == "bands")
     check_folder(folder, given)
     if not files:
         raise UsageError(f"no images in {', '.join(map(str, given)) or 'an empty list'}")
     if workers < 1 or writers < 0:
         what, least, given_number = ("workers", 1, workers) if workers < 1 else ("writers", 0, writers)
         raise UsageError(f"{what} must be {least} or more, not {given_number}")
-    partners = {blob: Partners(place) for blob, place in further.items()}
+    partners = {
+        blob: Partners(place, arrays=segmenter.preprocessing[blob].kind == "bands") for blob, place in further.items()
+    }
     count = min(compared, len(files)) if segmenter.precision != "fp32" else 0
     chosen = {(2 * k + 1) * len(files) // (2 * count) for k in range(count)}
     jobs = [_Job(index, path, name, index in chosen) for index, (path, name) in enumerate(files)]

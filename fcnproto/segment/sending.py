@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
-from fcnproto.images import Preprocessing, fitting_mean
+from fcnproto.images import Picture, Preprocessing, fitting_mean
 from fcnproto.net.arriving import send
 
 Array = npt.NDArray[Any]
@@ -21,10 +20,10 @@ _SMALL = 64
 
 def suits(how: Preprocessing) -> bool:
     """Whether an image's blob is made of its three bytes a pixel by steps that a GPU does exactly as the host."""
-    return how.kind in ("bgr", "rgb")
+    return how.kind in ("bgr", "rgb") and not isinstance(how.scale, tuple)
 
 
-def pixels_of(image: Image.Image, how: Preprocessing) -> tuple[Tensor, Array | None]:
+def pixels_of(image: Picture, how: Preprocessing) -> tuple[Tensor, Array | None]:
     """An RGB image as uint8 (1, 3, height, width), and the mean that its blob is to be less of.
 
     Raises `DataError` where the mean doesn't fit."""
@@ -56,6 +55,6 @@ def to_blobs(pixels: Tensor, how: Preprocessing, mean: Tensor | None) -> Tensor:
         value = value.flip(1)
     if mean is not None:
         value = value - mean
-    if how.scale != 1.0:
+    if how.scale != 1.0 and not isinstance(how.scale, tuple):
         value = value * float(np.float32(how.scale))
     return value.to(torch.float32)

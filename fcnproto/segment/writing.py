@@ -16,6 +16,7 @@ from PIL import Image
 
 from fcnproto.atomic import atomic_write
 from fcnproto.errors import DataError
+from fcnproto.images import Picture, visible
 from fcnproto.pictures.labels import beside, label_image, legend, overlay, parts, save_png
 from fcnproto.segment.results import Segmentation
 from fcnproto.zoo import palette
@@ -37,7 +38,7 @@ class Writers:
 
     def write(
         self,
-        image: Image.Image,
+        image: Picture,
         segmentations: Sequence[Segmentation],
         stem: Path,
         bare: Sequence[Sequence[int]],
@@ -67,7 +68,7 @@ def _begin(kept: AbstractSet[str]) -> None:
 
 
 def _write(
-    image: Image.Image,
+    image: Picture,
     segmentations: Sequence[Segmentation],
     stem: Path,
     bare: Sequence[Sequence[int]],
@@ -77,7 +78,7 @@ def _write(
 
 
 def write(
-    image: Image.Image,
+    image: Picture,
     segmentations: Sequence[Segmentation],
     stem: Path,
     bare: Sequence[Sequence[int]],
@@ -117,12 +118,8 @@ def _refuse(path: Path, kept: AbstractSet[str]) -> None:
         raise DataError(f"{path} is one of the images to be read; write the results to another folder")
 
 
-def _overlay(image: Image.Image, found: Segmentation, bare: Sequence[int], with_legend: bool) -> Image.Image:
-    if image.mode == "F":  # a depth map
-        depths = np.asarray(image)
-        depths = depths - depths.min()
-        image = Image.fromarray(np.uint8(255 * depths / max(depths.max(), 1)))
-    picture = overlay(image, found.labels, bare=bare)
+def _overlay(image: Picture, found: Segmentation, bare: Sequence[int], with_legend: bool) -> Image.Image:
+    picture = overlay(visible(image), found.labels, bare=bare)
     shown = [int(label) for label in np.unique(found.labels) if label not in bare]
     if not with_legend or not shown:
         return picture

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fcnproto import zoo
 from fcnproto.errors import DataError, GraphError, UsageError
-from fcnproto.images import as_image, limit_side
+from fcnproto.images import as_image, limit_side, visible
 from fcnproto.net import Net
 from fcnproto.pictures.labels import label_image
 from fcnproto.pictures.weights import activation_grid
@@ -195,7 +195,7 @@ def _decoded(data: bytes, limits: Limits) -> Image.Image:
         raise DataError(f"can't be read as an image: {error or type(error).__name__}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too many pixels to be taken for an honest image ({error})") from None
-    return image if image.mode in ("I", "I;16", "F") else as_image(image)
+    return image if image.mode in ("I", "I;16", "F") else visible(as_image(image))
 
 
 def served(title: str, net: Net, fast: Net, **options: Any) -> Served:

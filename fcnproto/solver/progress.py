@@ -28,16 +28,23 @@ if TYPE_CHECKING:
 
 
 class LiveLine(Listener):
-    """One line on a terminal: iteration, smoothed loss, rate, images per second, time left; events stand above it."""
+    """One line on a terminal: iteration, smoothed loss, rate, images per second, time left; events stand above it.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    A run of several calls of the solver's `step` gives its last iteration as `end`; one bar then stays for all of it.
+    """
+
+    def __init__(self, console: Console, end: int | None = None) -> None:
+        self._console, self._end = console, end
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._speed: float | None = None
         self._last = 0.0
 
     def started(self, solver: Solver, end: int) -> None:
+        self._last = time.perf_counter()
+        if self._progress is not None:
+            return
+        end = self._end or end
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -49,7 +56,6 @@ class LiveLine(Listener):
         )
         self._task = self._progress.add_task("", total=end, completed=solver.iter)
         self._progress.start()
-        self._last = time.perf_counter()
 
     def iterated(self, solver: Solver, iteration: int, loss: float, smoothed: float) -> None:
         now = time.perf_counter()
@@ -72,11 +78,17 @@ class LiveLine(Listener):
         self._last = time.perf_counter()
 
     def finished(self, solver: Solver, error: BaseException | None) -> None:
+        if self._end is not None and solver.iter < self._end and error is None:
+            return
+        self.close()
+        if solver.losses and self._end is None:
+            self._say(f"iteration {solver.iter}: last loss {figure(solver.losses[-1])}")
+
+    def close(self) -> None:
+        """Take the line away, where it is still there."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if solver.losses:
-            self._say(f"iteration {solver.iter}: last loss {figure(solver.losses[-1])}")
 
     def _say(self, text: str) -> None:
         self._console.print(printable(text), markup=False, emoji=False)

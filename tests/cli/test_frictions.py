@@ -72,7 +72,7 @@ def option(command: click.Command, flag: str) -> click.Option | None:
 def test_json_is_a_flag_and_model_an_option_of_every_command(words: tuple[str, ...]) -> None:
     command = command_of(words)
     found = option(command, "--json")
-    if words == ("python",):  # whose arguments are the script's
+    if words in (("python",), ("serve",)):  # whose arguments are the script's; which ends without a result
         assert found is None
         return
     assert found is not None and found.is_flag

@@ -428,3 +428,44 @@ def test_programs_of_any_size(ending: str, tmp_path: Path, recwarn: pytest.Warni
     done = convert(fcnproto.load(tmp_path / "net.prototxt"), tmp_path / f"net{ending}")
     assert "96x64, 67x93, 130x49" in done.checked
     assert not [one for one in recwarn if "takes inputs of" in str(one.message)]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "py"])
+def test_ends_in_probabilities_and_labels(kind: str, tmp_path: Path) -> None:
+    """--softmax and --argmax, and any batch and size for one file."""
+    model, weights = small_fcn(tmp_path)
+    out = tmp_path / f"net.{kind}"
+    assert main(["convert", str(model), str(weights), str(out), "--softmax", "--argmax"]) == 0
+    net = fcnproto.load(model, weights)
+    for shape in ((3, 3, 41, 36), (1, 3, 30, 52)):
+        x = torch.from_numpy(np.random.default_rng(0).normal(0, 50, shape).astype(np.float32))
+        with torch.no_grad():
+            scores = net(x)["score"]
+        expected = {"score_prob": scores.softmax(1), "score_label": scores.argmax(1, keepdim=True).float()}
+        if kind == "onnx":
+            onnxruntime = pytest.importorskip("onnxruntime")
+            session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+            assert session.get_inputs()[0].shape[0] == "batch"
+            names = [one.name for one in session.get_outputs()]
+            found = dict(zip(names, map(torch.from_numpy, session.run(names, {"data": x.numpy()})), strict=True))
+        elif kind == "pt2":
+            found = torch.export.load(out).module()(x)
+        else:
+            spec = importlib.util.spec_from_file_location("ended", out)
+            assert spec and spec.loader
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            found = module.load()(x)
+        assert set(found) >= set(expected)
+        torch.testing.assert_close(found["score_prob"], expected["score_prob"], rtol=1e-4, atol=1e-5)
+        assert (found["score_label"] == expected["score_label"]).float().mean() > 0.999
+
+
+def test_a_net_that_ends_in_a_softmax_gets_no_other(tmp_path: Path) -> None:
+    from fcnproto.export.ending import with_ends
+
+    model, _ = small_fcn(tmp_path)
+    model.write_text(model.read_text() + 'layer { name: "p" type: "Softmax" bottom: "score" top: "p" }')
+    net = fcnproto.load(model)
+    assert with_ends(net, ["Softmax"]) is net
+    assert with_ends(net, ["ArgMax", "Softmax"]).outputs == ["p", "score_label"]
