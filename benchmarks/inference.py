@@ -1,10 +1,11 @@
 """Inference: ours plain and optimised against hand-written PyTorch and OpenCV's dnn, ratios by median in one run.
 
-    python -m benchmarks.inference [--rounds 5] [--threads 2] [--nets voc-fcn8s,...] [--subjects plain,...]
-                                   [--growth] [--markdown FILE]
+    python -m benchmarks.inference [--device cpu] [--rounds 5] [--threads 2] [--nets voc-fcn8s,...]
+                                   [--subjects plain,...] [--growth] [--markdown FILE]
 
 Each subject runs in a process of its own (so that its peak memory is its own); the processes take turns, one image
-each, so that a noisy machine disturbs all alike. Weights are seeded; every subject's answer is compared with ours.
+each, so that a noisy machine disturbs all alike. Weights are seeded; every subject's answer is compared with ours. On a
+GPU images lie there already, and a call ends when the GPU has done all; memory is the GPU's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ CASES: dict[str, tuple[str, tuple[int, int]]] = {
 GROWTH = {f"voc-fcn8s {n}x{n}": ("voc-fcn8s", (n, n)) for n in (128, 256, 512, 1024)}
 LIVE = "forward through caffe.Net"
 SUBJECTS = ("hand-written", "hand-written, compiled", "opencv", "plain", LIVE, "optimized", "optimized, bf16")
-Answer = list[np.ndarray[Any, Any]]
+SUBJECTS_ON_GPU = (
+    *("hand-written", "hand-written, channels last", "hand-written, graph", "hand-written, compiled", "plain"),
+    *("optimized", "optimized, graph", "optimized, tf32x3", "optimized, tf32", "optimized, bf16"),
+    *("optimized, tf32x3, graph", "optimized, bf16, graph"),
+)
+Answer = list[Any]
+"""A call's outputs: arrays, or tensors on the device."""
 
 
 @dataclass
@@ -78,19 +85,21 @@ def images(name: str, size: tuple[int, int]) -> dict[str, np.ndarray[Any, Any]]:
     return {blob: rng.standard_normal((1, n, *size), np.float32) * 60 for blob, n in blobs.items()}
 
 
-def ours(folder: Path, name: str, subject: str) -> Callable[[dict[str, Any]], Answer]:
+def ours(folder: Path, name: str, subject: str, device: str) -> Callable[[dict[str, Any]], Answer]:
     """A net of the package."""
     import torch
 
     import fcnproto
 
-    net = fcnproto.load(fcnproto.zoo.path(name, "deploy"), folder / f"{name}.caffemodel")
+    net = fcnproto.load(fcnproto.zoo.path(name, "deploy"), folder / f"{name}.caffemodel", device=device)
+    _, *how = subject.split(", ")
     if subject != "plain":
-        net = fcnproto.optimize(net, precision="bf16" if subject.endswith("bf16") else "fp32")
+        precision = next((part for part in how if part != "graph"), "fp32")
+        net = fcnproto.optimize(net, precision=precision, cuda_graphs="graph" in how)
 
     def run(inputs: dict[str, Any]) -> Answer:
         with torch.no_grad():
-            return [y.numpy() for y in net({key: torch.from_numpy(x) for key, x in inputs.items()}).values()]
+            return list(net(inputs).values())
 
     return run
 
@@ -112,7 +121,7 @@ def live(folder: Path, name: str) -> Callable[[dict[str, Any]], Answer]:
     return run
 
 
-def hand_written(folder: Path, name: str, compiled: bool) -> Callable[[dict[str, Any]], Answer]:
+def hand_written(folder: Path, name: str, subject: str, device: str) -> Callable[[dict[str, Any]], Answer]:
     """The same net as one writes it by hand."""
     import torch
 
@@ -127,11 +136,20 @@ def hand_written(folder: Path, name: str, compiled: bool) -> Callable[[dict[str,
     weights = fcnproto.load(fcnproto.zoo.path(name, "deploy"), folder / f"{name}.caffemodel").params
     peers.copy_weights(module.eval(), weights)
     del weights
-    call: Any = torch.compile(module) if compiled else module
+    last = torch.channels_last if subject.endswith("channels last") else torch.contiguous_format
+    module = module.to(device, memory_format=last)  # type: ignore[call-overload]
+    call: Any = torch.compile(module) if subject.endswith("compiled") else module
+    kept: list[Any] = []
 
     def run(inputs: dict[str, Any]) -> Answer:
         with torch.no_grad():
-            return [y.numpy() for y in call(torch.cat([torch.from_numpy(x) for x in inputs.values()], 1))]
+            x = torch.cat(list(inputs.values()), 1).contiguous(memory_format=last)
+            if subject.endswith("graph"):
+                from benchmarks.device.setting import captured
+
+                kept[:] = kept or [captured(call, x)]
+                return list(kept[0](x))
+            return list(call(x))
 
     return run
 
@@ -153,11 +171,16 @@ def opencv(folder: Path, name: str) -> Callable[[dict[str, Any]], Answer]:
     return run
 
 
-def work(pipe: Connection, folder: Path, subject: str, name: str, size: tuple[int, int], threads: int) -> None:
+def work(
+    pipe: Connection, folder: Path, subject: str, name: str, size: tuple[int, int], threads: int, device: str
+) -> None:
     """One subject's process: prepare, then a timed run for every message that asks for one."""
     import torch
 
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is strict for all, as it is for ours
+    on_gpu = device.startswith("cuda")
+    inputs: dict[str, Any] = images(name, size)
     try:
         if subject == "opencv":
             import cv2
@@ -167,30 +190,36 @@ def work(pipe: Connection, folder: Path, subject: str, name: str, size: tuple[in
         elif subject == LIVE:
             run = live(folder, name)
         elif subject.startswith("hand-written"):
-            run = hand_written(folder, name, subject.endswith("compiled"))
+            run = hand_written(folder, name, subject, device)
         else:
-            run = ours(folder, name, subject)
-        inputs = images(name, size)
-        answer = run(inputs)
-        pipe.send([np.array(y) for y in answer])
+            run = ours(folder, name, subject, device)
+        if subject not in ("opencv", LIVE):
+            inputs = {key: torch.from_numpy(x).to(device) for key, x in inputs.items()}
+        for _ in range(3 if on_gpu else 1):  # kernels are chosen, graphs recorded
+            answer = run(inputs)
+        pipe.send([np.array(y.cpu() if isinstance(y, torch.Tensor) else y) for y in answer])
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return
     while pipe.recv():
+        if on_gpu:
+            torch.cuda.synchronize(device)
         start = time.perf_counter()
         run(inputs)
-        pipe.send((time.perf_counter() - start, peak()))
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        pipe.send((time.perf_counter() - start, torch.cuda.max_memory_allocated(device) if on_gpu else peak()))
 
 
 def measure(
-    folder: Path, name: str, size: tuple[int, int], subjects: Sequence[str], rounds: int, threads: int
+    folder: Path, name: str, size: tuple[int, int], subjects: Sequence[str], rounds: int, threads: int, device: str
 ) -> dict[str, Result | str]:
     """Every subject's result, or the reason why it has none."""
     context = multiprocessing.get_context("spawn")
     pipes, results, answers = {}, {}, {}
     for subject in subjects:
         here, there = context.Pipe()
-        process = context.Process(target=work, args=(there, folder, subject, name, size, threads), daemon=True)
+        process = context.Process(target=work, args=(there, folder, subject, name, size, threads, device), daemon=True)
         process.start()
         answer = here.recv()
         if isinstance(answer, str):
@@ -214,14 +243,18 @@ def measure(
 
 
 def lines(
-    cases: Mapping[str, tuple[str, tuple[int, int]]], subjects: Sequence[str], rounds: int, threads: int
+    cases: Mapping[str, tuple[str, tuple[int, int]]],
+    subjects: Sequence[str],
+    rounds: int,
+    threads: int,
+    device: str = "cpu",
 ) -> Iterator[str]:
     """The rows of the table for some cases; ratios are to the hand-written net."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for title, (name, size) in cases.items():
             prepare(folder, name)
-            yield from rows(title, measure(folder, name, size, subjects, rounds, threads))
+            yield from rows(title, measure(folder, name, size, subjects, rounds, threads, device))
 
 
 def rows(title: str, results: Mapping[str, Result | str]) -> Iterator[str]:
@@ -238,17 +271,19 @@ def rows(title: str, results: Mapping[str, Result | str]) -> Iterator[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description="inference against hand-written PyTorch and OpenCV")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--nets", default="", help="only cases whose name begins with one of these, by comma")
-    parser.add_argument("--subjects", default=",".join(SUBJECTS).replace(", ", "+"), help="by comma, with + for ', '")
+    parser.add_argument("--subjects", help="by comma, with + for ', '; by default all that the device knows")
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     parser.add_argument("--growth", action="store_true", help="FCN-8s from 128x128 to 1024x1024 instead")
     options = parser.parse_args(arguments)
     cases = GROWTH if options.growth else CASES
     chosen = {key: case for key, case in cases.items() if key.startswith(tuple(options.nets.split(",")))}
-    subjects = [subject.replace("+", ", ") for subject in options.subjects.split(",")]
-    return show(lines(chosen, subjects, options.rounds, options.threads), options.markdown)
+    known = SUBJECTS_ON_GPU if options.device.startswith("cuda") else SUBJECTS
+    subjects = [subject.replace("+", ", ") for subject in options.subjects.split(",")] if options.subjects else known
+    return show(lines(chosen, subjects, options.rounds, options.threads, options.device), options.markdown)
 
 
 def prepare(folder: Path, name: str) -> None:

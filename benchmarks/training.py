@@ -1,10 +1,12 @@
 """Training: one iteration of FCN-32s against hand-written PyTorch, and a snapshot against writing the same bytes.
 
-    python -m benchmarks.training [--iterations 3] [--snapshots 3] [--size 375x500] [--threads N] [--markdown FILE]
+    python -m benchmarks.training [--device cpu] [--iterations 3] [--snapshots 3] [--size 375x500] [--threads N]
+                                  [--markdown FILE]
 
 Batch 1, float32, the published solver's settings. Each side runs in a process of its own (so that its peak memory is
 its own) and both take turns, one iteration each; both start from the same weights and draw the same dropout, so that
-their losses can be compared. Seconds are medians. The snapshot (model and state) is compared with writing and syncing
+their losses can be compared. Seconds are medians; on a GPU an iteration ends when all
+is done there, and memory is the GPU's. The snapshot (model and state) is compared with writing and syncing
 the very same bytes, in turns as well.
 """
 
@@ -57,7 +59,7 @@ def batch(size: tuple[int, int]) -> dict[str, Any]:
     return {"data": torch.from_numpy(image), "label": torch.from_numpy(label.astype(np.float32))}
 
 
-def ours(size: tuple[int, int], folder: Path, optimized: bool = False) -> tuple[Step, Callable[[], Path]]:
+def ours(size: tuple[int, int], folder: Path, device: str, optimized: bool = False) -> tuple[Step, Callable[[], Path]]:
     """The package's solver: (one iteration, one snapshot)."""
     import torch
 
@@ -74,9 +76,9 @@ def ours(size: tuple[int, int], folder: Path, optimized: bool = False) -> tuple[
         snapshot_prefix=str(folder / "snap"),
         solver_mode=caffe_pb2.SolverParameter.CPU,
     )
-    solver = fcnproto.Solver(param, options=Options(optimize=optimized))
+    solver = fcnproto.Solver(param, device=device, options=Options(optimize=optimized))
     fill(entry.tensor for entry in solver.net.learnable)
-    inputs = batch(size)
+    inputs = {name: value.to(device) for name, value in batch(size).items()}
 
     def step() -> float:
         torch.manual_seed(0)
@@ -86,14 +88,14 @@ def ours(size: tuple[int, int], folder: Path, optimized: bool = False) -> tuple[
     return step, lambda: Path(solver.snapshot())
 
 
-def hand_written(size: tuple[int, int], folder: Path) -> tuple[Step, None]:
+def hand_written(size: tuple[int, int], folder: Path, device: str) -> tuple[Step, None]:
     """The same net and update written directly in PyTorch."""
     import torch
     from torch.nn import functional as F
 
     from benchmarks.peers import Vgg
 
-    model = Vgg(1, [CLASSES])
+    model = Vgg(1, [CLASSES]).to(device)
     fill(model.parameters())
     model.ups.requires_grad_(False)
     biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
@@ -101,7 +103,7 @@ def hand_written(size: tuple[int, int], folder: Path) -> tuple[Step, None]:
     optimizer = torch.optim.SGD(
         [{"params": weights, "weight_decay": DECAY}, {"params": biases, "lr": 2 * RATE}], lr=RATE, momentum=MOMENTUM
     )
-    inputs = batch(size)
+    inputs = {name: value.to(device) for name, value in batch(size).items()}
     image, label = inputs["data"], inputs["label"][:, 0].long()
 
     def step() -> float:
@@ -115,31 +117,37 @@ def hand_written(size: tuple[int, int], folder: Path) -> tuple[Step, None]:
     return step, None
 
 
-def ours_optimized(size: tuple[int, int], folder: Path) -> tuple[Step, Callable[[], Path]]:
+def ours_optimized(size: tuple[int, int], folder: Path, device: str) -> tuple[Step, Callable[[], Path]]:
     """The package's solver on the net as `fcnproto.optimize` rewrites it."""
-    return ours(size, folder, optimized=True)
+    return ours(size, folder, device, optimized=True)
 
 
-SUBJECTS: dict[str, Callable[[tuple[int, int], Path], tuple[Step, Any]]] = {
+SUBJECTS: dict[str, Callable[[tuple[int, int], Path, str], tuple[Step, Any]]] = {
     "hand-written": hand_written,
     "fcnproto": ours,
     "fcnproto, optimize": ours_optimized,
 }
 
 
-def serve(name: str, size: tuple[int, int], folder: str, threads: int, pipe: Connection) -> None:
+def serve(name: str, size: tuple[int, int], folder: str, threads: int, device: str, pipe: Connection) -> None:
     """A side's process: does what the pipe asks and answers with (seconds, result)."""
     import torch
 
     torch.set_num_threads(threads)
-    step, snapshot = SUBJECTS[name](size, Path(folder))
+    torch.backends.cudnn.allow_tf32 = False  # float32 is strict for all, as it is for ours
+    on_gpu = device.startswith("cuda")
+    step, snapshot = SUBJECTS[name](size, Path(folder), device)
     pipe.send("ready")
     while (request := pipe.recv()) != "quit":
         if request == "memory":
-            pipe.send((0.0, peak()))
+            pipe.send((0.0, torch.cuda.max_memory_allocated(device) if on_gpu else peak()))
             continue
+        if on_gpu:
+            torch.cuda.synchronize(device)
         start = time.perf_counter()
         result = step() if request == "step" else str(snapshot())
+        if on_gpu:
+            torch.cuda.synchronize(device)
         pipe.send((time.perf_counter() - start, result))
 
 
@@ -158,7 +166,7 @@ def write_and_sync(paths: list[Path], folder: Path) -> float:
     return seconds
 
 
-def measure(size: tuple[int, int], iterations: int, snapshots: int, threads: int) -> list[str]:
+def measure(size: tuple[int, int], iterations: int, snapshots: int, threads: int, device: str = "cpu") -> list[str]:
     """Run everything; the lines of the report."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
@@ -168,7 +176,7 @@ def measure(size: tuple[int, int], iterations: int, snapshots: int, threads: int
     with tempfile.TemporaryDirectory() as folder:
         for name in SUBJECTS:
             pipes[name], other = context.Pipe()
-            context.Process(target=serve, args=(name, size, folder, threads, other), daemon=True).start()
+            context.Process(target=serve, args=(name, size, folder, threads, device, other), daemon=True).start()
             other.close()  # so that a side that dies is an error here, not silence
             pipes[name].recv()
         for number in range(iterations + 1):
@@ -220,6 +228,7 @@ def report(
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--snapshots", type=int, default=3)
     parser.add_argument("--size", default="375x500", help="HEIGHTxWIDTH")
@@ -227,7 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="also write the report to this file")
     options = parser.parse_args(arguments)
     height, width = (int(part) for part in options.size.split("x"))
-    return show(measure((height, width), options.iterations, options.snapshots, options.threads), options.markdown)
+    rows = measure((height, width), options.iterations, options.snapshots, options.threads, options.device)
+    return show(rows, options.markdown)
 
 
 if __name__ == "__main__":

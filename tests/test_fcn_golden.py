@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import Case, assert_close
+from golden_runs import DEVICES
 
 import fcnproto
 
@@ -24,18 +25,20 @@ def _sums(values: torch.Tensor) -> tuple[float, float]:
     return float(exact.sum()), float((exact * exact).sum())
 
 
-def _forward(case: Case, optimized: bool) -> tuple[Any, dict[str, torch.Tensor]]:
-    net = fcnproto.optimize(case.net()) if optimized else case.net()
+def _forward(case: Case, optimized: bool, device: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    net = case.net().to(device)
+    net = fcnproto.optimize(net) if optimized else net
     wanted = [*case.keys("out"), *case.facts["skipped_blobs"]]
-    inputs = {key: torch.from_numpy(value) for key, value in case.keys("in").items()}
+    inputs = {key: torch.from_numpy(value).to(device) for key, value in case.keys("in").items()}
     return net, net(inputs, blobs=wanted)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("name", golden_cases.names("fcn"))
-def test_fcn_case(name: str, optimized: bool) -> None:
+def test_fcn_case(name: str, optimized: bool, device: str) -> None:
     case = golden_cases.load("fcn", name)
-    net, out = _forward(case, optimized)
+    net, out = _forward(case, optimized, device)
     for blob, value in case.keys("out").items():
         assert_close(out[blob], value, BLOB_TOLERANCE, f"blob {blob}")
     for blob, (total, squares) in case.facts["facts"]["skipped_blob_sums"].items():

@@ -93,10 +93,10 @@ class _Layout:
 @dataclass(frozen=True)
 class _Surroundings:
     """What depends on the weights too: for each step the constants before and after it, for a convolution what it adds
-    for them and the least that its ReLU leaves, and the border maps."""
+    for them, the least that its ReLU leaves, and by how much the one is above the other; and the border maps."""
 
     constants: list[tuple[Tensor, Tensor]]
-    added: list[tuple[Tensor, Tensor]]
+    added: list[tuple[Tensor, Tensor, Tensor]]
     borders: dict[int, Tensor]
 
 
@@ -250,7 +250,12 @@ class FoldedChain(nn.Module):
             x = self._plain_step(i, x) if i else x
             if i in layout.wanted:
                 borders[i] = self._expand(x, layout, size, i)
-        added = [((before - after).flatten().to(dtype), (-after).to(dtype)) for before, after in constants]
+        added = [
+            ((before - after).flatten().to(dtype), (-after).to(dtype), before.flatten().to(dtype))
+            for before, after in constants
+        ]
+        if not torch.is_grad_enabled():
+            borders = {i: border.to(dtype) for i, border in borders.items()}
         return _Surroundings(constants, added, borders)
 
     def _expand(self, x: Tensor, layout: _Layout, size: tuple[int, int], i: int) -> Tensor:
@@ -298,7 +303,11 @@ class FoldedChain(nn.Module):
         border = around.borders[i].to(x.dtype)
         full = border.repeat(x.shape[0], 1, 1, 1) if x.shape[0] > 1 else border.clone()
         rows, columns = layout.rows[i + 1], layout.columns[i + 1]
-        full[:, :, rows.lo : rows.hi, columns.lo : columns.hi] = x + around.constants[i][1]
+        reached = full[:, :, rows.lo : rows.hi, columns.lo : columns.hi]
+        if torch.is_grad_enabled():
+            reached.copy_(x + around.constants[i][1])
+        else:
+            torch.add(x, around.constants[i][1], out=reached)
         return full
 
 
@@ -340,15 +349,20 @@ def _convolve(
     margins: Sequence[tuple[int, int]],
     added: Tensor,
     least: Tensor,
+    height: Tensor,
     size: tuple[int, int],
 ) -> Tensor:
-    """max(conv(x) + added, least), without ReLU the first alone; with `margins` of zeros around x (negative: cut)."""
+    """max(conv(x) + added, least), without ReLU the first alone; with `margins` of zeros around x (negative: cut).
+
+    `height` is added - least: where convolution and ReLU are one, max(conv(x) + height, 0) + least.
+    """
     pad = [max(0, *pair) for pair in margins]
     same = all(lo == hi for lo, hi in margins) or fast.layer.window.stride == (1, 1)
     # Gradients of channels-last convolutions take three times as long with a padding of 2 or more inside.
     if torch.is_grad_enabled() or not same or any(value < 0 for pair in margins for value in pair):
         x, pad, margins = _pad(x, margins), [0, 0], [(0, 0), (0, 0)]
-    y = fast.convolve(x, added, pad)
+    fused = fast.relu and fast.fuses(x)
+    y = fast.convolve(x, height, pad, relu=True) if fused else fast.convolve(x, added, pad)
     least = least.to(y.dtype)
     skip = [p - lo for p, (lo, _) in zip(pad, margins, strict=True)]
     y = y[:, :, skip[0] : skip[0] + size[0], skip[1] : skip[1] + size[1]]
@@ -357,7 +371,7 @@ def _convolve(
     if torch.is_grad_enabled():
         raised: Tensor = _RaiseTo.apply(y, least)
         return raised
-    return torch.maximum(y, least, out=y)
+    return y.add_(least) if fused else torch.maximum(y, least, out=y)
 
 
 def _pad(x: Tensor, margins: Sequence[tuple[int, int]]) -> Tensor:

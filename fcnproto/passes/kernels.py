@@ -20,7 +20,7 @@ from fcnproto.layers.convolution import Convolution, needs_channels_outermost
 from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.pooling import Pooling, looks_finite
 from fcnproto.layers.windows import Windows
-from fcnproto.passes import products, splitting, winograd
+from fcnproto.passes import fusing, products, splitting, winograd
 from fcnproto.passes.keeping import Watch
 
 
@@ -51,11 +51,6 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return dtype
-
-
-def is_strict_on_gpu(x: Tensor) -> bool:
-    """Whether products of `x`, already in the dtype that they are computed in, are in strict float32 on a GPU."""
-    return x.is_cuda and x.dtype == torch.float32 and precision.chosen() == "highest"
 
 
 def folded_weights(layer: Convolution, norm: BatchNorm | None, scale: Scale | None) -> tuple[Tensor, Tensor | None]:
@@ -137,31 +132,41 @@ class FastConvolution(nn.Module):
         else:
             dtype = product_dtype(x.device, x.dtype)
             bias = self.weight_and_bias()[1] if torch.is_grad_enabled() else self._bias(dtype)
+            if self.relu and self.fuses(x):
+                return self.convolve(x, bias, layer.window.pad, relu=True)
             y = self.convolve(x, bias, layer.window.pad)
         if not self.relu:
             return y
         return y.relu() if y.requires_grad else y.relu_()
 
-    def convolve(self, x: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
-        """The convolution with another bias and padding."""
+    def fuses(self, x: Tensor) -> bool:
+        """Whether the convolution of `x`, its bias and a ReLU are one launch."""
+        dtype = product_dtype(x.device, x.dtype)
+        return fusing.is_offered(x.device, dtype) and not _in_three_products(x, dtype)
+
+    def convolve(self, x: Tensor, bias: Tensor | None, pad: Sequence[int], relu: bool = False) -> Tensor:
+        """The convolution with another bias and padding, where it `fuses` also with a ReLU."""
         window = self.layer.window
         dtype = product_dtype(x.device, x.dtype)
-        x = x.to(dtype)
         if torch.is_grad_enabled():
+            x = x.to(dtype)
             weight = self.weight_and_bias()[0]
             arrange = channels_outermost if needs_channels_outermost(x, weight, window.stride) else channels_last
             x, weight = arrange(x), arrange(weight)
             return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
-        if x.is_cuda and dtype == torch.float32 and precision.chosen() == "tf32x3":
+        if _in_three_products(x, dtype):
             return self._in_three_products(x, bias, pad)
-        if is_strict_on_gpu(x):
+        if x.is_cuda and dtype == torch.float32 and precision.chosen() == "highest":
             # As it lies: cuDNN has its own choice of layout, and no copy of the weights takes memory.
-            weight = self.weight_and_bias()[0] if self._layers[1] is None else self._kept(dtype, innermost=False)[0]
-            return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
-        x = channels_last(x)
-        if self._suits_winograd(x, pad):
-            return winograd.convolve(x, self._transformed(), bias, pad, self._watch.room)
-        weight = self._kept(dtype)[0]
+            x = x.to(dtype)
+            weight = self.layer.blob(0) if self._layers[1] is None else self._kept(dtype, innermost=False)[0]
+        else:
+            x = channels_last(x.to(dtype, memory_format=torch.channels_last))
+            if self._suits_winograd(x, pad):
+                return winograd.convolve(x, self._transformed(), bias, pad, self._watch.room)
+            weight = self._kept(dtype)[0]
+        if relu:
+            return fusing.convolve(self.layer, x, weight, bias, pad)
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
 
     def _in_three_products(self, x: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
@@ -206,6 +211,11 @@ class FastConvolution(nn.Module):
         elif self._layers[1] is not None:
             weight, bias = self.weight_and_bias()
         return products.convolve(self.layer, x.to(dtype), size, weight, bias)
+
+
+def _in_three_products(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products of `x`, computed in `dtype`, are to be three of TF32 each."""
+    return x.is_cuda and dtype == torch.float32 and precision.chosen() == "tf32x3"
 
 
 class FastPooling(nn.Module):

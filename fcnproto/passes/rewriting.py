@@ -362,7 +362,15 @@ class _Rewriter:
         for node in output.all_input_nodes:
             if node.op != "placeholder":
                 with self.trace.graph.inserting_before(output):
-                    output.replace_input_with(node, self.trace.graph.call_method("contiguous", (node,)))
+                    output.replace_input_with(node, self.trace.graph.call_function(_as_given, (node,)))
+
+
+def _as_given(value: Tensor) -> Tensor:
+    """An output in order, and in float32 where autocast alone made it another dtype, both in one copy."""
+    lower = not torch.is_grad_enabled() and torch.is_autocast_enabled(value.device.type)
+    if lower and value.dtype == torch.get_autocast_dtype(value.device.type):
+        return value.to(torch.float32, memory_format=torch.contiguous_format)
+    return value.contiguous()
 
 
 def _source(node: fx.Node, index: int = 0) -> fx.Node:

@@ -84,29 +84,31 @@ class FastDeconvolution(nn.Module):
         weight = self._layers[0].blob(0)
         return (
             not needs_gradient(x, weight, self._layers[0].optional_blob(1))
-            and product_dtype(x.device, x.dtype) == weight.dtype
+            and (x.is_cuda or product_dtype(x.device, x.dtype) == weight.dtype)
             and self._lines.value is not None
             and looks_finite(x)  # a row of the product reads all of x, if only to multiply it by zero
         )
 
     def _along_lines(self, x: Tensor, first: Sequence[int], size: Sequence[int]) -> Tensor:
         """The part of the top, of some `size`, that begins at position `first` of the top without padding."""
-        bias = self._layers[0].optional_blob(1)
-        down, across = self._factors((x.shape[2], x.shape[3]), tuple(first), tuple(size))
-        y = down @ (x @ across.t())
+        bias, dtype = self._layers[0].optional_blob(1), product_dtype(x.device, x.dtype)
+        down, across = self._factors((x.shape[2], x.shape[3]), tuple(first), tuple(size), dtype)
+        y = down @ (x.to(dtype) @ across.t())
         return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
-    def _factors(self, bottom: tuple[int, int], first: tuple[int, ...], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _factors(
+        self, bottom: tuple[int, int], first: tuple[int, ...], size: tuple[int, ...], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """The matrices that the bottom is multiplied by from the left and, transposed, from the right; kept for the
         latest sizes, since making them is a dozen small operations each."""
-        lines, key = self._lines.value, (bottom, first, size)
+        lines, key = self._lines.value, (bottom, first, size, dtype)
         assert lines is not None
         found = self._kept.get(key)
         if found is None or found[0] is not lines:
             stride = self._layers[0].window.stride
             with torch.inference_mode(False), torch.no_grad():
                 down, across = (_spread(*each) for each in zip(lines, bottom, stride, first, size, strict=True))
-            found = lines, (down, across)
+            found = lines, (down.to(dtype), across.to(dtype))
             self._kept.put(key, found)
         return found[1]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import assert_close
-from golden_runs import backward, forward
+from golden_runs import DEVICES, backward, forward
 
 TOLERANCE = 1e-5
 
@@ -24,13 +24,14 @@ CANCELLING = {("net_siamese", "ca.1"), ("net_siamese", "cb.1")} | {
 WRONG_GRADIENT_IN_CAFFE = {"power_inplace", "clip_inplace"}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("name", [name for name in golden_cases.names("layers") if name != "dropout_train_contract"])
-def test_layer_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_case(name: str, optimized: bool, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # HDF5Output writes there
     case = golden_cases.load("layers", name)
     tolerance = LOOSER.get(name, TOLERANCE)
-    net, inputs, out = forward(case, optimized)
+    net, inputs, out = forward(case, optimized, device)
     for blob, value in case.keys("out").items():
         assert_close(out[blob], value, tolerance, f"blob {blob}")
     assert net.outputs == case.facts["outputs"]
@@ -53,7 +54,7 @@ def test_layer_case(name: str, optimized: bool, tmp_path: Path, monkeypatch: pyt
         gradient = torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad
         if (name, key) in CANCELLING:
             scale = np.abs(case.arrays[f"gparam.{layer}.0"]).max()
-            assert float((gradient - torch.from_numpy(value)).abs().max()) <= tolerance * scale, key
+            assert float((gradient.cpu() - torch.from_numpy(value)).abs().max()) <= tolerance * scale, key
             continue
         assert_close(gradient.reshape(value.shape), value, tolerance, f"gradient of parameter {key}")
 
