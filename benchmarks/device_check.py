@@ -83,6 +83,7 @@ def run(name: str, setting: Setting, report: dict[str, Any], path: Path) -> bool
     seconds, section = SECTIONS[name]
     if setting.left < (0 if setting.quick else seconds / 2):
         report["left out"].append(name)
+        write(report, path)
         return True
     rows: list[Figures] = report["sections"].setdefault(name, [])
     began, good = time.monotonic(), True
@@ -100,9 +101,14 @@ def run(name: str, setting: Setting, report: dict[str, Any], path: Path) -> bool
             f"{name:15} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True
         )
     report["seconds"][name] = round(time.monotonic() - began, 1)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(report, path)
     setting.clean()
     return good
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """Write what there is so far."""
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
