@@ -23,7 +23,7 @@ NETS = {
     "SSD300": "intel+caffe/models/intel_optimized_models/ssd/VGGNet/VOC0712/SSD_300x300/deploy.prototxt",
     "Faster R-CNN (VGG16)": "rbgirshick+py-faster-rcnn/models/pascal_voc/VGG16/faster_rcnn_end2end/test.prototxt",
     "R-FCN": "YuwenXiong+py-R-FCN/models/pascal_voc/ResNet-50/rfcn_end2end/test_agnostic.prototxt",
-    "SegNet": "alexgkendall+SegNet-Tutorial/Models/segnet_inference.prototxt",
+    "SegNet": "alexgkendall+SegNet-Tutorial/Example_Models/segnet_model_driving_webdemo.prototxt",
     "PSPNet": "hszhao+PSPNet/evaluation/prototxt/pspnet101_VOC2012_473.prototxt",
     "DeepLab-v2": "zbxzc35+deeplab_v2_python/voc12/deeplab_v2_vgg16/config/test_val.prototxt",
     "ENet": "TimoSaemann+ENet/prototxts/enet_deploy_final.prototxt",

@@ -18,12 +18,14 @@ import torch
 from fcnproto.errors import FcnprotoWarning, GraphError, LayerError, first_line
 from fcnproto.graph import Blob, Graph, Node
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.placeholder import PlaceHolder
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net.calling import is_own
 from fcnproto.net.making import make_layer, tell, warn_fillers
 from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.blobs import MOST_AXES
+from fcnproto.schema.unknown import unknown_fields
 
 PartialShape = tuple[int | None, ...]
 """A shape whose None entries are known only once data is read."""
@@ -204,6 +206,8 @@ class _Shapes:
                     if not self._fit_stored(index):
                         self._hold(index)
                     return
+                if self._is_another_forks(index, failure):
+                    return
                 named = self._without_source(failure)
                 if named is failure:
                     raise
@@ -223,6 +227,22 @@ class _Shapes:
         empty = is_open and any(0 in shape for shape in layer.blob_shapes)
         if (error is not None and layer.blob_names) or empty or (is_open and self._contradicts_sharing(layer)):
             self._hold(index)
+
+    def _is_another_forks(self, index: int, failure: LayerError) -> bool:
+        """Have a layer hold its place that can't be set up, is of a fork's type, and has settings that only another
+        fork's layer of the name can have. False for any other."""
+        node, layer = self.graph.nodes[index], self.layers[index]
+        others = unknown_fields(layer.param)
+        if not (layer.fork and others):
+            return False
+        which = f"{', '.join(others)} may tell of another fork's layer of that name, which nothing here computes"
+        layer.warn(f"holds its place ({failure}): {which}")
+        place = PlaceHolder(node.param, len(node.tops), f"{failure}; {which}")
+        place.base_dir, place.prototxt, place.notes = layer.base_dir, layer.prototxt, layer.notes
+        place.train(layer.training)
+        self.layers[index], node.held = place, place.held
+        self.open.update(node.tops)
+        return True
 
     def _contradicts_sharing(self, layer: Layer) -> bool:
         """Whether a layer's blobs have other shapes, by what is assumed, than those of their names in layers before."""

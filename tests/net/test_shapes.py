@@ -274,3 +274,23 @@ def test_another_forks_layer_of_a_name_holds_its_place(tmp_path: Path) -> None:
     assert net.unknown == [("a", "ROIAlign"), ("p", "InnerProduct")]
     with pytest.raises(GraphError, match="expected 1"):
         fcnproto.load(tmp_path / "net.prototxt", strict=True)
+
+
+def test_settings_of_another_fork_excuse_a_layer_that_cant_be_set_up(tmp_path: Path) -> None:
+    text = (
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 dim: 5 dim: 5 } } } '
+        'layer { name: "i" type: "Interp" bottom: "x" top: "i" interp_param { SETTING } } '
+        'layer { name: "r" type: "ReLU" bottom: "x" top: "r" }'
+    )
+    (tmp_path / "net.prototxt").write_text(text.replace("SETTING", "times: 2"))
+    with pytest.warns(
+        FcnprotoWarning, match=r"layer 'i' \(Interp\): holds its place .*InterpParameter.times may tell of"
+    ):
+        net = fcnproto.load(tmp_path / "net.prototxt")
+    assert net.unknown == [("i", "Interp")]
+    assert net.plan("x", "r")
+    with pytest.raises(GraphError, match="give height and width.*another fork's layer"):
+        net.plan("x", "i")
+    (tmp_path / "net.prototxt").write_text(text.replace("SETTING", ""))
+    with pytest.raises(LayerError, match="give height and width"):
+        fcnproto.load(tmp_path / "net.prototxt")
