@@ -22,10 +22,11 @@ from fcnproto.zoo import palette
 
 VOID = 255
 _RARE = 1e-3
-_BETWEEN, _FEWEST_EDGES = 0.2, 40
-"""Share of the edges' pixels that lie between two labels, from so many edges on: masks resized with interpolation."""
-_NOISY = 0.5
-"""Share of places at which labels change in maps that show no objects at all."""
+_BETWEEN, _FEWEST_EDGES, _STRIP = 0.5, 40, 8
+"""Share of the edges along which strips of so many pixels at most hold labels between the two, from so many edges on:
+masks resized with interpolation."""
+_NOISY = 0.25
+"""Edges for each place in maps that show no objects at all."""
 _REACH, _BETTER, _FEWEST_POINTS = 8, 1.3, 50
 """Shifts tried, how many times better the edges must fit, and from how many points of edges on."""
 _MOST_POINTS = 4000
@@ -119,18 +120,21 @@ def _grey_levels() -> set[int]:
 
 
 def _interpolated(labelling: Labelling) -> Iterator[Finding]:
-    """Masks with labels between two others along their edges."""
-    edges = between = places = 0
+    """Masks with labels between two others along their edges, in both directions: what only lies between two classes in
+    one of them may be a thing of its own (a kerb between road and wall)."""
+    edges, strips, places = np.zeros(2, int), np.zeros(2, int), 0
     worst: tuple[float, str, Array] = (0.0, "", np.empty(0))
     for sample in labelling.samples[:_MOST_MAPS]:
         if sample.labels is None or min(sample.labels.shape) < 3:
             continue
-        counted, inner, values = _between(sample.labels)
-        edges, between, places = edges + counted, between + inner, places + 2 * sample.labels.size
-        if counted and inner / counted > worst[0]:
-            worst = inner / counted, sample.name, values
-    if edges >= _FEWEST_EDGES and between > _BETWEEN * edges and edges < _NOISY * places:
-        seen = f"{between / edges:.2f} of the places where labels change hold a value between both"
+        both = [_between(turned) for turned in (sample.labels, sample.labels.T)]
+        counted, inner = (np.array([one[k] for one in both]) for k in (0, 1))
+        edges, strips, places = edges + counted, strips + inner, places + sample.labels.size
+        if counted.sum() and inner.sum() / counted.sum() > worst[0]:
+            worst = inner.sum() / counted.sum(), sample.name, np.unique(np.concatenate([one[2] for one in both]))
+    if _FEWEST_EDGES <= edges.sum() < _NOISY * places and (strips > _BETWEEN * edges).all():
+        share = strips.sum() / edges.sum()
+        seen = f"{share:.2f} of the edges between labels that aren't neighbours have strips of others between"
         shown = ", ".join(map(str, worst[2][:5].tolist()))
         yield found(
             "interpolated-masks", f"{labelling.where}: {worst[1]}", f"{seen} ({shown}, ...)", layers=labelling.layers
@@ -138,15 +142,18 @@ def _interpolated(labelling: Labelling) -> Iterator[Finding]:
 
 
 def _between(labels: Array) -> tuple[int, int, Array]:
-    """Places whose two neighbours (beside, above and below) differ; those with a label between theirs; these labels."""
-    edges, inner, values = 0, 0, []
-    for turned in (labels, labels.T):
-        left, middle, right = turned[:, :-2], turned[:, 1:-1], turned[:, 2:]
-        low, high = np.minimum(left, right), np.maximum(left, right)
-        inside = (low < middle) & (middle < high)
-        edges, inner = edges + int((low != high).sum()), inner + int(inside.sum())
-        values.append(np.unique(middle[inside]))
-    return edges, inner, np.unique(np.concatenate(values))
+    """Along the rows: how often two labels that are not neighbours meet; how often others lie between them there, in
+    strips as narrow as those of an interpolation; these others."""
+    lines = np.arange(labels.shape[0])[:, None].repeat(labels.shape[1], 1).ravel()
+    flat = labels.ravel()
+    starts = np.flatnonzero(np.r_[True, (flat[1:] != flat[:-1]) | (lines[1:] != lines[:-1])])
+    runs, row, lengths = flat[starts], lines[starts], np.diff(np.r_[starts, flat.size])
+    step = np.where(row[1:] == row[:-1], np.diff(runs), 0)
+    strip = np.zeros(len(runs), bool)
+    strip[1:-1] = (step[1:] * step[:-1] > 0) & (lengths[1:-1] <= _STRIP)
+    strips = int((strip[1:] & ~strip[:-1]).sum())
+    jumps = int(((abs(step) > 1) & ~strip[1:] & ~strip[:-1]).sum())
+    return jumps + strips, strips, np.unique(runs[strip])
 
 
 def _shifted(labelling: Labelling) -> Iterator[Finding]:

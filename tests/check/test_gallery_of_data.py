@@ -75,12 +75,30 @@ FOLDERS: dict[str, tuple[str, Any, Any, str]] = {
     "label-out-of-range": ("fault", None, lambda m: m + np.uint8(1), "labels 3 "),
     "void-not-ignored": ("fault", None, lambda m: np.where(np.arange(60) < 3, 255, m).astype("uint8"), "no ignore_label"),
     "colour-masks": ("suspect", None, coloured, "3 colours"),
-    "interpolated-masks": ("suspect", None, smooth, "a value between both"),
+    "interpolated-masks": ("suspect", None, smooth, "have strips of others between"),
     "size-mismatch": ("suspect", lambda i: i[:-4], None, "60x44"),
     "shifted-masks": ("suspect", None, moved, "moved by +5 pixels to the right and -3 down"),
     "duplicates": ("suspect", lambda i: scene(0)[0], lambda m: scene(0)[1], "0 and 1 are the same image"),
     "dark-images": ("suspect", dark, None, "16 bits"),
 }  # fmt: skip
+
+
+def test_strips_between_two_classes(tmp_path: Path) -> None:
+    """Masks that were enlarged much have broad strips; a class that lies between two others is none, nor is noise."""
+    images, masks = draw(tmp_path)
+    rng = np.random.default_rng(3)
+    layers = np.repeat([2] * 20 + [1] * 4 + [0] * 24, 60).reshape(SIZE)  # a wall, a kerb, a road
+    cases = {
+        "broad": lambda m: Image.fromarray((m * 2).astype(np.uint8)).resize((20, 16)).resize(SIZE[::-1], Image.Resampling.BILINEAR),
+        "kerb": lambda m: np.where(np.arange(60) < 30, layers, m * 0).astype(np.uint8),
+        "noise": lambda m: rng.integers(0, 3, SIZE).astype(np.uint8),
+    }  # fmt: skip
+    for name, how in cases.items():
+        for seed in range(4):
+            made = how(scene(seed)[1])
+            (made if isinstance(made, Image.Image) else Image.fromarray(made)).save(masks / f"{seed}.png")
+        codes = [finding.code for finding in examined(write(tmp_path), images=images, masks=masks)]
+        assert ("interpolated-masks" in codes) is (name == "broad"), name
 
 
 @pytest.mark.parametrize("code", [None, *FOLDERS])
