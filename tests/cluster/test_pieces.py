@@ -18,7 +18,7 @@ from tiny_nets import colour_net, small_fcn
 
 import fcnproto
 from fcnproto.cli._main import main
-from fcnproto.cluster import chunks, guard, places, sending, sinks, sources
+from fcnproto.cluster import Cluster, chunks, engine, guard, places, sending, sinks, sources
 from fcnproto.cluster.chunks import Chunk, Failure, Item
 from fcnproto.cluster.summary import Summary
 from fcnproto.errors import DataError, UsageError
@@ -298,6 +298,43 @@ class TestParcel:
         assert all(blob.data_ptr() in pointers for blobs in again.params.values() for blob in blobs)
         assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in net.parameters()]
         assert len(parcel.structure) < 10**5  # the values are beside it
+
+
+class Fake:
+    """What `shares` asks of Ray: nodes with so many CPUs and GPUs."""
+
+    def __init__(self, *nodes: tuple[float, float]) -> None:
+        self.found = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in nodes]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return self.found
+
+
+class TestShares:
+    def test_of_many_cpus_three_quarters_compute(self) -> None:
+        found = engine.shares(Fake((0, 0), (32, 0), (32, 0)), Cluster("auto"))
+        assert found == engine.Shares(48, 1.0, 0.0, 1.0, 0.25)
+        assert engine.shares(Fake((64, 0)), Cluster("auto", threads=4)).workers == 12
+
+    def test_few_cpus_are_enough_for_all(self) -> None:
+        for nodes in [((1, 0), (1, 0)), ((2, 0),), ((1, 0),)]:
+            found = engine.shares(Fake(*nodes), Cluster("auto", workers=2))
+            assert found.workers * found.net_cpus + 2 * found.task_cpus <= sum(cpus for cpus, _ in nodes)
+
+    def test_gpus(self) -> None:
+        found = engine.shares(Fake((16, 4), (16, 4)), Cluster("auto", gpus_per_worker=0.5))
+        assert (found.workers, found.net_gpus) == (16, 0.5)
+        with pytest.raises(UsageError, match="the cluster has 8 GPUs, enough for 4 workers, not 5"):
+            engine.shares(Fake((16, 4), (16, 4)), Cluster("auto", workers=5, gpus_per_worker=2))
+        with pytest.raises(UsageError, match="the cluster has 0 GPUs"):
+            engine.shares(Fake((16, 0)), Cluster("auto", gpus_per_worker=1))
+
+    def test_what_makes_no_sense(self) -> None:
+        for wrong in ({"workers": 0}, {"item_timeout": 0.0}, {"gpus_per_worker": -1.0}, {"part": 0}):
+            with pytest.raises(UsageError):
+                Cluster("local", **wrong)
+        with pytest.raises(UsageError, match="no option 'wokers'"):
+            engine.cluster_of("local", {"wokers": 2})
 
 
 class TestCommandLine:

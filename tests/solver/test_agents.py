@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,6 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240
-FIRST, SECOND = "127.0.0.1", "127.0.0.2"
 
 RUN = """
 import os, signal, sys
@@ -53,41 +55,74 @@ sys.exit(main(["train", "--solver", "solver.prototxt", "--device", "cpu", "--no-
 """
 
 
-def agent(folder: Path, address: str, port: int, killed: bool, restarts: int) -> subprocess.Popen[str]:
-    """One agent of two, each with one worker, in a process group of its own."""
+@dataclass(frozen=True)
+class Host:
+    """Where an agent runs: what its command begins with, its address, and the interface that has it."""
+
+    prefix: tuple[str, ...]
+    address: str
+    interface: str
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """Two hosts: network namespaces with a cable between them where these can be made, else two loopback addresses."""
+    names = [f"fcnproto-{os.getpid()}-{number}" for number in (1, 2)]
+    ends = [Host(("ip", "netns", "exec", name), f"10.77.0.{k}", "eth0") for k, name in enumerate(names, 1)]
+    commands = [f"netns add {name}" for name in names]
+    commands += [f"link add eth0 netns {names[0]} type veth peer name eth0 netns {names[1]}"]
+    for name, end in zip(names, ends, strict=True):
+        commands += [f"-n {name} addr add {end.address}/24 dev eth0"]
+        commands += [f"-n {name} link set {interface} up" for interface in ("eth0", "lo")]
+    try:
+        made = shutil.which("ip") is not None and all(
+            subprocess.run(["ip", *command.split()], capture_output=True, check=False).returncode == 0
+            for command in commands
+        )
+        yield (ends[0], ends[1]) if made else (Host((), "127.0.0.1", "lo"), Host((), "127.0.0.2", "lo"))
+    finally:
+        for name in names if shutil.which("ip") else ():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def agent(folder: Path, host: Host, meeting: str, killed: bool, restarts: int) -> subprocess.Popen[str]:
+    """One agent of two, with one worker."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
-        "GLOO_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": host.interface,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else an agent started anew waits for an address told once
         "KILLED": "1" if killed else "",
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "toy"]
-    command += ["--max-restarts", str(restarts), "--local-addr", address, "run.py"]
-    with open(folder / f"log-{address}", "a") as log:
-        return subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
-        )
+    command = [*host.prefix, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "--rdzv-id", "toy"]
+    command += ["--max-restarts", str(restarts), "--local-addr", host.address, "run.py"]
+    with open(folder / f"log-{host.address}", "a") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, text=True)
 
 
-def two(folder: Path, port: int, killed: bool, restarts: int) -> list[subprocess.Popen[str]]:
-    """Two agents; the first one, which keeps the meeting point, is there before the second, which may be killed."""
-    first = agent(folder, FIRST, port, False, restarts)
+def two(folder: Path, hosts: tuple[Host, Host], killed: bool, restarts: int) -> tuple[list[subprocess.Popen[str]], str]:
+    """Two agents, and where they meet; the first one, which keeps that place, is there before the second."""
+    meeting = f"{hosts[0].address}:{free_port()}"
+    first = agent(folder, hosts[0], meeting, False, restarts)
+    reaching = [*hosts[1].prefix, "bash", "-c", f"exec 3<>/dev/tcp/{meeting.replace(':', '/')}"]
     deadline = time.time() + PATIENCE
     while time.time() < deadline and first.poll() is None:
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    return [first, agent(folder, SECOND, port, killed, restarts)]
+        if subprocess.run(reaching, capture_output=True, check=False).returncode == 0:
+            break
+        time.sleep(0.2)
+    return [first, agent(folder, hosts[1], meeting, killed, restarts)], meeting
 
 
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def log_of(folder: Path) -> str:
+    return "".join(path.read_text() for path in sorted(folder.glob("log-*")))
 
 
 def end(agents: list[subprocess.Popen[str]]) -> None:
@@ -115,42 +150,35 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def test_a_lost_worker_and_a_lost_agent_change_nothing(tmp_path: Path) -> None:
+def test_a_lost_worker_and_a_lost_agent_change_nothing(tmp_path: Path, hosts: tuple[Host, Host]) -> None:
     whole, broken = prepared(tmp_path / "whole"), prepared(tmp_path / "broken")
-    port = free_port()
-    agents = two(whole, port, False, 0)
+    agents, _ = two(whole, hosts, False, 0)
     try:
-        assert [one.wait(PATIENCE) for one in agents] == [0, 0], (whole / f"log-{FIRST}").read_text()
+        assert [one.wait(PATIENCE) for one in agents] == [0, 0], log_of(whole)
     finally:
         end(agents)
 
-    port = free_port()
-    agents = two(broken, port, True, 3)
+    agents, meeting = two(broken, hosts, True, 3)
     try:
-        deadline = time.time() + PATIENCE
-        while not (broken / "agent-killed").exists() and time.time() < deadline:
-            assert agents[0].poll() is None, (broken / f"log-{FIRST}").read_text()
-            time.sleep(0.2)
-        assert agents[1].wait(PATIENCE) == -signal.SIGKILL
-        agents.append(agent(broken, SECOND, port, True, 3))
-        assert [agents[0].wait(PATIENCE), agents[2].wait(PATIENCE)] == [0, 0], (broken / f"log-{FIRST}").read_text()
+        assert agents[1].wait(PATIENCE) == -signal.SIGKILL, log_of(broken)
+        agents.append(agent(broken, hosts[1], meeting, True, 3))
+        assert [agents[0].wait(PATIENCE), agents[2].wait(PATIENCE)] == [0, 0], log_of(broken)
     finally:
         end(agents)
     for ours, reference in zip(weights(broken, 10), weights(whole, 10), strict=True):
         assert torch.equal(ours, reference)
-    log = "".join((broken / f"log-{address}").read_text() for address in (FIRST, SECOND))
+    log = log_of(broken)
     assert log.count("Restoring iteration 3 from") == 1 and log.count("Restoring iteration 6 from") == 1  # rank 0 tells
     assert not list(broken.glob(".*tmp"))
 
 
-def test_without_restarts_a_lost_worker_ends_all_with_a_word(tmp_path: Path) -> None:
+def test_without_restarts_a_lost_worker_ends_all_with_a_word(tmp_path: Path, hosts: tuple[Host, Host]) -> None:
     folder = prepared(tmp_path / "lost")
-    port = free_port()
-    agents = two(folder, port, True, 0)
+    agents, _ = two(folder, hosts, True, 0)
     try:
         assert all(one.wait(PATIENCE) != 0 for one in agents)
     finally:
         end(agents)
-    log = "".join((folder / f"log-{address}").read_text() for address in (FIRST, SECOND))
+    log = log_of(folder)
     assert log.count("fcnproto: error: another worker has ended or can't be reached") == 1
     assert "Traceback" not in log.partition("fcnproto: error: another worker")[0]
