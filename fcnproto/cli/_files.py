@@ -164,7 +164,7 @@ def _checked(context: click.Context) -> Iterator[None]:
     to_stdout = False
     for parameter in _outputs(context.command):
         path, name = context.params.get(parameter.name or ""), _called(parameter)
-        if path is None:
+        if path is None or isinstance(path, str):  # an address elsewhere is no file of this machine
             continue
         stream = isinstance(parameter.type, OutputFile) and is_stream(path)
         to_stdout = to_stdout or (path == STDOUT)

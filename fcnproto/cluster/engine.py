@@ -240,7 +240,8 @@ def run(
     with connected(cluster), _quiet(), _own_context(ray):
         share = shares(ray, cluster)
         summary.workers = share.workers
-        ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=_here(ray)).remote()
+        kept = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": _here(ray)}
+        ledger = ray.remote(Ledger).options(**kept).remote()
         room = cluster.object_store // 8 if cluster.address == "local" else _ROOM
         plan = Plan(work, sink, cluster.resume, cluster.part, column, ledger, cluster.item_timeout, room)
         follow = _Follower(plan, summary, None if corpus.shards else len(corpus.items), told, take)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import tarfile
 import threading
@@ -338,17 +339,19 @@ class TestShares:
 
 
 class TestCommandLine:
+    @pytest.mark.parametrize("out", ["out", "x.parquet", "s3://bucket/out"])
     def test_without_ray_one_line_names_the_extra(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setitem(sys.modules, "ray", None)
         source = corpora.images(tmp_path / "images", 1)
         model, weights = colour_net(tmp_path)
-        command = ["segment", str(model), str(weights), str(source), "-o", str(tmp_path / "out"), "--cluster", "local"]
+        out = out if "://" in out else str(tmp_path / out)
+        command = ["segment", str(model), str(weights), str(source), "-o", out, "--cluster", "local"]
         assert main(command) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "pip install 'fcnproto[cluster]'" in line
-        assert not (tmp_path / "out").exists()
+        assert not os.path.exists(out)
 
     @pytest.mark.parametrize("option", [["--resume"], ["--workers", "2"], ["--format", "tar"], ["--item-timeout", "3"]])
     def test_options_that_need_it(self, tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
