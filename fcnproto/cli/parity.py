@@ -114,6 +114,7 @@ def command(
     if settings["backward"] and reference == "opencv":
         raise UsageError("--backward: OpenCV gives no gradients; use --reference float64, caffe or a golden file")
     from fcnproto.parity import compare, read_recording
+    from fcnproto.parity.provenance import provenance
 
     if reference == "opencv":
         from fcnproto.parity.references import opencv
@@ -129,6 +130,12 @@ def command(
     chosen = _TOLERANCES[reference or "golden"] if tolerance is None else tolerance
     report = compare(net, recording, tolerance=chosen, gradient_tolerance=gradient_tolerance)
     report.net = report.net or _options.title(model)
+    given = [model, weights, golden, *_files_in([*images, *arrays])]
+    report.provenance = provenance(
+        (path for path in given if path is not None and path.is_file()),
+        inputs={name: list(value.shape) for name, value in recording.inputs.items()},
+        tolerances={"blobs": chosen, "gradients": gradient_tolerance},
+    )
     if as_json:
         _output.print_json(report.to_dict())
     else:
@@ -141,6 +148,11 @@ def command(
     if html is not None:
         _write_page(html, report, net, recording)
     return 0 if report.agrees else 1
+
+
+def _files_in(assignments: Sequence[str]) -> list[Path]:
+    """The files of `--image` and `--input`, with or without a blob's name before them."""
+    return [path for text in assignments for path in (Path(text), Path(text.partition("=")[2] or text))]
 
 
 def _take_params(net: Net, recording: Recording) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from fcnproto.drawing import Diagram, Layout, to_svg
 from fcnproto.drawing.page import fill_template
 from fcnproto.escaping import attribute_text, markup
+from fcnproto.parity import provenance
 from fcnproto.parity.measures import ULP_LIMITS
 from fcnproto.parity.report import Entry, Report
 from fcnproto.pictures.labels import label_image
@@ -40,7 +41,7 @@ def to_html(report: Report, diagram: Diagram, layout: Layout) -> str:
         MAPS=_maps(report),
         BINS=markup(", ".join([*map(str, ULP_LIMITS), "more"])),
         ROWS="\n".join(_row(entry, entry is first) for entry in report.entries),
-        REST=_rest(report),
+        REST=_rest(report) + _about(report),
         LEGEND="".join(f'<span style="background:{colour}">{text}</span>' for _, colour, text in _LEVELS),
         SVG=to_svg(diagram, layout, layer_colours(report)),
     )
@@ -156,6 +157,15 @@ def _rest(report: Report) -> str:
     if report.unknown:
         lines.append(f"<p>In the reference alone: {_listed(report.unknown)}.</p>")
     return "".join(lines)
+
+
+def _about(report: Report) -> str:
+    """How to repeat the comparison."""
+    if not report.provenance:
+        return ""
+    told = provenance.lines(report.provenance)
+    rows = (f'<tr><th class="text">{markup(name)}</th><td class="text">{markup(text)}</td></tr>' for name, text in told)
+    return f"<h2>How to repeat it</h2><table>{''.join(rows)}</table>"
 
 
 def _named(name: str) -> str:

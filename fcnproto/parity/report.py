@@ -113,6 +113,8 @@ class Report:
     equal_parameters: int = 0
     """Parameters that the reference recorded and that are the same; they are not among the entries."""
     departure: Departure | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What it takes to repeat the comparison (`provenance.py`): date, versions, files with hashes, inputs, tolerances."""
     maps: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     """Label maps (height, width) of the score blobs, ours and the reference's, for pictures."""
 
@@ -157,6 +159,7 @@ class Report:
                 "entries": [{**asdict(entry), "agrees": entry.agrees} for entry in self.entries],
                 "not_compared": self.not_compared,
                 "not_in_net": self.unknown,
+                "provenance": self.provenance,
             }
         )
 
