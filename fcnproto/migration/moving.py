@@ -231,8 +231,7 @@ class _Move:
             return _BARE
         agrees = all(one["agrees"] for one in self.found["compared"] if "agrees" in one)
         if reference is not None:
-            for target in self.targets:
-                self._convert(net, reference, target)
+            self._convert(net, reference)
         made = self.found["converted"]
         if reference is None or any("error" in one for one in made):
             return _FAILED
@@ -294,19 +293,26 @@ class _Move:
             told["departs"] = f"{entry.kind} {entry.name!r} of layer {entry.layer!r}: {report.departure.looks_like}"
         return reference
 
-    def _convert(self, net: Net, reference: Recording, target: str) -> None:
-        """One converted file, checked when it is written, then read back and compared with the reference."""
-        path = self.out / self.stem.with_name(f"{self.stem.name}.{target}")
-        told: dict[str, Any] = {"target": target, "files": []}
-        self.found["converted"].append(told)
-        try:
-            title = net.graph.name or self.candidate.path.stem
-            done = convert(net, path, title=title, about=about_inputs(net))
-            told["files"] = [file_record(file, file.relative_to(self.out).as_posix()) for file in done.files]
-            given = reading.outputs(path, net, self.candidate.path, reference.inputs)
-        except (Error, OSError, RuntimeError, MemoryError, ValueError) as error:
-            told["error"] = first_line(error)
-            return
+    def _convert(self, net: Net, reference: Recording) -> None:
+        """The converted files: each checked when it is written, then all read back and compared with the reference.
+
+        A .py and the .safetensors share a file of weights: it is the .py's, and both are read after it was written.
+        """
+        title, about = net.graph.name or self.candidate.path.stem, about_inputs(net)
+        made: list[tuple[Path, dict[str, Any], tuple[Path, ...]]] = []
+        for target in sorted(self.targets, key=lambda target: target != "safetensors"):
+            path = self.out / self.stem.with_name(f"{self.stem.name}.{target}")
+            told: dict[str, Any] = {"target": target, "files": []}
+            self.found["converted"].append(told)
+            with _told_in(told):
+                made.append((path, told, convert(net, path, title=title, about=about).files))
+        for path, told, files in made:
+            with _told_in(told):
+                told["files"] = [file_record(file, file.relative_to(self.out).as_posix()) for file in files]
+                self._read_back(net, reference, path, told)
+
+    def _read_back(self, net: Net, reference: Recording, path: Path, told: dict[str, Any]) -> None:
+        given = reading.outputs(path, net, self.candidate.path, reference.inputs)
         own = reading.own_outputs(net, reference.inputs)
         deviations = {name: measure(value, reference.blobs[name]).max_rel for name, value in given.items()}
         allowed = {
@@ -315,3 +321,12 @@ class _Move:
         }
         told["worst"] = max(deviations.values(), default=0.0)
         told["agrees"] = all(np.isfinite(value) and value <= allowed[name] for name, value in deviations.items())
+
+
+@contextmanager
+def _told_in(told: dict[str, Any]) -> Iterator[None]:
+    """What prevents one converted file is told; the next is tried."""
+    try:
+        yield
+    except (Error, OSError, RuntimeError, MemoryError, ValueError) as error:
+        told["error"] = first_line(error)

@@ -114,7 +114,7 @@ class Report:
     """Parameters that the reference recorded and that are the same; they are not among the entries."""
     departure: Departure | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
-    """What it takes to repeat the comparison (`provenance.py`): date, versions, files with hashes, inputs, tolerances."""
+    """How to repeat the comparison (`provenance.py`): date, versions, files with hashes, inputs, tolerances."""
     maps: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     """Label maps (height, width) of the score blobs, ours and the reference's, for pictures."""
 

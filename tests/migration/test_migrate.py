@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -94,6 +95,11 @@ def test_the_converted_files_work(folder: Path, tmp_path: Path) -> None:
     again = fcnproto.load(folder / "a" / "deploy.prototxt", out / "a" / "deploy.safetensors")
     data = torch.randn(1, 3, 20, 17)
     assert torch.equal(net(data=data)["score"], again(data=data)["score"])
+    spec = importlib.util.spec_from_file_location("deploy", out / "a" / "deploy.py")
+    assert spec and spec.loader
+    own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own)
+    assert torch.equal(own.load()(data), net(data=data)["score"])
 
 
 def test_a_run_that_ended_goes_on(folder: Path, tmp_path: Path) -> None:
