@@ -197,11 +197,8 @@ class MultiBoxLoss(LossLayer):
         return draw_truth(first[0], 0 if self.config.background_label_id else 1) if bottom == 3 else None
 
     def forward(self, locations: Tensor, confidences: Tensor, priors: Tensor, truth: Tensor) -> Tensor:
-        count, items = self._count([t.shape for t in (locations, confidences, priors, truth)]), locations.shape[0]
-        predicted = at_least_float32(locations).reshape(items, count, self.location_classes, 4)
-        scores = at_least_float32(confidences).reshape(items, count, self.config.num_classes)
-        flat = priors.detach().to(predicted.dtype).reshape(2, count, 4)
-        anchors, variances = flat[0], flat[1]
+        predicted, scores, anchors, variances = self._prepared(locations, confidences, priors, truth)
+        items, count = predicted.shape[:2]
         with torch.no_grad():
             truths = self._truths(truth.detach().to(predicted.dtype).reshape(-1, 8), items)
             found = [self._match(t, p, anchors, variances) for t, p in zip(truths, predicted, strict=True)]
@@ -215,6 +212,34 @@ class MultiBoxLoss(LossLayer):
             total = total + self._confidence_cost(examples, negatives, scores)
         matches = max(len(examples.prior), 1)
         return total / (matches if self.mode_name == "VALID" else divisor(self.mode_name, items, count, None))
+
+    def _prepared(
+        self, locations: Tensor, confidences: Tensor, priors: Tensor, truth: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Locations (N, P, L, 4), confidences (N, P, classes), and of the priors boxes and variances (P, 4) each."""
+        count, items = self._count([t.shape for t in (locations, confidences, priors, truth)]), locations.shape[0]
+        predicted = at_least_float32(locations).reshape(items, count, self.location_classes, 4)
+        scores = at_least_float32(confidences).reshape(items, count, self.config.num_classes)
+        anchors, variances = priors.detach().to(predicted.dtype).reshape(2, count, 4)
+        return predicted, scores, anchors, variances
+
+    def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
+        """Images where the last example that is mined costs hardly more than the first that isn't."""
+        if not self.mines:
+            return None
+        predicted, scores, anchors, variances = self._prepared(*bottoms)
+        truths = self._truths(bottoms[3].to(predicted.dtype).reshape(-1, 8), len(predicted))
+        found = [self._match(t, p, anchors, variances) for t, p in zip(truths, predicted, strict=True)]
+        losses = self._mining_losses(truths, found, predicted, scores, anchors, variances)
+        # `reach` is a share of the largest location; the share of the largest loss decides here.
+        reach *= float(losses.max()) / max(float(bottoms[0].abs().max()), 1e-30)
+        near = total = 0
+        for costs, matches in zip(losses, found, strict=True):
+            order, wanted = self._mineable(matches[0], costs) if matches else (costs[:0].long(), 0)
+            if 0 < wanted < len(order):
+                total += 1
+                near += bool(0 < costs[order[wanted - 1]] - costs[order[wanted]] <= reach)
+        return near, total, "selections of examples"
 
     def _truths(self, rows: Tensor, items: int) -> list[Truth]:
         """The objects of each image from rows of 8."""
@@ -333,17 +358,11 @@ class MultiBoxLoss(LossLayer):
     ) -> list[Tensor]:
         """The priors mined as background, for each image; matches that HARD_EXAMPLE passes over leave `found`."""
         hard = self.config.mining_type == _Settings.HARD_EXAMPLE
-        examples = self._examples(truths, found, anchors)
-        costs = torch.full(scores.shape[:2], self.config.background_label_id, device=scores.device)
-        costs[examples.image, examples.prior] = examples.labels
-        losses = self._confidence_costs(scores.flatten(0, 1), costs.flatten()).view(scores.shape[:2])
-        if hard:
-            sums = self._location_costs(examples, predicted, anchors, variances).sum(1)
-            losses = losses.index_put((examples.image, examples.prior), sums, accumulate=True)
+        losses = self._mining_losses(truths, found, predicted, scores, anchors, variances)
         mined = []
         for number, matches in enumerate(found):
             if not matches:
-                mined.append(examples.prior[:0])
+                mined.append(torch.zeros(0, dtype=torch.int64, device=scores.device))
                 continue
             own = matches[0]
             picked = self._pick(own, losses[number], predicted[number, :, 0], anchors, variances)
@@ -354,17 +373,41 @@ class MultiBoxLoss(LossLayer):
                 found[number] = {0: own._replace(truth=kept)}
         return mined
 
-    def _pick(self, own: Matches, losses: Tensor, values: Tensor, anchors: Tensor, variances: Tensor) -> Tensor:
-        """The priors with the largest losses among those that may be mined."""
+    def _mining_losses(
+        self,
+        truths: Sequence[Truth],
+        found: Sequence[dict[int, Matches]],
+        predicted: Tensor,
+        scores: Tensor,
+        anchors: Tensor,
+        variances: Tensor,
+    ) -> Tensor:
+        """What each prior costs (N, P), as its match or as background."""
+        examples = self._examples(truths, found, anchors)
+        labels = torch.full(scores.shape[:2], self.config.background_label_id, device=scores.device)
+        labels[examples.image, examples.prior] = examples.labels
+        losses = self._confidence_costs(scores.flatten(0, 1), labels.flatten()).view(scores.shape[:2])
+        if self.config.mining_type != _Settings.HARD_EXAMPLE:
+            return losses
+        sums = self._location_costs(examples, predicted, anchors, variances).sum(1)
+        return losses.index_put((examples.image, examples.prior), sums, accumulate=True)
+
+    def _mineable(self, own: Matches, losses: Tensor) -> tuple[Tensor, int]:
+        """The priors that may be mined, by falling losses, and how many are wanted."""
         config = self.config
         if config.mining_type == _Settings.HARD_EXAMPLE:
             eligible = torch.arange(len(losses), device=losses.device)
-            wanted = config.sample_size
+            wanted = int(config.sample_size)
         else:
             eligible = ((own.truth == _UNMATCHED) & (own.overlap < config.neg_overlap)).nonzero().flatten()
             # In float32, as SSD multiplies.
             wanted = int(np.float32(int((own.truth >= 0).sum())) * np.float32(config.neg_pos_ratio))
-        order = eligible[losses[eligible].argsort(descending=True, stable=True)]
+        return eligible[losses[eligible].argsort(descending=True, stable=True)], wanted
+
+    def _pick(self, own: Matches, losses: Tensor, values: Tensor, anchors: Tensor, variances: Tensor) -> Tensor:
+        """The priors with the largest losses among those that may be mined."""
+        config = self.config
+        order, wanted = self._mineable(own, losses)
         if self.suppresses:
             order = order[: config.nms_param.top_k] if config.nms_param.top_k > -1 else order
             candidates = anchors if config.use_prior_for_nms else self._decode(values, anchors, variances)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from golden_cases import assert_close
 from layer_maker import make_layer
 
+import fcnproto
 from fcnproto.errors import FcnprotoWarning, LayerError
+from fcnproto.parity.ties import near_ties
 
 ITEMS, PRIORS, CLASSES = 3, 24, 4
 Row = list[float]
@@ -327,3 +330,29 @@ def test_drawn_bottoms_suit_it() -> None:
         blobs[bottom] = values(draw, blobs[bottom].shape)
     loss = layer(*map(torch.from_numpy, blobs))
     assert loss.isfinite() and loss > 0
+
+
+def test_mined_examples_that_cost_the_same_are_near_ties(tmp_path: Path) -> None:
+    """The worst background examples are mined: where the last taken and the first left cost nearly the same, another
+    implementation may rightly take the other."""
+    boxes = [0, 0, 0.2, 0.2, 0.5, 0.5, 0.7, 0.7, 0.6, 0, 0.8, 0.2, 0, 0.6, 0.2, 0.8]
+    shapes = {"loc": (1, 16), "conf": (1, 8), "prior": (1, 2, 16), "truth": (1, 1, 1, 8)}
+    inputs = "".join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ '
+        + " ".join(f"dim: {extent}" for extent in shape)
+        + " } } }\n"
+        for name, shape in shapes.items()
+    )
+    (tmp_path / "net.prototxt").write_text(
+        inputs + 'layer { name: "mbox" type: "MultiBoxLoss" bottom: "loc" bottom: "conf" bottom: "prior" '
+        'bottom: "truth" top: "mbox" multibox_loss_param { num_classes: 2 neg_pos_ratio: 1 } }'
+    )
+    net = fcnproto.load(tmp_path / "net.prototxt", phase="train")
+    values = {
+        "loc": torch.full((1, 16), 0.5),
+        "prior": torch.tensor([boxes, [0.1] * 16]).reshape(1, 2, 16),
+        "truth": torch.tensor([0.0, 1, 0, 0, 0, 0.2, 0.2, 0]).reshape(1, 1, 1, 8),
+    }
+    for second, said in ((1.0 - 2e-7, "1 of 1 selections of examples of mbox are near ties"), (0.5, "")):
+        conf = torch.tensor([[0.0, 1, 0, 1, 0, second, 0, -3]])
+        assert near_ties(net, {**values, "conf": conf}, ["mbox"], 0.0) == said
