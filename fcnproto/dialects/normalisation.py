@@ -88,7 +88,8 @@ class Normalize(SameShape):
         return param.HasField("normalize_param")
 
     def setup(self, shapes: Sequence[Shape]) -> None:
-        self.normface = self.is_normface(self.param)
+        unsaid = not self.param.HasField("norm_param") and (self.num_tops > 1 or self.dialect == "happynear")
+        self.normface = self.is_normface(self.param) or unsaid
         if self.normface:
             if self.param.HasField("norm_param"):
                 self.fail("norm_param (SSD's layer) and normalize_param (NormFace's) are both given")

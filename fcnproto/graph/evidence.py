@@ -66,16 +66,29 @@ def dialect_of(net: caffe_pb2.NetParameter) -> str | None:
 
 
 def warn_undecided(net: caffe_pb2.NetParameter, dialect: str | None) -> None:
-    """Warn, once for a net, of BN layers of which nothing says whose they are: SegNet's are the commonest."""
-    names = [layer.name for layer in net.layer if layer.type == "BN"]
-    if dialect is None and names:
-        listed = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-        warnings.warn(
-            f"{net_title(net.name)}: BN is another layer in several forks, and nothing says which is meant ({listed}); "
-            'read as SegNet\'s (load(..., dialect="imcl"), --dialect imcl or ctpn, pspnet say otherwise)',
-            FcnprotoWarning,
-            stacklevel=3,
-        )
+    """Warn, once for a net and type, of BN and Normalize layers of which nothing says whose they are: SegNet's, and
+    SSD's, are the commonest."""
+    if dialect is not None:
+        return
+    batch_norms = [layer.name for layer in net.layer if layer.type == "BN"]
+    normalizes = [layer.name for layer in net.layer if layer.type == "Normalize" and _is_undecided(layer)]
+    for names, kind, commonest, others in (
+        (batch_norms, "BN", "SegNet", 'load(..., dialect="imcl"), --dialect imcl or ctpn, pspnet say otherwise'),
+        (normalizes, "Normalize", "SSD", 'load(..., dialect="happynear"), --dialect happynear say otherwise'),
+    ):
+        if names:
+            listed = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+            warnings.warn(
+                f"{net_title(net.name)}: {kind} is another layer in several forks, and nothing says which is meant "
+                f"({listed}); read as {commonest}'s ({others})",
+                FcnprotoWarning,
+                stacklevel=3,
+            )
+
+
+def _is_undecided(layer: caffe_pb2.LayerParameter) -> bool:
+    """Whether neither settings nor a second top say whose Normalize a layer is."""
+    return len(layer.top) < 2 and not layer.HasField("norm_param") and not layer.HasField("normalize_param")
 
 
 def _signs(layer: caffe_pb2.LayerParameter) -> Iterator[str]:

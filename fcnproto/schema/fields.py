@@ -134,5 +134,5 @@ def suggestion(name: str, candidates: Iterable[str]) -> str:
         # A name cut short or written out: conv for convolution, average for AVE.
         long = [other for other in folded if min(len(other), len(wanted)) >= 3]
         starts = [other for other in long if other.startswith(wanted) or wanted.startswith(other)]
-        near = sorted(starts, key=len, reverse=True)
+        near = sorted(starts, key=lambda other: abs(len(other) - len(wanted)))
     return f'; did you mean "{folded[near[0]]}"?' if near else ""

@@ -390,3 +390,34 @@ def test_sharing_that_an_assumed_size_contradicts_waits(tmp_path: Path) -> None:
     assert net.unknown == [("e", "Convolution")]
     sized = fcnproto.load(tmp_path / "net.prototxt", shapes={"data": (2, 2, 4, 4)})
     assert not sized.unknown and sized.params["c"][0] is sized.params["e"][0]
+
+
+def test_a_layer_of_another_fork_holds_its_place(tmp_path: Path) -> None:
+    text = (
+        DATA + 'layer { name: "r" type: "Input" top: "r" input_param { shape { dim: 1 dim: 5 } } }\n'
+        'layer { name: "a" type: "ROIAlign" bottom: "data" bottom: "r" top: "a" roi_align_param { pooled_h: 2 } }\n'
+    )
+    with pytest.warns(FcnprotoWarning, match=r"'a' \(ROIAlign\): roi_align_param is another layer's"):
+        net = fcnproto.load(write(tmp_path, text))
+    assert net.unknown == [("a", "ROIAlign")]
+    with pytest.raises(LayerError, match="roi_align_param"):
+        fcnproto.load(tmp_path / "net.prototxt", strict=True)
+
+
+def test_normalize_without_settings_is_ssds_unless_something_says_otherwise(tmp_path: Path) -> None:
+    text = DATA + 'layer { name: "n" type: "Normalize" bottom: "data" top: "n" }\n'
+    with pytest.warns(FcnprotoWarning, match=r"Normalize is another layer in several forks.*--dialect happynear"):
+        net = fcnproto.load(write(tmp_path, text))
+    assert len(net.params["n"]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "n" not in fcnproto.load(tmp_path / "net.prototxt", dialect="happynear").params
+        assert "n" not in fcnproto.load(write(tmp_path, text.replace('top: "n"', 'top: "n" top: "norm"'))).params
+        assert "n" in fcnproto.load(write(tmp_path, text), dialect="ssd").params
+
+
+def test_hints_name_what_is_meant() -> None:
+    for word, meant in (("conv_param", "convolution_param"), ("interp_parm", "interp_param"), ("flip_prm", None)):
+        with pytest.raises(PrototxtError) as caught:
+            parse(f"layer {{ {word} {{ }} }}", caffe_pb2.NetParameter)
+        assert (f'did you mean "{meant}"?' in str(caught.value)) == (meant is not None), caught.value
