@@ -58,7 +58,7 @@ class TestCreate:
         x = torch.randn(1, 3, 32, 32)
         assert torch.equal(net(x)["score"], plain(x)["score"])
 
-    def test_other_classes(self) -> None:
+    def test_other_classes(self, tmp_path: Path) -> None:
         """Classes of the old names keep their weights, others begin at zero; figures published for it are not its own."""
         names = ["background", "unicorn", "car"]
         net = fcnproto.create_model("fcn-mini", classes=names, weights="fcn-mini")
@@ -67,6 +67,11 @@ class TestCreate:
         score = net.params["score_fr"][0]
         assert score.shape[0] == 3 and not score[1].any()
         assert torch.equal(score[0], old[0]) and torch.equal(score[2], old[MINI.classes.index("car")])
+        net.save(tmp_path / "w.safetensors")  # weights of as many classes keep them all, and their names
+        again = fcnproto.create_model("fcn-mini", classes=3, weights=tmp_path / "w.safetensors")
+        assert again.meta == net.meta and torch.equal(again.params["score_fr"][0], score)
+        whole = fcnproto.create_model("fcn-mini", classes=11, weights=True)
+        assert whole.meta.classes == MINI.classes and torch.equal(whole.params["score_fr"][0], old)
         assert net(torch.zeros(1, 3, 32, 40))["score"].shape == (1, 3, 32, 40)
 
     def test_a_number_of_classes(self) -> None:

@@ -101,3 +101,26 @@ def test_a_solver(tmp_path: Path) -> None:
     solver.step(3)
     seen = Seen(solver._repr_html_())
     assert "iteration 3" in seen.text and "img" in seen.elements
+
+
+def test_the_notebook_of_the_documentation_runs(tmp_path: Path) -> None:
+    """Cell by cell in a kernel of its own; what is shown at the ends of cells is HTML."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(DOCS / "first-hour.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # kept clean; it is run to be read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(DOCS.parent))
+        patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+        patch.setenv("IPYTHONDIR", str(tmp_path))
+        nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [
+        output.data["text/html"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "text/html" in output.get("data", {})
+    ]
+    assert len(shown) == 4  # a net, a segmentation, a report, a solver
+    assert "agrees" in shown[2] and "iteration 6" in shown[3]
+    assert notebook.cells[-1].outputs[0].data["text/plain"] == "True"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from fcnproto.errors import UsageError
@@ -99,6 +101,50 @@ def _crop(
             break
     box = (left, top, left + width, top + height)
     return [image.crop(box) for image in images], [mask[top : top + height, left : left + width] for mask in masks]
+
+
+Scene = tuple[dict[str, Image.Image], dict[str, np.ndarray]]
+"""The images and the masks of an item, by key."""
+
+
+def through(transform: Callable[..., Any]) -> Callable[[Scene], Scene]:
+    """An `augment` for `ImageFolders` that is a transform of albumentations, or of torchvision's v2.
+
+    One of albumentations gets the image and all masks; a scene of several images is for v2 alone, which gets them all.
+    What is moved in from outside of a mask must be filled with 255 (void) by the transform. Raises `UsageError` for
+    other transforms; `Augmentation` needs neither package.
+    """
+    package = type(transform).__module__.partition(".")[0]
+    if package == "albumentations":
+        return functools.partial(_by_albumentations, transform)
+    if package == "torchvision":
+        return functools.partial(_by_torchvision, transform)
+    raise UsageError(
+        f"{type(transform).__name__} is no transform of albumentations or torchvision.transforms.v2; "
+        "fcnproto.data.augmentation.Augmentation needs neither"
+    )
+
+
+def _by_albumentations(transform: Callable[..., Any], scene: Scene) -> Scene:
+    images, masks = scene
+    if len(images) > 1:
+        raise UsageError(f"albumentations changes one image at a time; the scene has {', '.join(images)}")
+    (key, image), names = next(iter(images.items())), list(masks)
+    found = transform(image=np.asarray(image), masks=[masks[name] for name in names])
+    changed = dict(zip(names, found["masks"], strict=True))
+    return {key: Image.fromarray(found["image"])}, changed
+
+
+def _by_torchvision(transform: Callable[..., Any], scene: Scene) -> Scene:
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import functional
+
+    images, masks = scene
+    given = {key: tv_tensors.Image(functional.pil_to_tensor(image)) for key, image in images.items()}
+    labels = {key: tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask))) for key, mask in masks.items()}
+    given, labels = transform(given, labels)
+    back = {key: functional.to_pil_image(image) for key, image in given.items()}
+    return back, {key: np.asarray(mask) for key, mask in labels.items()}
 
 
 def parse_augmentation(text: str) -> Augmentation:

@@ -12,8 +12,9 @@ import torch
 from fcnproto import zoo
 from fcnproto.errors import UsageError
 from fcnproto.finetune.nets import first_weights, read_base
-from fcnproto.meta import ByBlob
+from fcnproto.meta import ByBlob, ScoreOutput, of_record
 from fcnproto.net import Net, load
+from fcnproto.net.described import told_in
 
 PathLike = str | os.PathLike[str]
 Classes = int | Sequence[str]
@@ -51,12 +52,24 @@ def create_model(
     if missing or not set(given) <= set(known) or (len(known) > 1 and not isinstance(classes, Mapping)):
         raise UsageError(f"{name}: give the classes by score blob; these are {', '.join(map(repr, known))}")
     names = {blob: _names(given.get(blob, own)) for blob, own in known.items()}
+    for output in () if file is None else _said(Path(file)):
+        if given.get(output.blob) == len(output.classes):  # as many as the weights have: those
+            names[output.blob] = output.classes
+            given = {**given, output.blob: output.classes}
     made = read_base(name, {blob: len(each) for blob, each in names.items()})
     net, _, _ = first_weights(made, {} if file is None else {"": Path(file)}, names)
     counted = {blob for blob, value in given.items() if isinstance(value, int)}
     outputs = [replace(one, named=one.blob not in counted) for one in net.meta.outputs]
     net.meta = replace(net.meta, outputs=ByBlob(outputs))
     return net if device is None else net.to(device)
+
+
+def _said(weights: Path) -> Sequence[ScoreOutput]:
+    """The classes that a file of weights says, or that it is known to have by its bytes."""
+    said, name = told_in(weights), zoo.weights_of(weights)
+    if said is None and name is not None:
+        said = of_record(zoo.info(name), f"its weights are {name}'s")
+    return () if said is None else said.outputs
 
 
 def _names(classes: Classes) -> tuple[str, ...]:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from fcnproto.errors import WeightsError
 from fcnproto.net import Net
+from fcnproto.net.tensor_files import read_safetensors
 from fcnproto.schema.weights import open_weights
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
 Shape = tuple[int, ...]
 Source = Net | PathLike
-"""A net, or the path of a .caffemodel or .caffemodel.h5."""
+"""A net, or the path of a .caffemodel, .caffemodel.h5 or .safetensors."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ def opened(source: Source) -> Iterator[list[SourceLayer]]:
             for name, blobs in source.params.items()
         ]
         return
+    if os.fspath(source).lower().endswith(".safetensors"):
+        yield _tensors(source)
+        return
     with open_weights(source) as file:
         layers: dict[str, SourceLayer] = {}
         for stored in file.layers:
@@ -66,6 +70,29 @@ def opened(source: Source) -> Iterator[list[SourceLayer]]:
         if not layers:
             raise WeightsError(f"{os.fspath(source)}: holds no weights")
         yield list(layers.values())
+
+
+_ORDER = ("weight", "bias", "running_mean", "running_var", "scale_factor")
+"""The names that layers' blobs have in a state dict, in Caffe's order; recurrent layers have others."""
+
+
+def _tensors(source: PathLike) -> list[SourceLayer]:
+    """The layers in a .safetensors file, by the names of modules; those whose blobs have names of another kind are left
+    out."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in read_safetensors(source).items():
+        layer, _, blob = key.rpartition(".")
+        found.setdefault(layer, {})[blob] = value
+    layers = [
+        SourceLayer(
+            layer, [SourceBlob(tuple(blobs[name].shape), _reader(blobs[name])) for name in _ORDER if name in blobs]
+        )
+        for layer, blobs in found.items()
+        if blobs.keys() <= set(_ORDER)
+    ]
+    if not layers:
+        raise WeightsError(f"{os.fspath(source)}: holds no weights of layers")
+    return layers
 
 
 def _reader(blob: Tensor) -> Callable[[], Array]:
