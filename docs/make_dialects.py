@@ -11,7 +11,7 @@ from fcnproto.atomic import atomic_write
 from fcnproto.graph.dialect import DIALECTS
 from fcnproto.layers.base import Layer
 from fcnproto.layers.registry import lookup, types
-from fcnproto.schema import caffe_pb2
+from fcnproto.schema import caffe_pb2, fork_numbers
 from fcnproto.schema.fields import FIRST_ADDED
 
 HERE = Path(__file__).resolve().parent
@@ -25,6 +25,10 @@ same text means several things, the fields that it uses decide which fork it was
 *Recorded cases* are those recorded from the fork itself in which the type takes part, all of them passed by
 tests/dialects/test_recordings.py. What no layer here computes holds its place: the net loads, one warning names it, and
 all outputs that don't need it are computed.
+
+In a caffemodel one number means different fields to different forks. `fcnproto extract` and `fcnproto upgrade` read its
+definition by the numbers of the fork that the file itself shows ({forks} forks' numbers are known); what several may
+have written, and mean differently, is left out with a warning, unless `--dialect` or `--caffe-proto` says whose it is.
 
 """
 
@@ -78,7 +82,7 @@ def document() -> str:
             by_fork[cls.fork].append(f"| {' | '.join(cells)} |")
         elif cls.fork_fields:
             added.append(f"| {name} | {', '.join(f'`{field}`' for field in cls.fork_fields)} |")
-    parts = [HEAD.format(dialects=", ".join(f"`{name}`" for name in DIALECTS))]
+    parts = [HEAD.format(dialects=", ".join(f"`{name}`" for name in DIALECTS), forks=len(fork_numbers.names()) - 1)]
     for fork in sorted(by_fork, key=str.lower):
         parts.append(
             f"## {fork}\n\n| layer | fields | recorded cases | differences from the fork |\n|---|---|---|---|\n"

@@ -294,10 +294,11 @@ class L1Loss(LossLayer):
         super().setup(shapes)
         if len(shapes) == 2 and math.prod(shapes[0]) != math.prod(shapes[1]):
             self.fail(f"bottoms must have as many values, got shapes {tuple(shapes[0])} and {tuple(shapes[1])}")
+        self.as_flownet = self.param.HasField("l1_loss_param")
 
     def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         difference = a if b is None else a - b.reshape(a.shape)
-        if not self.param.HasField("l1_loss_param"):
+        if not self.as_flownet:
             return difference.abs().sum() / a.shape[0]
         config = self.config
         known = ~difference.isnan()

@@ -90,6 +90,7 @@ class Normalize(SameShape):
     def setup(self, shapes: Sequence[Shape]) -> None:
         unsaid = not self.param.HasField("norm_param") and (self.num_tops > 1 or self.dialect == "happynear")
         self.normface = self.is_normface(self.param) or unsaid
+        self.kind_of_norm = ""
         if self.normface:
             if self.param.HasField("norm_param"):
                 self.fail("norm_param (SSD's layer) and normalize_param (NormFace's) are both given")

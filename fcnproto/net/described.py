@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-NEW_NAMES = ("meta", "preprocess", "segment", "unknown", "feature_info", "save_pretrained", "from_pretrained")
+NEW_NAMES = (
+    *("meta", "preprocess", "segment", "unknown", "feature_info", "save_pretrained", "from_pretrained"),
+    *("give_sizes", "take_sizes"),
+)
 """Attributes of nets whose names were free for layers once: state dicts of that time are read too."""
 
 

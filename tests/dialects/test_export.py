@@ -12,7 +12,7 @@ from fcnproto.export.source import endpoints, make_source, run_source, state_for
 
 PREFIXES = ("ohem_smoothl1", "ohem_softmax", "smoothl1_")
 PREFIXES += ("conv", "deconv_", "dwconv_", "eltwise_", "hed_", "pool_", "relu", "softmax_", "unpooling_", "upsample_")
-PREFIXES += ("bn_psp_test", "bn_psp_frozen", "bn_segnet", "bn_deconvnet")
+PREFIXES += ("bn_psp_test", "bn_psp_frozen", "bn_segnet", "bn_deconvnet", "normalize_", "l1loss")
 NAMES = [name for name in golden_cases.names("dialects") if name.startswith(PREFIXES)]
 
 
