@@ -20,12 +20,36 @@ if TYPE_CHECKING:
 _CLASSES_SHOWN = 8
 
 
-@click.command("segment", cls=_naming.NetCommand)
+class SegmentCommand(_naming.NetCommand):
+    """`--polygons` may stand without a word of which."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give `--polygons` its word where it has none."""
+        words = ("labelme", "coco", "both")
+        spelt = list[str]()
+        for place, argument in enumerate(args):
+            bare = argument == "--polygons" and (place + 1 == len(args) or args[place + 1] not in words)
+            spelt.append("--polygons=both" if bare else argument)
+        return super().parse_args(ctx, spelt)
+
+
+@click.command("segment", cls=SegmentCommand)
 @click.argument("model", type=_nets.MODEL)
 @click.argument("weights", type=_nets.WEIGHTS)
 @click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE_OR_FOLDER...")
 @click.option("-o", "--output", required=True, type=_files.FolderOrSink(), help="Folder for the results.")
 @click.option("--probs", is_flag=True, help="Write the probabilities too: .npz, 4 bytes for each pixel and class.")
+@click.option("--crf", is_flag=True, help="Sharpen probabilities and labels by a dense CRF, as DeepLab does.")
+@click.option(
+    "--crf-parameters",
+    metavar="NAME=X,...",
+    help="Others than DeepLab's: iterations=10,pos_w=3,pos_xy=1,bi_w=4,bi_xy=67,bi_rgb=3 or parts of it.",
+)
+@click.option(
+    "--polygons",
+    type=click.Choice(["labelme", "coco", "both"]),
+    help="Write the label maps as polygons, too: cat.json for labelme, annotations.coco.json for all; alone: both.",
+)
 @click.option("--no-legend", is_flag=True, help="Leave the legend out of the overlays.")
 @click.option("-r", "--recursive", is_flag=True, help="Look for images in subfolders too.")
 @click.option("--no-optimize", is_flag=True, help="Compute every layer as it stands: slower, the same to rounding.")
@@ -108,10 +132,15 @@ def command(
     import fcnproto
     from fcnproto.preprocessing import read_class_names
     from fcnproto.segment import Segmenter, segment
+    from fcnproto.segment.crf import parse_crf
 
     if settings["cuda_graphs"] and no_optimize:
         raise UsageError("--cuda-graphs is part of what --no-optimize leaves out; give one of them")
+    if settings["crf_parameters"] is not None and not settings["crf"]:
+        raise UsageError("--crf-parameters are those of --crf, which is not given")
     corpus = settings["cluster"] is not None
+    if corpus and (settings["crf"] or settings["polygons"]):
+        raise UsageError("--crf and --polygons go without --cluster")
     if not corpus:
         _cluster.refuse_without({**settings, "format": chosen_format})
     where = _cluster.cluster_of(settings, nets) if corpus else None
@@ -125,6 +154,7 @@ def command(
         probabilities=settings["probs"],
         precision=settings["precision"],
         batch=settings["batch"],
+        crf=parse_crf(settings["crf_parameters"] or "") if settings["crf"] else None,
     )
     segmenter.preprocessing = {
         name: _preprocessing.override(how, name, segmenter.inputs, settings)
@@ -144,6 +174,7 @@ def command(
         recursive=recursive,
         writers=settings["writers"],
         compared=settings["compared"],
+        polygons=("labelme", "coco") if settings["polygons"] == "both" else tuple(filter(None, [settings["polygons"]])),
     )
     return _print(results, settings["precision"], settings["as_json"])
 

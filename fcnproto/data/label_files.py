@@ -60,7 +60,7 @@ def paint(drawn: Drawn, names: Sequence[str], size: Size | None = None) -> np.nd
         raise DataError(f"{drawn.where}: is for an image of {known[1]}x{known[0]}, but that is {size[1]}x{size[0]}")
     if min(known) < 1 or known[0] * known[1] > _MOST_PIXELS:
         raise DataError(f"{drawn.where}: says that its image is {known[1]}x{known[0]}")
-    bare = 0 if names and names[0].lower() in _BACKGROUND_NAMES else VOID
+    bare = 0 if names and is_background_name(names[0]) else VOID
     labels = np.full(known, bare, dtype=np.uint8)
     for name, pixels in drawn.pieces:
         label = _label(name, names, drawn.where)
@@ -69,6 +69,11 @@ def paint(drawn: Drawn, names: Sequence[str], size: Size | None = None) -> np.nd
         except DataError as error:
             raise DataError(f"{drawn.where}: {name!r} {error}") from None
     return labels
+
+
+def is_background_name(name: str) -> bool:
+    """Whether a class of this name, as the first one, is what unlabelled pixels are."""
+    return name.lower() in _BACKGROUND_NAMES
 
 
 def _label(name: str, names: Sequence[str], where: str) -> int:

@@ -69,7 +69,11 @@ class _Files(MaskSource):
     ) -> None:
         super().__init__(place)
         # Beside cat_mask.png a file called cat is the image.
-        images = {name for name in files if any(name + ending in files for ending in ENDINGS)}
+        images = {
+            name
+            for name, file in files.items()
+            if file.suffix.lower() in SUFFIXES and any(name + ending in files for ending in ENDINGS)
+        }
         self.files = {name: file for name, file in files.items() if name not in images}
         self.classes, self.colours, self.binary = names, colours, binary
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -40,9 +41,11 @@ from fcnproto.passes import optimize
 from fcnproto.precision import canonical, computing
 from fcnproto.preprocessing import background_labels, class_names, preprocessing_of, published_with
 from fcnproto.segment import sending
+from fcnproto.segment.crf import DenseCrf
 from fcnproto.segment.fetching import Labelled, fetch
 from fcnproto.segment.folder import Partners, check_folder, sources
 from fcnproto.segment.pipeline import Stages, overlap
+from fcnproto.segment.polygons import PolygonFiles
 from fcnproto.segment.results import MOST_CLASSES, Result, Segmentation
 from fcnproto.segment.writing import Writers
 
@@ -89,6 +92,7 @@ class Segmenter:
             float32's.
         batch: the most images of one size that go through the net together; by default as many as have a quarter of
             a megapixel (on a GPU four) in all, at most 16. Always one where the net's layers mix the images of a batch.
+        crf: a dense CRF on the image's pixels that sharpens probabilities and labels.
     """
 
     net: Net
@@ -100,6 +104,7 @@ class Segmenter:
     probabilities: bool = False
     precision: str | None = None
     batch: int | None = None
+    crf: DenseCrf | None = None
 
     def __post_init__(self) -> None:
         self._given_blobs, self._told = bool(self.blobs), False
@@ -214,7 +219,7 @@ class Segmenter:
         """Each scene's results from the maps of scores in this precision and, where asked for, in float32."""
         given = [
             [
-                self._labelled(blob, scores[k : k + 1], scene.size)
+                self._labelled(blob, scores[k : k + 1], scene)
                 for outputs in maps[: 2 if scene.compare else 1]
                 for blob, scores in outputs.items()
             ]
@@ -278,11 +283,16 @@ class Segmenter:
         on_device = None if mean is None else self._means.on(device, name, mean)
         return sending.to_blobs(value, self.preprocessing[name], on_device)
 
-    def _labelled(self, blob: str, scores: Tensor, size: tuple[int, int]) -> Labelled:
+    def _labelled(self, blob: str, scores: Tensor, scene: Scene) -> Labelled:
         """The labels of one image's scores, and its probabilities where asked for, on the net's device still."""
         finite = torch.isfinite(scores).all()
-        if tuple(scores.shape[2:]) != size:
-            scores = functional.interpolate(scores.float(), size=size, mode="bilinear", align_corners=False)
+        if tuple(scores.shape[2:]) != scene.size:
+            scores = functional.interpolate(scores.float(), size=scene.size, mode="bilinear", align_corners=False)
+        if self.crf is not None:
+            pixels = np.array(visible(scene.images[self.inputs[0]]).convert("RGB"))
+            refined = self.crf.refine(functional.softmax(scores.float(), 1)[0], torch.from_numpy(pixels))
+            kept = Arriving(refined) if self.probabilities else None
+            return Labelled(blob, scores.shape[1], refined.argmax(0).to(torch.uint8), finite, kept)
         probabilities = Arriving(functional.softmax(scores.float(), 1)[0]) if self.probabilities else None
         return Labelled(blob, scores.shape[1], scores.argmax(1)[0].to(torch.uint8), finite, probabilities)
 
@@ -344,6 +354,7 @@ def segment(
     workers: int = 2,
     writers: int = 0,
     compared: int = 5,
+    polygons: Sequence[str] = (),
 ) -> Iterator[Result]:
     """Segment image files and folders, write the results to `out_dir`, and give a `Result` for each image.
 
@@ -368,6 +379,8 @@ def segment(
             script that calls this, so there the call must stand behind `if __name__ == "__main__":`.
         compared: in another precision than float32, the number of images (spread evenly over all) whose labels are
             compared with those that float32 gives; see `Segmentation.agreement`.
+        polygons: "labelme" (cat.json for cat.jpg) and "coco" (annotations.coco.json for all, at the end): the label
+            maps as polygons, too.
 
     Raises:
         UsageError: the options don't fit the net, or there are no images. Raised before anything is done, or
@@ -419,7 +432,19 @@ def segment(
         size=lambda job: pixel_count(job.path),
     )
     workers = max(workers, writers)
-    return _ended_by(pen.close, overlap(jobs, stages, ahead=AHEAD, limit=PIXELS_AHEAD, workers=workers))
+    results = _ended_by(pen.close, overlap(jobs, stages, ahead=AHEAD, limit=PIXELS_AHEAD, workers=workers))
+    if not polygons:
+        return results
+    return _with_polygons(results, PolygonFiles(folder, polygons), [folder / job.name for job in jobs])
+
+
+def _with_polygons(results: Iterator[Result], files: PolygonFiles, stems: Sequence[Path]) -> Iterator[Result]:
+    for result in results:
+        if result.segmentations:
+            written = files.add(result.source, stems[result.index], result.segmentations)
+            result = replace(result, files=(*result.files, *written))
+        yield result
+    files.finish()
 
 
 def _ended_by(end: Callable[[], None], results: Iterator[Result]) -> Iterator[Result]:
