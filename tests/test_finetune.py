@@ -125,6 +125,23 @@ def test_learns_and_leaves_everything_behind(scenes: Path, tmp_path: Path, capsy
     assert again["confusion"] == scores["held out"]["confusion"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_learns_on_a_gpu(device: str, scenes: Path, tmp_path: Path) -> None:
+    if (torch.device(device).index or 0) >= torch.cuda.device_count():
+        pytest.skip("one CUDA device only")
+    outcomes = []
+    for place in ("cpu", device):
+        output = tmp_path / place.replace(":", "")
+        made = finetune.plan(settings(scenes, output, slim_net(tmp_path), iterations=4, interval=2, device=place))
+        outcomes.append(finetune.run(made))
+        fcnproto.load(output / "deploy.prototxt", output / "weights.caffemodel")
+    assert [step for step, _ in outcomes[1].validations] == [0, 2, 4]
+    assert outcomes[1].validations[0][1] == pytest.approx(outcomes[0].validations[0][1], abs=0.01)
+    assert outcomes[1].score is not None
+
+
 def test_the_files_train_by_themselves_alike(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`fcnproto train` on the folder does the same steps, also from a folder with files of the same names."""
     elsewhere = tmp_path / "elsewhere"

@@ -257,6 +257,9 @@ def layers(setting: Setting) -> Iterator[Figures]:
             "tf32x3": (False, lambda i=inner, t=tripled: _three(i[0], t)),
             "bf16, channels last": (False, lambda i=inner: F.conv2d(i[0].bfloat16(), i[1].bfloat16(), padding=1)),
         }
+        kernel = splitting.kernel()
+        if kernel is not None and setting.on_gpu:
+            runs["tf32x3, one kernel"] = (False, partial(_by_kernel, kernel, inner[0], kernel.arranged(w)))
         for what, (tf32, run) in runs.items():
             with switches(tf32):
                 figures = setting.milliseconds(run, 8)
@@ -267,6 +270,11 @@ def layers(setting: Setting) -> Iterator[Figures]:
 
 def _three(x: Tensor, weight: Tensor) -> Tensor:
     return splitting.convolve(splitting.tripled(x, 1), weight, None, (1, 1), (1, 1), (1, 1), 1)
+
+
+def _by_kernel(kernel: Any, x: Tensor, weight: Tensor) -> Tensor:
+    found: Tensor = kernel.convolve(x, weight, None, (3, 3), x.shape[2:], (1, 1), (1, 1), (1, 1))
+    return found
 
 
 @torch.no_grad()

@@ -6,7 +6,9 @@ kept (`keeping`) and made anew when they change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +92,7 @@ class FastConvolution(nn.Module):
         self._layers = (layer, norm, scale)  # in a tuple: not submodules, the net owns them
         self.relu = relu
         self._watch = watch
+        self._has_kernel: bool | None = None  # whether three products in one kernel are better; None: not tried yet
 
     @property
     def layer(self) -> Convolution:
@@ -170,13 +173,46 @@ class FastConvolution(nn.Module):
         return F.conv2d(x, weight, bias, window.stride, tuple(pad), window.dilation, self.layer.groups)
 
     def _in_three_products(self, x: Tensor, bias: Tensor | None, pad: Sequence[int]) -> Tensor:
-        def make() -> Tensor:
-            return channels_last(splitting.tripled_weight(self.weight_and_bias()[0]))
+        window, x = self.layer.window, channels_last(x)
+        axes = zip(x.shape[2:], pad, window.extent, window.stride, strict=True)
+        size = [(n + 2 * p - extent) // stride + 1 for n, p, extent, stride in axes]
+        kernel = splitting.kernel()
+        if (
+            kernel is None
+            or self._has_kernel is False
+            or not kernel.suits(x, self.layer.outputs, size, self.layer.groups)
+        ):
+            return self._tripled(x, bias, pad)
+        if self._has_kernel is None:  # once, at the first size
+            ours, other = partial(self._by_kernel, kernel, size), self._tripled
+            self._has_kernel = splitting.is_better(
+                partial(ours, x, bias, pad, keep=False), partial(other, x, bias, pad, keep=False)
+            )
+            return self._in_three_products(x, bias, pad)
+        return self._by_kernel(kernel, size, x, bias, pad)
 
-        weight = self._watch.derived((self._layers, "three products"), make, self.sources).value
+    def _tripled(self, x: Tensor, bias: Tensor | None, pad: Sequence[int], keep: bool = True) -> Tensor:
+        """The three products as one convolution over three times the channels."""
+        weight = self._made(lambda weight: channels_last(splitting.tripled_weight(weight)), "three products", keep)
         window, groups = self.layer.window, self.layer.groups
-        x = splitting.tripled(channels_last(x), groups)
-        return splitting.convolve(x, weight, bias, window.stride, pad, window.dilation, groups)
+        tripled = splitting.tripled(x, groups)
+        return splitting.convolve(tripled, weight, bias, window.stride, pad, window.dilation, groups)
+
+    def _by_kernel(
+        self, kernel: Any, size: Sequence[int], x: Tensor, bias: Tensor | None, pad: Sequence[int], keep: bool = True
+    ) -> Tensor:
+        """The three products in one kernel."""
+        weight = self._made(kernel.arranged, "three products in one", keep)
+        window = self.layer.window
+        result: Tensor = kernel.convolve(x, weight, bias, window.kernel, size, window.stride, pad, window.dilation)
+        return result
+
+    def _made(self, make: Callable[[Tensor], Tensor], what: str, keep: bool) -> Tensor:
+        """The weight in another form, kept until the blobs change, or made for this once."""
+        if not keep:
+            return make(self.weight_and_bias()[0])
+        key = (self._layers, what)
+        return self._watch.derived(key, lambda: make(self.weight_and_bias()[0]), self.sources).value
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         """The bias alone."""

@@ -2,12 +2,16 @@
 
 A float32 number x is split into x1, which TF32 holds exactly (11 bits of the mantissa), and the rest x2 = x - x1. Of
 x * w = x1 * w1 + x2 * w1 + x1 * w2 + x2 * w2 the last term is below the rounding of float32 and left out. The three
-others are one convolution, of three times the channels, whose sum is float32's.
+others are one convolution, of three times the channels, whose sum is float32's; or, where Triton is, one kernel
+(`three_dots`) for the layers in which it is right and the faster of the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +21,46 @@ BOUND = 3.01 * 2**-22
 two whose second factor the GPU rounds to TF32, each below 2^-22."""
 
 _ROUND, _KEPT = 1 << 12, ~((1 << 13) - 1)  # half of the last bit that TF32 keeps, and the bits that it keeps
+
+
+_AGREES, _ROUNDS = 1e-5, 3
+
+
+@cache
+def kernel() -> Any:
+    """The module `three_dots`; None where there is no Triton, or none that compiles."""
+    try:
+        return importlib.import_module("fcnproto.passes.three_dots")
+    except Exception:  # of another version it may fail in any way
+        return None
+
+
+def is_better(ours: Callable[[], Tensor], other: Callable[[], Tensor]) -> bool:
+    """Whether `ours` works, agrees with the other way to float32's rounding, and is the faster one. Waits for both."""
+    if torch.cuda.is_current_stream_capturing():
+        return False
+    try:
+        found, reference = ours(), other()
+        if not bool((found - reference).abs().max() <= _AGREES * reference.abs().max()):
+            return False
+        return milliseconds(ours, found.device) < milliseconds(other, found.device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a compiler's errors have no common base
+        return False
+
+
+def milliseconds(call: Callable[[], Tensor], device: torch.device) -> float:
+    """How long a call takes on a GPU, by its own clock."""
+    start: Any = torch.cuda.Event(enable_timing=True)
+    end: Any = torch.cuda.Event(enable_timing=True)
+    stream = torch.cuda.current_stream(device)
+    start.record(stream)
+    for _ in range(_ROUNDS):
+        call()
+    end.record(stream)
+    end.synchronize()
+    return float(start.elapsed_time(end))
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
