@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from fcnproto.errors import UnsupportedLayerError, page
 from fcnproto.layers.base import Layer, Shape
+from fcnproto.layers.plain import Request, Unsayable
 from fcnproto.layers.registry import find, lookup
 from fcnproto.schema import caffe_pb2, forks, unknown
 
@@ -36,6 +37,9 @@ class PlaceHolder(Layer):
 
     def top_shapes(self, shapes: Sequence[Shape]) -> Sequence[Any] | None:
         return [None] * self.num_tops
+
+    def plain(self, request: Request) -> NoReturn:
+        raise Unsayable("it only holds a place, and nothing here computes it")
 
     def forward(self, *bottoms: Any) -> NoReturn:
         self.cannot_run()

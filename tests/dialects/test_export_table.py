@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import golden_cases
 import pytest
 import torch
 
-from fcnproto.errors import UnsupportedLayerError
+import fcnproto
+from fcnproto.errors import FcnprotoWarning, UnsupportedLayerError
 from fcnproto.export.shapes import blob_shapes
 from fcnproto.export.source import endpoints, make_source
 from fcnproto.net import Net
@@ -51,3 +54,14 @@ def test_each_type_is_said_in_plain_pytorch_or_refused_by_its_name(kind: str) ->
     with pytest.raises(UnsupportedLayerError) as caught:
         make_source(net, shapes, "w.safetensors", losses=True)
     assert "\n" not in str(caught.value) and f"({kind}) can't be written as plain PyTorch" in str(caught.value)
+
+
+def test_place_holders_are_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 } } }\n'
+        'layer { name: "w" type: "Warp" bottom: "x" top: "w" }\n'
+    )
+    with pytest.warns(FcnprotoWarning, match="Warp"):
+        net = fcnproto.load(tmp_path / "net.prototxt")
+    with pytest.raises(UnsupportedLayerError, match=r"'w' \(Warp\) can't be written as plain PyTorch: it only holds a"):
+        make_source(net, blob_shapes(net, {"x": (1, 2)}), "w.safetensors")
