@@ -107,9 +107,18 @@ class Shares:
     task_cpus: float
     waiting_cpus: float
 
+    @property
+    def most_cpus(self) -> float:
+        """The CPUs that a run with so many workers has a use for, the rest being left to others: decoding for a net
+        on CPUs takes one beside each worker at most, for one on a GPU sixteen."""
+        return self.workers * (self.net_cpus + (16 if self.net_gpus else 1) * self.task_cpus)
+
 
 def need_ray() -> Any:
     """Ray, imported with its data library. Raises `UsageError` that names the extra."""
+    # What a killed driver had reserved of a cluster is free after so many seconds; Ray Data's own three minutes are long
+    # for the run that resumes.
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     try:
         import fsspec  # noqa: F401
         import ray
@@ -237,8 +246,12 @@ def run(
         if cluster.resume and sink.complete():
             return Summary.of(json.loads(places.read(sink.manifest)))
         sink.begin(record(work, parcel, corpus, cluster.part), cluster.resume)
-    with connected(cluster), _quiet(), _own_context(ray):
+    with connected(cluster), _quiet(), _own_context(ray) as context:
         share = shares(ray, cluster)
+        if cluster.workers is not None:
+            context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+                cpu=share.most_cpus
+            )
         summary.workers = share.workers
         kept = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": _here(ray)}
         ledger = ray.remote(Ledger).options(**kept).remote()
@@ -283,7 +296,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_context(ray: Any) -> Iterator[None]:
+def _own_context(ray: Any) -> Iterator[Any]:
     """Ray Data's settings for these stages, for the length of the block."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -294,7 +307,7 @@ def _own_context(ray: Any) -> Iterator[None]:
     context.max_consecutive_actor_init_deaths = _STARTING_DEATHS
     context.execution_no_progress_timeout_s = -1  # an item may take long; --item-timeout is for those that don't end
     with ray.data.DataContext.current(context):
-        yield
+        yield context
 
 
 def _pipeline(ray: Any, plan: Plan, corpus: Corpus, share: Shares, parcel: Parcel | None, cluster: Cluster) -> Any:

@@ -31,8 +31,9 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def one_node() -> Iterator[Any]:
-    """One node of two CPUs, for drivers in other processes."""
-    with _head(2) as cluster:
+    """One node for drivers in other processes. It has (on paper) CPUs for many, as what a killed one had is not free at
+    once."""
+    with _head(64) as cluster:
         yield cluster
 
 
