@@ -116,8 +116,8 @@ class Shares:
 
 def need_ray() -> Any:
     """Ray, imported with its data library. Raises `UsageError` that names the extra."""
-    # What a killed driver had reserved of a cluster is free after so many seconds; Ray Data's own three minutes are long
-    # for the run that resumes.
+    # What a killed driver had reserved of a cluster is free after so many seconds; Ray Data's own three minutes are
+    # long for the run that resumes.
     os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     try:
         import fsspec  # noqa: F401
