@@ -158,6 +158,11 @@ def test_the_files_train_by_themselves_alike(scenes: Path, tmp_path: Path, monke
     assert solver.iter == 4 and all(np.isfinite(solver.losses))
     net = fcnproto.load(output / "deploy.prototxt", output / "weights.caffemodel")
     assert net(torch.zeros(1, 3, 31, 45))["score"].shape == (1, 2, 31, 45)
+    assert net.meta.classes == made.classes["score"] and net.meta.inputs[0].why == "said in weights.caffemodel.json"
+    assert fcnproto.load(output / "deploy.prototxt").meta == net.meta  # said by its comment
+    for name in ("weights.caffemodel.json", "deploy.prototxt"):
+        assert str(tmp_path) not in (output / name).read_text()
+    assert not list(output.glob("snapshot*model.json"))
     assert not any(layer.type == "Dropout" for layer in net.layers)
 
 

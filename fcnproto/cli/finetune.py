@@ -111,6 +111,7 @@ def command(
 
     After an interruption (Ctrl-C, a crash) the same command goes on from the last validation.
     """
+    from fcnproto import zoo
     from fcnproto.data.augmentation import parse_augmentation
     from fcnproto.finetune import Settings, plan, run, run_staged
     from fcnproto.finetune import staged as stages
@@ -123,7 +124,8 @@ def command(
         raise UsageError("say the classes with --classes (one name a line) or --colours")
     fields = {key: settings.pop(key) for key in ("base_lr", "momentum", "iter_size")}
     chosen = Settings(
-        weights=_paths(weights, "--weights") or None,
+        weights={name: Path(zoo.located(file, "weights")) for name, file in _paths(weights, "--weights").items()}
+        or None,
         preprocessing=_preprocessing.chosen(settings),
         images=_paths(images, "--images"),
         masks=_paths(masks, "--masks"),
