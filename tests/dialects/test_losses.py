@@ -122,7 +122,6 @@ def test_the_hardest_regions_of_each_image_over_places() -> None:
 @pytest.mark.parametrize(
     ("text", "shapes", "words"),
     [
-        ('type: "SmoothL1Loss"', [(2, 3)] * 3, "takes 2 bottoms, or 4"),
         ('type: "SmoothL1Loss"', [(2, 3), (2, 4)], "must have one shape"),
         ('type: "SmoothL1Loss" smooth_l1_loss_param { sigma: 0 }', [(2, 3)] * 2, "sigma must be above 0"),
         ('type: "BoxAnnotatorOHEM"', [(2, 5), (2, 1), (2, 1), (2, 4)], "roi_per_img must be given"),
