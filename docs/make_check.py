@@ -68,7 +68,7 @@ SYMPTOMS = {
     ),
     "It stops over its data": (
         "missing-files list-bom database-size unreadable size-mismatch crop-larger infogain-size label-out-of-range "
-        "snapshot-folder no-gpu"
+        "snapshot-folder no-gpu unfed-input"
     ),
     "Caffe trained it, or refuses it, otherwise": "caffe-gradient caffe-refuses crop-offset loss-normalisation",
 }
