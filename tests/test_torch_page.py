@@ -95,3 +95,36 @@ def test_the_table_beside_others() -> None:
     assert "17 definitions" in ours and len(fcnproto.list_models()) == 18  # fcn-mini is the tiny one
     for target in re.findall(r"\]\(([\w.-]+\.md)\)", page):
         assert (DOCS / target).exists(), target
+
+
+def test_transforms_of_torchvision_by_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What v2 would be given and gives back, with a stand-in for the package: its wheel may need another PyTorch."""
+    import types
+
+    import torch
+
+    functional = types.SimpleNamespace(
+        pil_to_tensor=lambda image: torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1),
+        to_pil_image=lambda value: Image.fromarray(value.permute(1, 2, 0).numpy()),
+    )
+    modules: dict[str, types.ModuleType] = {
+        name: types.ModuleType(name) for name in ("torchvision", "torchvision.tv_tensors")
+    }
+    modules["torchvision.transforms"] = types.ModuleType("torchvision.transforms")
+    modules["torchvision.transforms.v2"] = types.ModuleType("torchvision.transforms.v2")
+    modules["torchvision.tv_tensors"].__dict__.update(Image=lambda value: value, Mask=lambda value: value)
+    modules["torchvision"].__dict__.update(tv_tensors=modules["torchvision.tv_tensors"])
+    modules["torchvision.transforms.v2"].__dict__.update(functional=functional)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    class Flip:
+        def __call__(self, images: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> object:
+            return {k: v.flip(-1) for k, v in images.items()}, {k: v.flip(-1) for k, v in masks.items()}
+
+    Flip.__module__ = "torchvision.transforms.v2"
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    mask = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    images, masks = through(Flip())(({"color": image, "hha": image}, {"label": mask}))
+    assert (np.asarray(images["hha"]) == np.asarray(image)[:, ::-1]).all() and list(images) == ["color", "hha"]
+    assert (masks["label"] == mask[:, ::-1]).all()
