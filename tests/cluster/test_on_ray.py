@@ -139,7 +139,7 @@ def test_shards_in_and_out(nodes: Any, tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "b.parquet", row_group_size=7)
     out = tmp_path / "labels.parquet"
-    summary = run([tmp_path / "a.tar", tmp_path / "b.parquet"], out, net)
+    summary = run([tmp_path / "a.tar", tmp_path / "b.parquet"], out, net, workers=1)
     assert (summary.done, summary.failed) == (40, [])
     rows = pq.read_table(out).to_pylist()
     assert {row["name"].split("/")[1] + "_labels.png": row["labels"] for row in rows} == expected
@@ -151,12 +151,12 @@ def test_shards_in_and_out(nodes: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tar"
     broken.write_bytes(b"no archive at all" * 100)
     parts = tmp_path / "parts"
-    summary = run([tmp_path / "a.tar", broken], parts, net, format="tar")
+    summary = run([tmp_path / "a.tar", broken], parts, net, format="tar", workers=1)
     assert summary.done == 20 and [name for name, _ in summary.failed] == [str(broken)]
     first = sorted(parts.glob("part-*.tar"))[0]
     whole = first.read_bytes()
     first.unlink()
-    summary = run([tmp_path / "a.tar", broken], parts, net, format="tar", resume=True)
+    summary = run([tmp_path / "a.tar", broken], parts, net, format="tar", resume=True, workers=1)
     assert (summary.done, summary.kept) == (16, 4) and first.read_bytes() == whole
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         names = archive.getnames()
