@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fcnproto.errors import SolverError
 
-AP_VERSIONS = ("11point", "MaxIntegral", "Integral")
-"""The mean of the best precision at recalls from 0 to 1 in steps of 0.1 (VOC 2007); the area under the best precision
-that is left at each recall (VOC 2012); the area under precision itself (SSD's default)."""
+AP_VERSIONS = ("11point", "101point", "MaxIntegral", "Integral")
+"""The mean of the best precision at recalls from 0 to 1 in steps of 0.1 (VOC 2007), or of 0.01 (COCO; cascade-rcnn's);
+the area under the best precision that is left at each recall (VOC 2012); the area under precision itself (SSD's
+default)."""
 _LEAST_STEP = 1e-6
 
 
@@ -34,15 +35,16 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, objects: int, versio
     precision = right / np.arange(1, len(right) + 1)
     # SSD's recall is a float32, which falls short of some tenths.
     recall = (right / objects).astype(np.float32).astype(np.float64)
-    if version == "11point":
-        at = [precision[recall >= tenth / 10] for tenth in range(11)]
-        return float(sum(found.max() if len(found) else 0.0 for found in at) / 11)
+    if version.endswith("point"):
+        steps = int(version.removesuffix("point")) - 1
+        at = [precision[recall >= step / steps] for step in range(steps + 1)]
+        return float(sum(found.max() if len(found) else 0.0 for found in at) / (steps + 1))
     if version == "MaxIntegral":
         precision = np.maximum.accumulate(precision[::-1])[::-1]
-        steps = np.diff(recall)
-        return float((precision[:-1] * np.where(steps > _LEAST_STEP, steps, 0)).sum() + precision[0] * recall[0])
-    steps = np.diff(recall, prepend=0)
-    return float((precision * np.where(steps > _LEAST_STEP, steps, 0)).sum())
+        gained = np.diff(recall)
+        return float((precision[:-1] * np.where(gained > _LEAST_STEP, gained, 0)).sum() + precision[0] * recall[0])
+    gained = np.diff(recall, prepend=0)
+    return float((precision * np.where(gained > _LEAST_STEP, gained, 0)).sum())
 
 
 class Detections:

@@ -39,6 +39,7 @@ _ANY_POLICY = ("gamma", "power", "stepsize", "stepvalue", "plateau_winsize", "st
 _READ_AS_ZERO = ("gamma", "power", "stepvalue", "plateau_winsize")
 _DETECTION = ("ap_version", "show_per_class_result")
 _EVALUATIONS = ("classification", "detection")
+_OTHER_EVALUATIONS = ("detection_segmentation", "segmentation")
 
 
 def check(param: caffe_pb2.SolverParameter) -> None:
@@ -49,7 +50,9 @@ def check(param: caffe_pb2.SolverParameter) -> None:
         )
     if param.average_loss < 1:
         raise SolverError(f"average_loss must be at least 1, not {param.average_loss}")
-    if param.HasField("eval_type") and param.eval_type not in _EVALUATIONS:
+    if param.eval_type in _OTHER_EVALUATIONS:
+        warn(f"eval_type {param.eval_type!r}, another fork's, is not computed; tests give the means of all outputs")
+    elif param.HasField("eval_type") and param.eval_type not in _EVALUATIONS:
         raise SolverError(f"eval_type {param.eval_type!r} is unknown; choose one of {', '.join(_EVALUATIONS)}")
     if param.HasField("ap_version") and param.ap_version not in AP_VERSIONS:
         raise SolverError(f"ap_version {param.ap_version!r} is unknown; choose one of {', '.join(AP_VERSIONS)}")

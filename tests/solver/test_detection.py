@@ -10,21 +10,26 @@ import pytest
 import torch
 
 import fcnproto
+from fcnproto.errors import FcnprotoWarning
+from fcnproto.schema.text import read_solver
 from fcnproto.solver import Solver
 from fcnproto.solver.detection import AP_VERSIONS, Detections, average_precision
+from fcnproto.solver.settings import check
 
 
 def by_definition(scores: list[float], hits: list[int], objects: int, version: str) -> float:
-    """SSD's three versions, detection by detection."""
+    """SSD's three versions and cascade-rcnn's, detection by detection."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     precision, recall, right = [], [], 0
     for place, i in enumerate(order):
         right += hits[i]
         precision.append(right / (place + 1))
         recall.append(right / objects)
-    if version == "11point":
-        best = [max((p for p, r in zip(precision, recall, strict=True) if r >= t / 10), default=0) for t in range(11)]
-        return sum(best) / 11
+    if version in ("11point", "101point"):
+        pairs = list(zip(precision, [float(np.float32(r)) for r in recall], strict=True))
+        steps = 10 if version == "11point" else 100
+        best = [max((p for p, r in pairs if r >= step / steps), default=0) for step in range(steps + 1)]
+        return sum(best) / (steps + 1)
     total, last = 0.0, 0.0
     for place, (p, r) in enumerate(zip(precision, recall, strict=True)):
         if version == "Integral":
@@ -54,6 +59,7 @@ def test_seven_tenths_fall_short_of_seven_tenths() -> None:
     """SSD's recall is a float32, and 0.7 as such is below 0.7."""
     scores, hits = np.linspace(1, 0, 10), np.array([1] * 7 + [0] * 3)
     assert average_precision(scores, hits, 10, "11point") == pytest.approx(7 / 11)
+    assert average_precision(scores, hits, 10, "101point") == pytest.approx(70 / 101)
 
 
 def test_rows_are_gathered_by_class_and_difficult_ones_left_out() -> None:
@@ -141,3 +147,9 @@ def test_means_of_rows_that_vary_are_refused() -> None:
     means.add({"eval": torch.zeros(1, 1, 4, 5)})
     with pytest.raises(fcnproto.SolverError, match="output 'eval' has 25 values after batches of 20"):
         means.add({"eval": torch.zeros(1, 1, 5, 5)})
+
+
+def test_evaluations_of_other_forks_are_told(tmp_path: Path) -> None:
+    (tmp_path / "s.prototxt").write_text('net: "n" base_lr: 1 lr_policy: "fixed" eval_type: "detection_segmentation"')
+    with pytest.warns(FcnprotoWarning, match="eval_type 'detection_segmentation', another fork's, is not computed"):
+        check(read_solver(tmp_path / "s.prototxt"))
