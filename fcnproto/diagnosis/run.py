@@ -126,11 +126,12 @@ def _few_steps(
 ) -> tuple[Course, list[Finding]]:
     """What a few steps on a copy of the net show."""
     try:
-        net, fresh = _copied(subject.net), _copied(subject.net)
+        net = _copied(subject.net)
         batches = make_batches(subject, net, labellings, given)
         course, found = run_steps(subject, net, batches, steps)
         if overfit:
-            course.overfit, more = memorise(fresh, batches, steps or OVERFIT_STEPS)
+            del net
+            course.overfit, more = memorise(_copied(subject.net), batches, steps or OVERFIT_STEPS)
             found = [*found, *more]
     except (GraphError, DataError) as error:
         return Course(), [of_kind("unreadable", subject.title, str(error))]

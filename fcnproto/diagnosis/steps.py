@@ -49,6 +49,7 @@ class Course:
         chance: ln K.
         rows: gradients, updates and activations by layer, of the last step.
         images: names of images with their loss after the steps, the worst first.
+        fastest: the largest update over weights of any step, by layer.
         overfit: steps done on one batch, and its loss before and after; None where that was not asked.
     """
 
@@ -56,6 +57,7 @@ class Course:
     chance: float | None = None
     rows: list[Row] = field(default_factory=list)
     images: list[tuple[Batch, float]] = field(default_factory=list)
+    fastest: dict[str, float] = field(default_factory=dict)
     overfit: tuple[int, float, float] | None = None
 
 
@@ -118,7 +120,9 @@ def run_steps(subject: Subject, net: Net, batches: Batches, steps: int) -> tuple
         for group in optimizer.param_groups:
             group["lr"], group["iteration"] = policy(index), index
         optimizer.step()
-        course.rows = watch.rows(updates(net, before))
+        changes = updates(net, before)
+        course.rows = watch.rows(changes)
+        course.fastest = {name: max(value, course.fastest.get(name, 0.0)) for name, value in changes.items()}
     if last is None:
         return course, []
     course.chance = math.log(last.shape[1]) if last.dim() > 1 and last.shape[1] > 1 else None
@@ -164,7 +168,7 @@ def _rules(subject: Subject, net: Net, course: Course, watch: Watch, score: str,
             yield found("dead-relu", [name], seen)
     yield from _scores(course, score, scores)
     if subject.solver is not None:
-        yield from _updates(watch.untrained, course.rows, subject.solver)
+        yield from _updates(watch.untrained, course, subject.solver)
 
 
 def _loss(course: Course, score: str) -> Iterator[Finding]:
@@ -215,24 +219,23 @@ def _scores(course: Course, score: str, scores: Tensor) -> Iterator[Finding]:
         yield found("constant-scores", where, f"each class has one score at all {flat.shape[1]} places")
 
 
-def _updates(untrained: set[str], rows: Sequence[Row], solver: caffe_pb2.SolverParameter) -> Iterator[Finding]:
+def _updates(untrained: set[str], course: Course, solver: caffe_pb2.SolverParameter) -> Iterator[Finding]:
+    """Layers whose updates are too large in any step, or too small in the last one."""
     gain = 1 / max(1 - solver.momentum, 1e-3)
-    slow, fast = [], []
-    for row in rows:
+    slow: dict[str, float] = {}
+    fast: dict[str, float] = {}
+    for row in course.rows:
         if row.update is None or row.name in untrained:
             continue
-        if row.update > _FAST:
-            fast.append(row)
+        largest = course.fastest.get(row.name, row.update)
+        if largest > _FAST:
+            fast[row.name] = largest
         elif row.update * gain < _SLOW and row.update * gain * solver.max_iter < _REACH:
-            slow.append(row)
-    for which, what in ((slow, "smallest"), (fast, "largest")):
+            slow[row.name] = row.update
+    for which, value, what in ((slow, min, "smallest"), (fast, max, "largest")):
         if which:
-            values = [row.update or 0.0 for row in which]
-            value = min(values) if what == "smallest" else max(values)
-            names = [row.name for row in which]
-            yield found(
-                "update-ratio", names, f"an update is {value:.2g} of the weights ({what} of {len(rows)} layers)"
-            )
+            seen = f"an update is {value(which.values()):.2g} of the weights ({what} of {len(course.rows)} layers)"
+            yield found("update-ratio", list(which), seen)
 
 
 # One batch by heart.

@@ -85,6 +85,14 @@ def test_updates_that_move_nothing(tmp_path: Path) -> None:
     assert "update-ratio" not in {finding.code for finding in examined(write(tmp_path, scores(MSRA), long), steps=3)}
 
 
+def test_a_step_that_throws_a_net_off(tmp_path: Path) -> None:
+    """After a first step that is far too large the later ones may be nothing."""
+    torch.manual_seed(1)
+    path = write(tmp_path, stack(MSRA, "ReLU", 2), SOLVER.replace("0.01", "300"))
+    finding = one(examined(path, steps=8), "update-ratio")
+    assert "(largest" in finding.seen and finding.level == "suspect"
+
+
 def test_one_batch_by_heart(tmp_path: Path) -> None:
     """Images that can be told by their colours are learned by heart; labels that don't depend on the image are not."""
     images, masks = draw(tmp_path)
