@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from fcnproto.net import Net
+    from fcnproto.solver import Solver
+
 
 @functools.cache
 def stderr() -> Console:
@@ -43,6 +46,14 @@ def note(message: str) -> None:
 def _line(kind: str, message: str) -> None:
     text = one_line(message)
     stderr().print("fcnproto: " + (f"{kind}: " if kind else "") + text, markup=False, emoji=False)
+
+
+def say_faults(given: Net | Solver) -> None:
+    """Warn of what is certainly wrong with a solver or a net before it begins (`fcnproto check` says more)."""
+    from fcnproto.diagnosis import grave_findings
+
+    for finding in grave_findings(given):
+        warning(str(finding))
 
 
 _results_go_to_stderr = False

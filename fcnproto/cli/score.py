@@ -157,6 +157,8 @@ def net_command(
 
     where = _where(settings, nets)
     net = nets.load(model, weights, device=None if where is None else "cpu")
+    if not settings["images"] and settings["data_set"] is None:
+        _output.say_faults(net)
     record = zoo_record(model, weights)
     names, tables = _options.classes_and_colours(classes, colours)
     outputs = outputs_of(net, record, names, settings["data_set"])

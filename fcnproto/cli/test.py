@@ -37,6 +37,7 @@ def command(
     from fcnproto.solver.testing import Means, loss_weights
 
     net = nets.load(model, _options.names(None, None, weights))
+    _output.say_faults(net)
     handler, means, loss = log_to(), Means(), 0.0
     try:
         with torch.no_grad():

@@ -125,6 +125,8 @@ def command(
             path=solver_file,
             shapes=nets.shapes,
         )
+        if distributed.rank() == 0:
+            _output.say_faults(solver)
         solver.request, solver.score_tests = signals, score
         if score and not any(judged_blobs(net) for net in solver.test_nets):
             message = "--score: no test net has scores and labels, so there is nothing to score"

@@ -7,6 +7,7 @@ and the reading of what they examine (`subject.py`).
 from __future__ import annotations
 
 from fcnproto.checking.findings import Finding, Level
+from fcnproto.diagnosis.grave import grave_findings
 from fcnproto.diagnosis.run import Report, check, examine
 
-__all__ = ["Finding", "Level", "Report", "check", "examine"]
+__all__ = ["Finding", "Level", "Report", "check", "examine", "grave_findings"]

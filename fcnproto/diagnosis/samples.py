@@ -213,8 +213,9 @@ def _dark(file: str, pixels: Array) -> str:
 # The net's own data.
 
 
-def own_labellings(subject: Subject) -> Iterator[Labelling]:
-    """What the net's own data layers give, as far as their sources are there, by label blob."""
+def own_labellings(subject: Subject, most: int = _MOST_FILES) -> Iterator[Labelling]:
+    """What the net's own data layers give, as far as their sources are there, by label blob; of folders so many images
+    at most."""
     for score, label in judged_blobs(subject.net).items():
         node = subject.net.graph.blob(label).producer
         layer = dict(zip(subject.net.graph.nodes, subject.net.layers, strict=True))[node]
@@ -224,7 +225,7 @@ def own_labellings(subject: Subject) -> Iterator[Labelling]:
         labelling.layers = (layer.name,)
         try:
             if isinstance(layer, ImageMaskLayer):
-                _of_folder_layer(layer, label, labelling)
+                _of_folder_layer(layer, label, labelling, most)
             elif isinstance(layer, PublishedLayer):
                 _of_published(layer, label, labelling)
             else:
@@ -248,13 +249,13 @@ def _is_missing(layer: SourceLayer) -> bool:
         return True
 
 
-def _of_folder_layer(layer: ImageMaskLayer, label: str, labelling: Labelling) -> None:
+def _of_folder_layer(layer: ImageMaskLayer, label: str, labelling: Labelling, most: int) -> None:
     tops = list(layer.param.top)
     place, inputs = tops.index(label), len(layer.inputs)
     masks = layer.labellings[place - inputs]
     ids, source = layer.read_ids(), layer.image_folders().mask_sources[label]
-    labelling.complete, labelling.where = len(ids) <= _MOST_FILES, str(masks.folder)
-    for id, _, _ in _some([(id, "", "") for id in ids], _MOST_FILES):
+    labelling.complete, labelling.where = len(ids) <= most, str(masks.folder)
+    for id, _, _ in _some([(id, "", "") for id in ids], most):
         paths = layer.paths(id)
         labelling.samples.append(read_sample(id, paths[0], paths[place], masks, source))
 

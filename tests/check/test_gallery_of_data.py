@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from sick_nets import DUMMY, LOSS, SCORE, SOLVER, examined, grave, one, write
 
+from fcnproto import load
 from fcnproto.cli._main import main
 from fcnproto.data.writing import new_database
 from fcnproto.errors import UsageError
@@ -224,6 +225,39 @@ def test_the_nets_own_folders(tmp_path: Path) -> None:
     net = layer("train.txt", classes=2) + SCORE.replace("num_output: 3", "num_output: 2") + LOSS
     finding = one(examined(write(tmp_path, net)), "binary-masks")
     assert finding.level == "fault" and f"{tmp_path / 'net.prototxt'}:1: " in finding.where
+
+
+def test_training_and_scoring_say_the_faults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks of 0 and 255, a crop beside its place, a rate that moves nothing: said before the work begins."""
+    monkeypatch.chdir(tmp_path)
+    _, masks = draw(tmp_path, classes=2)
+    split = tmp_path / "all.txt"
+    split.write_text("0\n1\n2\n3\n")
+    two = SCORE.replace("num_output: 3", "num_output: 2")
+    wide = two.replace('top: "score"', 'top: "wide"').replace("pad: 1", "pad: 4")
+    crop = (
+        'layer { name: "crop" type: "Crop" bottom: "wide" bottom: "data" top: "score" crop_param { offset: OFFSET } }\n'
+    )
+    for offset, binary, rate, told in ((0, True, "1e-12", True), (3, False, "1e-2", False)):
+        if binary:
+            change(masks, lambda labels: labels * np.uint8(255))
+        else:
+            change(masks, lambda labels: (labels > 0).astype(np.uint8))
+        net = layer("all.txt", classes=2) + wide + crop.replace("OFFSET", str(offset)) + LOSS
+        solver = SOLVER.replace("0.01", rate).replace("max_iter: 100", "max_iter: 1")
+        path = write(tmp_path, net, solver)
+        load("net.prototxt").save("w.caffemodel")
+        capsys.readouterr()
+        for arguments in (
+            ["train", "--solver", str(path)],
+            ["test", "--model", "net.prototxt", "--weights", "w.caffemodel", "--iterations", "1"],
+        ):
+            main(arguments)
+            said = capsys.readouterr().err
+            for code in ("binary-masks", "crop-offset", *(["rate-too-small"] if arguments[0] == "train" else [])):
+                assert (f"[{code}]" in said) is told, (code, said)
 
 
 def test_label_maps_of_a_database(tmp_path: Path) -> None:
