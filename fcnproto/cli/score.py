@@ -157,8 +157,6 @@ def net_command(
 
     where = _where(settings, nets)
     net = nets.load(model, weights, device=None if where is None else "cpu")
-    if not settings["images"] and settings["data_set"] is None:
-        _output.say_faults(net)
     record = zoo_record(model, weights)
     names, tables = _options.classes_and_colours(classes, colours)
     outputs = outputs_of(net, record, names, settings["data_set"])
@@ -180,6 +178,8 @@ def net_command(
     else:
         with _progress() as told:
             scored = score_net(net, items, outputs, count=count, told=told, **how)
+    if not settings["images"] and settings["data_set"] is None:
+        _output.say_faults(net)
     _show(scored, settings, record)
 
 
