@@ -18,6 +18,7 @@ from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net
 from fcnproto.passes import products, winograd
 from fcnproto.passes.folding import FoldedChain, Step
+from fcnproto.passes.fused import FusedConvolution, FusedProduct
 from fcnproto.passes.keeping import Watch
 from fcnproto.passes.kernels import FastConvolution, FastPooling
 from fcnproto.passes.rewriting import Change, chosen_passes, rewrite
@@ -68,6 +69,8 @@ def _savings(change: Change, known: dict[str, LayerSummary]) -> Iterator[Saving]
         yield _of_pooling(change.made_by, change.layers, known)
     elif isinstance(module, FastDeconvolution):
         yield _of_deconvolution(change.made_by, module, change.layers, known)
+    elif isinstance(module, FusedConvolution | FusedProduct):
+        yield from _of_fused(change.made_by, module, change.layers, known)
     else:
         yield Saving(change.made_by, names, "does nothing in this phase: not called", 0, 0)
 
@@ -109,6 +112,23 @@ def _of_convolution(
     if len(names) > 1:
         what += f"; {', '.join(layer.type for layer in layers[1:])} along with it"
     return Saving(name, names, what, saved, sum(_bytes(known[each]) for each in names[1:]))
+
+
+def _of_fused(
+    name: str, module: FusedConvolution | FusedProduct, layers: Sequence[Layer], known: dict[str, LayerSummary]
+) -> Iterator[Saving]:
+    """Nothing where the convolution runs as the pass before has it; what that one saved is not counted again."""
+    following, what = module.following, "by oneDNN, weights where they lie"
+    if isinstance(module, FusedConvolution):
+        with torch.no_grad():
+            way = module.way(_bottom(known[layers[0].name]))
+        what = "by oneDNN, weights arranged once" if way == "direct" else ""
+        if way == "plain" or (way == "winograd" and not following):
+            return
+    if following:
+        what = f"{what}; " * bool(what) + f"{', '.join(layer.type for layer in following)} along with it"
+    names = tuple(layer.name for layer in layers)
+    yield Saving(name, names, what, 0, sum(_bytes(known[layer.name]) for layer in following))
 
 
 def _of_pooling(name: str, layers: Sequence[Layer], known: dict[str, LayerSummary]) -> Saving:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.layers.backward import Found, Reads
-from fcnproto.layers.base import Pointwise, Shape
+from fcnproto.layers.base import Activation, Pointwise, Shape
 from fcnproto.layers.plain import MODULE, Piece, Request, constant_like, number, parameters_of
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
@@ -81,6 +81,9 @@ class Clip(Pointwise):
 
     def in_place_keeps(self) -> str:
         return "signs" if self.config.min <= 0 < self.config.max else ""
+
+    def activation(self) -> Activation | None:
+        return ("hardtanh", (self.config.min, self.config.max)) if self.config.min <= self.config.max else None
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(self.config.min, self.config.max)
@@ -310,6 +313,12 @@ class ReLU(Pointwise):
             ceilings.append(self.config.maximum)
         return min(ceilings, default=None)
 
+    def activation(self) -> Activation | None:
+        slope, ceiling = self.config.negative_slope, self.ceiling
+        if ceiling is not None:
+            return None if slope else ("hardtanh", (0.0, ceiling))
+        return ("leaky_relu", (slope,)) if slope else ("relu", ())
+
     def near_ties(self, bottoms: Sequence[Tensor], reach: float) -> tuple[int, int, str] | None:
         near = (bottoms[0].abs() <= reach) & (bottoms[0] != 0)  # at 0 itself the rule decides, not a digit
         return int(near.sum()), bottoms[0].numel(), "values"
@@ -339,6 +348,9 @@ class Sigmoid(Pointwise):
     """Caffe's Sigmoid: 1 / (1 + e^-x)."""
 
     config_field = "sigmoid_param"
+
+    def keeps_finite(self) -> bool:
+        return True
 
     def backward_reads(self, in_place: bool) -> Reads:
         return Reads(tops=(0,))
@@ -382,6 +394,9 @@ class TanH(Pointwise):
     """Caffe's TanH: tanh(x)."""
 
     config_field = "tanh_param"
+
+    def keeps_finite(self) -> bool:
+        return True
 
     def of_zeros(self) -> str:
         return "kept"

@@ -130,6 +130,14 @@ class Eltwise(Layer):
             self.fail(f"bottoms must have one shape, got {', '.join(str(tuple(shape)) for shape in shapes)}")
         return [tuple(shapes[0])]
 
+    def keeps_finite(self) -> bool:
+        return bool(self.config.operation != caffe_pb2.EltwiseParameter.DIV)
+
+    def is_plain_sum(self) -> bool:
+        """Whether the top is the sum of two bottoms as they are (of one shape, which each call may change)."""
+        is_sum = self.config.operation == caffe_pb2.EltwiseParameter.SUM
+        return bool(is_sum and self.coefficients == [1.0, 1.0])
+
     def _spreads(self, first: Sequence[int], second: Sequence[int]) -> bool:
         """Whether bottom 1 has fewer axes than bottom 0, which are those from `axis` on."""
         axis = self.config.axis + (len(first) if self.config.axis < 0 else 0)

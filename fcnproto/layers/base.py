@@ -28,6 +28,9 @@ NO_BIAS = "there is no bias without bias_term"
 
 _MOST_VALUES = 2**31 - 1
 
+Activation = tuple[str, tuple[float, ...]]
+"""A function of one value: ("relu", ()), ("leaky_relu", (slope,)), ("hardtanh", (least, most))."""
+
 
 class Layer(nn.Module):
     """One layer of a net.
@@ -200,6 +203,15 @@ class Layer(nn.Module):
         """How many decisions are so close that values `reach` apart may decide them otherwise, of how many, and what
         they are called; None where a layer decides nothing. A gradient may rightly go another way there."""
         return None
+
+    def activation(self) -> Activation | None:
+        """What a pointwise layer does to each value, where that is said by a few numbers; None for anything else."""
+        return None
+
+    def keeps_finite(self) -> bool:
+        """Whether finite bottoms surely give finite tops, overflow aside: no parameter blob, logarithm, root or
+        quotient could make infinity or NaN of them."""
+        return self.moves_values or self.passes_on or self.activation() is not None
 
     def hands_on(self) -> bool:
         """Whether in its phase the tops are the bottom itself."""

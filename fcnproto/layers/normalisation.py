@@ -35,6 +35,9 @@ class LRN(SameShape):
     def of_zeros(self) -> str:
         return "kept"
 
+    def keeps_finite(self) -> bool:
+        return bool(self.config.alpha >= 0 and self.config.k > 0)
+
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:
         return bool(param.lrn_param.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS)
@@ -259,6 +262,9 @@ class Softmax(SameShape):
     fork_fields = ("softmax_param.normalize_type",)
     kind = "normalisation"
     coordinates = staticmethod(maps.softmax)
+
+    def keeps_finite(self) -> bool:
+        return True
 
     @classmethod
     def is_pointwise(cls, param: caffe_pb2.LayerParameter, training: bool = False) -> bool:

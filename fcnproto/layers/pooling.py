@@ -162,6 +162,9 @@ class _Pool(Layer):
     def of_zeros(self) -> str:
         return "kept"
 
+    def keeps_finite(self) -> bool:
+        return True
+
     def keeps_images_apart(self) -> bool:
         return not self.draws_numbers()
 

@@ -99,6 +99,11 @@ class FastConvolution(nn.Module):
         """The convolution that this one stands for."""
         return self._layers[0]
 
+    @property
+    def layers(self) -> tuple[Layer | None, ...]:
+        """The convolution, and the BatchNorm and the Scale in one with it, if any."""
+        return self._layers
+
     def sources(self) -> list[Tensor]:
         """All blobs that weight and bias are made from."""
         return [blob for layer in self._layers if layer is not None for blob in blobs_of(layer)]
@@ -221,6 +226,11 @@ class FastConvolution(nn.Module):
             return self._kept(dtype, innermost=not on_gpu)[1]
         bias = self.layer.optional_blob(1)
         return bias if bias is None or bias.dtype == dtype else self._kept(dtype)[1]
+
+    def by_winograd(self, x: Tensor) -> Tensor:
+        """The convolution alone by Winograd's method, for bottoms that it suits; no gradients."""
+        weight, bias = self._transformed(), self._bias(x.dtype)
+        return winograd.convolve(channels_last(x), weight, bias, self.layer.window.pad, self._watch.room)
 
     def _suits_winograd(self, x: Tensor, pad: Sequence[int]) -> bool:
         size = [n + 2 * p for n, p in zip(x.shape[2:], pad, strict=True)]

@@ -23,6 +23,7 @@ from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net, Outputs, calling
 from fcnproto.net.plan import Plan
+from fcnproto.passes import joining
 from fcnproto.passes.folding import FoldedChain, Step
 from fcnproto.passes.graphs import GraphedPlan, Recorder
 from fcnproto.passes.keeping import Latest, Watch
@@ -31,7 +32,7 @@ from fcnproto.passes.upsampling import FastDeconvolution
 from fcnproto.precision import canonical
 from fcnproto.schema import caffe_pb2
 
-PASSES = ("remove_dropout", "fold_padding", "convolutions", "pooling", "deconvolutions")
+PASSES = ("remove_dropout", "fold_padding", "convolutions", "pooling", "deconvolutions", "onednn")
 """The passes, in the order in which they run: each finds what the ones before left of the graph."""
 
 _PLANS_KEPT = 8
@@ -167,7 +168,7 @@ def rewrite(plan: Plan, watch: Watch, passes: Sequence[str] = PASSES) -> tuple[P
     graph = fx.Graph()
     graph.output(graph.graph_copy(plan.module.graph, {}))
     trace = fx.GraphModule(plan.module, graph, "OptimizedPlan")
-    rewriter = _Rewriter(trace, watch)
+    rewriter = Rewriter(trace, watch)
     for name in passes:
         getattr(rewriter, name)()
     rewriter.drop_unread()
@@ -176,7 +177,7 @@ def rewrite(plan: Plan, watch: Watch, passes: Sequence[str] = PASSES) -> tuple[P
     return Plan(trace, plan.inputs, plan.keys, plan.weighted), rewriter.changes
 
 
-class _Rewriter:
+class Rewriter:
     """The passes, each over the fx graph of one plan; `changes` tells what they did."""
 
     def __init__(self, trace: fx.GraphModule, watch: Watch) -> None:
@@ -188,10 +189,21 @@ class _Rewriter:
 
     def layer(self, node: fx.Node) -> Layer | None:
         """The layer that a node calls, None for other nodes."""
-        if node.op != "call_module":
-            return None
-        module = self.trace.get_submodule(str(node.target))
+        module = self.module(node)
         return module if isinstance(module, Layer) else None
+
+    def module(self, node: fx.Node) -> torch.nn.Module | None:
+        """The module that a node calls, None for other nodes."""
+        return self.trace.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def note(self, name: str, layers: Sequence[Layer], module: torch.nn.Module) -> None:
+        """Tell what a pass did."""
+        self.changes.append(Change(name, tuple(layers), module))
+
+    def layers_of(self, node: fx.Node) -> tuple[Layer, ...]:
+        """The layers that the module of a node took the place of."""
+        module = self.module(node)
+        return next((change.layers for change in self.changes if change.module is module), ())
 
     def put(self, at: fx.Node, module: torch.nn.Module, arguments: Sequence[fx.Node]) -> fx.Node:
         """A call of a new module in front of node `at`."""
@@ -355,6 +367,16 @@ class _Rewriter:
             self.changes.append(Change("deconvolutions", (layer, crop), fast))
             self.replace(found[0], self.put(found[0], fast, [_source(node), _source(found[0], 1)]))
             self.trace.graph.erase_node(node)
+
+    def onednn(self) -> None:
+        """Convolutions and inner products with what follows them in one operator of oneDNN, on weights arranged once.
+
+        Given a `FastConvolution`; the sum of its top and another blob; a ReLU or Clip; each the only reader of the one
+        before. An InnerProduct, with a ReLU or Clip.
+        Result: one `FusedConvolution` or `FusedProduct`, and one `Ready` that says to all whether the call is fit for
+        them: float32 on a CPU, no gradients, finite numbers. Other calls run as before.
+        """
+        joining.join(self)
 
     def contiguous_outputs(self) -> None:
         """Outputs as the plain net gives them, whatever order of axes they were computed in."""

@@ -54,6 +54,7 @@ CHANGES = {
     "convolutions": {"FastConvolution": 4, "Convolution": -4, "ReLU": -2, "BatchNorm": -1, "Scale": -1},
     "pooling": {"FastPooling": 2, "Pooling": -2},
     "deconvolutions": {"FastDeconvolution": 2, "Deconvolution": -2, "Crop": -2},
+    "onednn": {},
 }
 
 
@@ -107,7 +108,7 @@ def test_no_pass_no_change(net: fcnproto.Net) -> None:
 
 def test_what_is_left_of_all_passes(net: fcnproto.Net) -> None:
     left = modules(rewrite(net.plan("data"), Watch())[0])
-    assert left == {"FoldedChain": 1, "FastConvolution": 1, "FastDeconvolution": 2, "Eltwise": 1}
+    assert left == {"FoldedChain": 1, "FusedConvolution": 1, "Ready": 1, "FastDeconvolution": 2, "Eltwise": 1}
 
 
 def test_splits_are_no_work(net: fcnproto.Net) -> None:
