@@ -13,7 +13,7 @@ from golden_cases import deviation
 from torch import Tensor
 
 import fcnproto
-from fcnproto.passes import fusing
+from fcnproto.passes import fusing, onednn
 from fcnproto.passes.fusing import is_offered
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import parse
@@ -49,6 +49,7 @@ def operator(monkeypatch: pytest.MonkeyPatch) -> Operator:
     found = Operator()
     monkeypatch.setattr(torch, "cudnn_convolution_relu", found)
     monkeypatch.setattr(fusing, "is_offered", lambda device, dtype: not torch.is_grad_enabled())
+    monkeypatch.setattr(onednn, "works", lambda: False)  # as on a GPU
     return found
 
 
