@@ -97,6 +97,9 @@ def agent(folder: Path, host: Host, meeting: str, killed: bool, restarts: int) -
     }
     command = [*host.prefix, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "--rdzv-id", "toy"]
+    # A namespace's own address is none of those that the machine's name stands for: say who keeps the place.
+    keeps = int(meeting.startswith(f"{host.address}:"))
+    command += ["--rdzv-conf", f"is_host={keeps}"]
     command += ["--max-restarts", str(restarts), "--local-addr", host.address, "run.py"]
     with open(folder / f"log-{host.address}", "a") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, text=True)
