@@ -45,7 +45,7 @@ test: $(DEV_STAMP)  ## run the tests, without the slow ones and those for a GPU
 test-all: $(DEV_STAMP)  ## run all tests but those on clusters; those for a GPU are skipped where there is none
 	$(RUN) -m pytest --dist loadfile -m "not cluster" $(PYTEST_FLAGS)
 
-test-cluster: $(DEV_STAMP)  ## run the tests that start Ray and torchrun (under five minutes on two cores)
+test-cluster: $(DEV_STAMP)  ## run the tests that start Ray and torchrun (five to ten minutes on two cores)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
 
 test-gpu: $(DEV_STAMP)  ## run the tests for a GPU
