@@ -45,8 +45,11 @@ test: $(DEV_STAMP)  ## run the tests, without the slow ones and those for a GPU
 test-all: $(DEV_STAMP)  ## run all tests but those on clusters; those for a GPU are skipped where there is none
 	$(RUN) -m pytest --dist loadfile -m "not cluster" $(PYTEST_FLAGS)
 
-test-cluster: $(DEV_STAMP)  ## run the tests that start Ray and torchrun (five to ten minutes on two cores)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
+# The slow ones kill the driver twenty times instead of seven: make test-cluster CLUSTER=cluster
+CLUSTER ?= cluster and not slow
+
+test-cluster: $(DEV_STAMP)  ## run the tests that start Ray and torchrun (five minutes on two cores)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "$(CLUSTER)"
 
 test-gpu: $(DEV_STAMP)  ## run the tests for a GPU
 	$(RUN) -m pytest -m gpu

@@ -87,9 +87,17 @@ class Driver:
         assert self.server.wait() == -signal.SIGKILL, self.log.read_text()
 
 
-@pytest.mark.parametrize(("name", "kills"), [("out", 14), ("out.parquet", 6)])
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [
+        ("out", 5),
+        ("out.parquet", 2),
+        pytest.param("out", 14, marks=pytest.mark.slow),
+        pytest.param("out.parquet", 6, marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_missing_is_done(one_node: Any, server: Server, tmp_path: Path, name: str, kills: int) -> None:
-    source = corpora.images(tmp_path / "images", COUNT if name == "out" else COUNT // 2)
+    source = corpora.images(tmp_path / "images", 40 * kills if name == "out" else COUNT // 2)
     count = len(list(source.iterdir()))
     _, weights, module = corpora.trapped(tmp_path)
     plain = fcnproto.load(corpora.colour_net(tmp_path / ".")[0], weights)  # without the trap, which only waits
