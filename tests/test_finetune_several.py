@@ -19,7 +19,7 @@ from PIL import Image
 from test_finetune import WIDTHS, fcn, scenes, settings, slim_net, slim_zoo, sources
 
 import fcnproto
-from fcnproto import finetune
+from fcnproto import finetune, meta
 from fcnproto.cli._main import main
 from fcnproto.data.augmentation import Augmentation
 from fcnproto.errors import DataError, UsageError, WeightsError
@@ -125,12 +125,17 @@ def test_one_labelling_for_two_score_blobs(rooms: Path, tmp_path: Path) -> None:
     assert list(layers[0].top) == ["data", "sem"] and [list(layer.bottom)[1] for layer in layers[-2:]] == ["sem", "sem"]
 
 
+def known_as(name: str) -> str:
+    """The comment that says what a net is: that of the zoo's net, for a slim one."""
+    return meta.comment(meta.of_record(fcnproto.zoo.info(name), "said in the file"))
+
+
 def late_fusion(folder: Path) -> Path:
-    """A slim net under the published one's name, so that its inputs are known."""
+    """A slim net that says that it is the published one, so that its inputs and classes are known."""
     spec = sources.inputs({"color": (1, 3, 24, 32), "hha": (1, 3, 24, 32), "label": (1, 1, 24, 32)})
     path = folder / "nyud-fcn32s-color-hha" / "trainval.prototxt"
     path.parent.mkdir()
-    write_message(path, fcn.fcn32s_late_fusion(spec, 40, WIDTHS).to_proto())
+    write_message(path, fcn.fcn32s_late_fusion(spec, 40, WIDTHS).to_proto(), known_as("nyud-fcn32s-color-hha"))
     return path
 
 
@@ -187,7 +192,7 @@ def test_depth_joined_to_colour(rooms: Path, tmp_path: Path) -> None:
     spec = sources.inputs({"color": (1, 3, 24, 32), "depth": (1, 1, 24, 32), "label": (1, 1, 24, 32)})
     path = tmp_path / "nyud-fcn32s-color-d" / "trainval.prototxt"
     path.parent.mkdir()
-    write_message(path, fcn.fcn32s_early_fusion(spec, 40, WIDTHS).to_proto())
+    write_message(path, fcn.fcn32s_early_fusion(spec, 40, WIDTHS).to_proto(), known_as("nyud-fcn32s-color-d"))
     weights = single_stream(tmp_path, "color", 4)
     chosen: dict[str, Any] = {
         "images": {"color": rooms / "color", "depth": rooms / "depth"},

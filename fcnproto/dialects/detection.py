@@ -200,12 +200,21 @@ class DetectionOutput(Layer):
         ]
         if others:
             return f"layer {self.name!r} ({self.type}): Synopsys' {', '.join(others)} can't be computed here"
+        if self._outlined() and (config.code_type != box.CENTER_SIZE or config.variance_encoded_in_target):
+            return (
+                f"layer {self.name!r} ({self.type}): use_polygon goes with code_type CENTER_SIZE, without "
+                "variance_encoded_in_target"
+            )
         if count in (3, 5) or (count == 4 and config.visualize) or self._by_map(count):
             return ""
         return (
             f"layer {self.name!r} ({self.type}): takes 3 bottoms, 5 with the objectness and first locations of "
             f"RefineDet, or {2 * config.nbottom + 1} of {config.nbottom} maps (nbottom), got {count}"
         )
+
+    def _outlined(self) -> bool:
+        """Whether locations have outlines beside their boxes (TextBoxes++)."""
+        return bool(self.config.HasField("use_polygon") or self.dialect == "textboxes++")
 
     def _by_map(self, count: int) -> bool:
         """Whether so many bottoms are those of single maps."""
@@ -222,11 +231,7 @@ class DetectionOutput(Layer):
             self.fail("num_classes is missing")
         if self.withheld():
             raise LayerError(self.withheld())
-        self.more = 0
-        if config.HasField("use_polygon") or self.dialect == "textboxes++":
-            self.more = 8 if config.use_polygon else 5
-            if config.code_type != box.CENTER_SIZE or config.variance_encoded_in_target:
-                self.fail("use_polygon goes with code_type CENTER_SIZE, without variance_encoded_in_target")
+        self.more = 0 if not self._outlined() else 8 if config.use_polygon else 5
         if config.nms_param.nms_threshold < 0 or not 0 < config.nms_param.eta <= 1:
             self.fail("nms_threshold must not be negative, and eta must be above 0 and at most 1")
         self.warn_unread(("save_output_param", "visualize", "save_file"), "detections are only given as a blob")

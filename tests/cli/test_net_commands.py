@@ -230,9 +230,9 @@ class TestUpgrade:
         assert list(new.layer[0].blobs[0].data) == list(range(6))
 
     def test_neither(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "a.prototxt").write_text("base_lr: 0.1\nmomentun: 0.9\n")
+        (tmp_path / "a.prototxt").write_text("base_lr: 0.1\nmomentum: 0.9.1\n")
         assert main(["upgrade", str(tmp_path / "a.prototxt"), str(tmp_path / "b.prototxt")]) == 1
-        assert "a.prototxt:2:1" in capsys.readouterr().err  # the solver's error: more of the file is a solver
+        assert "a.prototxt:2:11" in capsys.readouterr().err  # the solver's error: more of the file is a solver
         assert not (tmp_path / "b.prototxt").exists()
         assert main(["upgrade", str(tmp_path / "missing"), str(tmp_path / "b.prototxt")]) == 1
         assert "No such file" in capsys.readouterr().err

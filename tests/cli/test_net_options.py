@@ -53,7 +53,7 @@ def test_every_command_of_a_net_takes_the_same_options(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("train", {"--shape", "--phase"}),
+        ("train", {"--phase"}),
         ("finetune", FLAGS - {"--layers", "--device", "--threads"}),
         ("surgery fold-normalisation", FLAGS - {"--layers"}),
         ("extract", FLAGS - {"--shape", "--layers"}),
