@@ -110,7 +110,9 @@ def test_means_of_position_sensitive_cells() -> None:
             ]
             expected[r, d, p, q] = cell.mean() if cell.size else 0
     assert_close(top, expected, 1e-9, "values")
-    assert torch.autograd.gradcheck(lambda t: layer(t, rows), [x])
+    assert torch.autograd.gradcheck(
+        lambda t: layer(t, rows), [x], fast_mode=True
+    )  # along random directions: x is large
 
 
 def test_gradients_of_the_grid() -> None:

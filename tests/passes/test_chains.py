@@ -13,7 +13,7 @@ import pytest
 PROGRAM = Path(__file__).with_name("chains.py")
 
 
-@pytest.mark.parametrize("first", [0, 86, 172, 258])
+@pytest.mark.parametrize("first", [0, 86, *(pytest.param(first, marks=pytest.mark.slow) for first in (172, 258))])
 def test_chains(first: int) -> None:
     run = subprocess.run(
         [sys.executable, str(PROGRAM), str(first), str(first + 86)],
