@@ -11,7 +11,7 @@ import os
 import zlib
 from typing import Any
 
-from google.protobuf import descriptor_pool, message_factory
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
 
@@ -19,6 +19,7 @@ from fcnproto.atomic import PathLike
 from fcnproto.errors import PrototxtError, WeightsError
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.proto_file import fields_with_scope, read_proto
+from fcnproto.schema.settings import class_of
 from fcnproto.schema.text import format_message, parse
 
 _NET = "NetParameter"
@@ -35,9 +36,7 @@ class ForkSchema:
         if not any(message.name == _NET for message in file.message_type):
             raise PrototxtError(f"has no message {_NET}; the caffe.proto of a fork was expected", self.path)
         self._names = {(scope.rpartition(".")[2], field.name) for scope, field in fields_with_scope(file)}
-        self._net: Any = message_factory.GetMessageClass(
-            self._pool(file).FindMessageTypeByName(f"{file.package}.{_NET}")
-        )
+        self._net: Any = class_of(self._pool(file).FindMessageTypeByName(f"{file.package}.{_NET}"))
 
     def _pool(self, file: FileDescriptorProto) -> Any:
         """A pool with the file alone, in a package of its own, so that no two schemas are taken for one."""

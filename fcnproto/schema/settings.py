@@ -248,7 +248,7 @@ def _check_number(type_name: str, name: str, number: int) -> None:
 
 def _enter(name: str, extension: FieldDescriptor) -> None:
     """Make an extension a field for the parsers, and an attribute of layers' messages."""
-    message_factory.GetMessageClass(extension.message_type)
+    class_of(extension.message_type)
     _extensions[name] = extension
     add_field(_LAYER.DESCRIPTOR, extension)
     setattr(_LAYER, name, property(lambda layer: layer.Extensions[extension]))
@@ -266,3 +266,10 @@ def _by_name(plain: Any, extended: str) -> Any:
 
 _LAYER.HasField = _by_name(_LAYER.HasField, "HasExtension")
 _LAYER.ClearField = _by_name(_LAYER.ClearField, "ClearExtension")
+
+
+def class_of(descriptor: Any) -> Any:
+    """The class that the runtime makes of a message's descriptor; protobuf before 4.22 has it by another name."""
+    if hasattr(message_factory, "GetMessageClass"):
+        return message_factory.GetMessageClass(descriptor)
+    return message_factory.MessageFactory(descriptor.file.pool).GetPrototype(descriptor)
