@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -45,14 +45,9 @@ class Featuring(Work):
     step: int
     command = "features"
 
-    @contextmanager
-    def reading(self) -> Iterator[Callable[[Item], Any]]:
+    def reading(self) -> AbstractContextManager[Callable[[Item], Any]]:
         """Reads the bytes."""
-        reader = Reader(self.column)
-        try:
-            yield reader
-        finally:
-            reader.close()
+        return closing(Reader(self.column))
 
     def decode(self, item: Item, data: bytes, room: int) -> np.ndarray:
         """The pixels."""

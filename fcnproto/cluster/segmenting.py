@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,14 +77,9 @@ class Segmenting(Work):
     step: int
     command = "segment"
 
-    @contextmanager
-    def reading(self) -> Iterator[Callable[[Item], Any]]:
+    def reading(self) -> AbstractContextManager[Callable[[Item], Any]]:
         """Reads the bytes."""
-        reader = Reader(self.column)
-        try:
-            yield reader
-        finally:
-            reader.close()
+        return closing(Reader(self.column))
 
     def decode(self, item: Item, data: bytes, room: int) -> Picture:
         """The pixels, where there is room."""

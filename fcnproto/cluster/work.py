@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fcnproto.cluster.chunks import Chunk, Item
@@ -28,11 +28,9 @@ class Work(ABC):
     command = ""
     tells_kept = False
 
-    @contextmanager
-    def reading(self) -> Iterator[Callable[[Item], Any]]:
+    def reading(self) -> AbstractContextManager[Callable[[Item], Any]]:
         """What reads items, for the length of a chunk."""
         raise NotImplementedError
-        yield
 
     @abstractmethod
     def decode(self, item: Item, data: Any, room: int) -> Any:

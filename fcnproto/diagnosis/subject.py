@@ -19,7 +19,7 @@ from fcnproto.checking.geometry import sizes_differ
 from fcnproto.checking.kinds import found
 from fcnproto.data.paths import find
 from fcnproto.diagnosis.places import Places, places_in
-from fcnproto.errors import DataError, FcnprotoWarning, GraphError, LayerError, PrototxtError, WeightsError
+from fcnproto.errors import DataError, FcnprotoWarning, GraphError, LayerError, WeightsError
 from fcnproto.graph import Blob, build_graph
 from fcnproto.layers.base import Shape
 from fcnproto.layers.registry import lookup
@@ -28,7 +28,7 @@ from fcnproto.net.net import type_facts
 from fcnproto.net.shapes import assumed_shapes, blob_shapes
 from fcnproto.net.weights import CopyReport, MisfitError
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.text import read_net, read_solver
+from fcnproto.schema.text import read_net_or_solver
 from fcnproto.schema.weights import read_blob
 from fcnproto.solver import Solver
 from fcnproto.solver.nets import NetSource, net_sources, weight_files
@@ -121,18 +121,13 @@ def read_subject(
 
 
 def _read(path: Path, files: list[str], allow_python: bool, reading: dict[str, Any]) -> Subject:
-    try:
-        definition = read_net(path)
-    except PrototxtError as error:
-        try:
-            param = read_solver(path)
-        except PrototxtError:
-            raise error from None
+    definition = read_net_or_solver(path)
+    if isinstance(definition, caffe_pb2.SolverParameter):
         base_dir = path.resolve().parent
-        train, tests = net_sources(param, base_dir)
-        files = files or weight_files(param, base_dir)
+        train, tests = net_sources(definition, base_dir)
+        files = files or weight_files(definition, base_dir)
         subject = _made(train, files, allow_python, reading)
-        subject.title, subject.solver, subject.solver_file = str(path), param, path
+        subject.title, subject.solver, subject.solver_file = str(path), definition, path
         for source in tests:
             try:
                 subject.tests.append(_net(source.param, source, [], allow_python, reading))

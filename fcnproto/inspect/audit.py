@@ -30,7 +30,7 @@ from fcnproto.schema import caffe_pb2
 from fcnproto.schema.definition import net_definition
 from fcnproto.schema.fields import fields_of
 from fcnproto.schema.kinds import HEAD_BYTES, is_hdf5, looks_binary
-from fcnproto.schema.text import read_net, read_solver
+from fcnproto.schema.text import read_net, read_net_or_solver
 from fcnproto.schema.weights import open_weights
 
 # Fields that name what is read or written, in whatever message they stand.
@@ -125,13 +125,8 @@ def _read(path: Path) -> tuple[str, Message]:
         warnings.simplefilter("ignore", FcnprotoWarning)
         if looks_binary(head) and not is_hdf5(head):
             return "caffemodel", net_definition(path)
-        try:
-            return "net", read_net(path)
-        except PrototxtError as error:
-            try:
-                return "solver", read_solver(path)
-            except PrototxtError:
-                raise error from None
+        message = read_net_or_solver(path)
+    return "solver" if isinstance(message, caffe_pb2.SolverParameter) else "net", message
 
 
 class _Auditor:

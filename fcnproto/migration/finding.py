@@ -12,7 +12,7 @@ from pathlib import Path
 from fcnproto.errors import Error, first_line
 from fcnproto.parity import Recording, read_recording
 from fcnproto.schema import caffe_pb2
-from fcnproto.schema.text import read_net, read_solver
+from fcnproto.schema.text import read_net_or_solver
 from fcnproto.schema.weights import open_weights
 
 _TEXTS = (".prototxt", ".pbtxt", ".prototext")
@@ -85,10 +85,10 @@ def _files(folder: Path, leave_out: Path) -> Iterator[Path]:
 def _net(path: Path) -> Candidate | None:
     """The net in a text; None for a solver's text and for one that holds no layer."""
     try:
-        definition = read_net(path, quiet=True)
+        definition = read_net_or_solver(path, quiet=True)
     except Error as error:
-        return None if _is_solver(path) else Candidate(path, error=first_line(error))
-    if not definition.layer:
+        return Candidate(path, error=first_line(error))
+    if isinstance(definition, caffe_pb2.SolverParameter) or not definition.layer:
         return None
     return Candidate(path, frozenset(layer.name for layer in definition.layer), _blobs(definition))
 
@@ -96,14 +96,6 @@ def _net(path: Path) -> Candidate | None:
 def _blobs(definition: caffe_pb2.NetParameter) -> frozenset[str]:
     tops = {name for layer in definition.layer for name in layer.top}
     return frozenset(tops | set(definition.input))
-
-
-def _is_solver(path: Path) -> bool:
-    try:
-        found = read_solver(path)
-    except Error:
-        return False
-    return bool(found.ByteSize())
 
 
 def _weights(path: Path) -> Weights | None:

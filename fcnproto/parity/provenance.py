@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import os
 import platform
 import shlex
@@ -13,20 +12,11 @@ from importlib import metadata
 from typing import Any
 
 import fcnproto
+from fcnproto.zoo.cache import sha256
 
 PathLike = str | os.PathLike[str]
 
 _PACKAGES = ("torch", "numpy", "protobuf", "onnx", "onnxruntime", "opencv-python-headless", "opencv-python")
-_BLOCK = 1 << 20
-
-
-def sha256(path: PathLike) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
 
 
 def file_record(path: PathLike, name: str | None = None) -> dict[str, Any]:

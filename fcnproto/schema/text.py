@@ -42,6 +42,17 @@ def read_net(path: PathLike, *, strict: bool = False, quiet: bool = False) -> ca
     return net
 
 
+def read_net_or_solver(path: PathLike, *, quiet: bool = False) -> caffe_pb2.NetParameter | caffe_pb2.SolverParameter:
+    """A net's text as `read_net` reads it, or a solver's as `read_solver` does. The net's error where it is neither."""
+    try:
+        return read_net(path, quiet=quiet)
+    except PrototxtError as error:
+        try:
+            return read_solver(path)
+        except PrototxtError:
+            raise error from None
+
+
 def read_solver(path: PathLike, *, strict: bool = False) -> caffe_pb2.SolverParameter:
     """The solver in a prototxt file, brought up to date by Caffe's upgrades. PrototxtError if it can't be read.
 

@@ -59,7 +59,7 @@ def fetched() -> dict[str, Fetched]:
     return found
 
 
-def sha256(path: Path) -> str:
+def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal digits."""
     found = hashlib.sha256()
     with open(path, "rb") as file:
