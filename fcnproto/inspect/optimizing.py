@@ -106,7 +106,7 @@ def _of_convolution(
 ) -> Saving:
     names, own = tuple(layer.name for layer in layers), known[layers[0].name]
     with torch.no_grad():
-        product = products.suits(fast.layer, fast.layer.blob(0), _top(own)[2:])
+        product = products.suits(fast.layer, fast.layer.blob(0), _top(own)[2:], _top(own)[0])
     form = "one matrix product" if product else "channels innermost"
     what, saved = _by_winograd(form, fast, own, own.multiply_adds)
     if len(names) > 1:

@@ -137,7 +137,7 @@ class FusedConvolution(nn.Module):
         if other is not None and tuple(other) != (shape[0], layer.outputs, *size):
             return "plain"
         is_small = max(window.kernel) == 1 and layer.blob(0).numel() <= _MOST_WEIGHTS
-        if not is_small and products.suits(layer, layer.blob(0), size):
+        if not is_small and products.suits(layer, layer.blob(0), size, shape[0]):
             return "plain"
         padded = [n + 2 * pad for n, pad in zip(shape[2:], window.pad, strict=True)]
         return "winograd" if self.fast.suits_winograd(shape[0], padded) else "direct"

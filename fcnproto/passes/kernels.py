@@ -135,7 +135,7 @@ class FastConvolution(nn.Module):
             return x.new_zeros(x.shape[0], layer.outputs, *size)
         if 0 in x.shape or any(layer.window.shortfall(x.shape[2:])):
             y = layer.compute(x, *self.weight_and_bias())
-        elif products.suits(layer, x, size):
+        elif products.suits(layer, x, size, len(x)):
             y = self._product(x, size)
         else:
             dtype = product_dtype(x.device, x.dtype)

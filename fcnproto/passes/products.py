@@ -20,18 +20,22 @@ from fcnproto.passes import team
 # Up to this many output positions, and from this many weights on, is that the faster way; in parts for any number.
 _FEW_POSITIONS = 1024
 _MANY_WEIGHTS = 1 << 20
+# Up to this many weights a convolution's own order of them costs less than windows that hold more than the weights do.
+_TOO_MANY_WEIGHTS = 1 << 24
 _BYTES_AT_ONCE = 24 * 2**20
 
 
-def suits(layer: Convolution, x: Tensor, size: Sequence[int]) -> bool:
+def suits(layer: Convolution, x: Tensor, size: Sequence[int], batch: int = 1) -> bool:
     """Whether a layer's output of `size` (rows, columns) is better computed as a product, on the device of `x` and in
-    its dtype."""
+    its dtype: where laying out what the windows see is less than bringing the weights into another order."""
+    weights, positions = layer.blob(0).numel(), math.prod(size)
     return (
         x.device.type == "cpu"
         and layer.groups == 1
-        and layer.blob(0).numel() >= _MANY_WEIGHTS
+        and weights >= _MANY_WEIGHTS
         and math.prod(layer.window.kernel) not in range(2, 25)  # small windows overlap too much to be laid out
-        and (math.prod(size) <= _FEW_POSITIONS or _runs_in_parts(x, layer.blob(0)))
+        and (weights > _TOO_MANY_WEIGHTS or batch * positions <= layer.outputs)
+        and (positions <= _FEW_POSITIONS or _runs_in_parts(x, layer.blob(0)))
     )
 
 

@@ -67,11 +67,14 @@ def test_gradients(settings: str) -> None:
 
 def test_which_layers_it_suits() -> None:
     x = torch.zeros(1, 512, 17, 22)
-    wide = layer_of("kernel_size: 7", 512, 64)
+    wide = layer_of("kernel_size: 7", 512, 1024)
     assert products.suits(wide, x, (11, 16))
     assert not products.suits(wide, x, (40, 40))  # many positions, all windows laid out at once for autograd
     with torch.no_grad():
         assert products.suits(wide, x, (40, 40))  # in parts
+    narrow = layer_of("kernel_size: 7", 185, 128)
+    assert products.suits(narrow, x, (8, 16)) and not products.suits(narrow, x, (8, 16), batch=2)
+    assert not products.suits(narrow, x, (23, 41))  # what its windows see is more than its weights
     assert products.suits(layer_of("kernel_size: 1", 1024, 1024), x, (11, 16))
     assert not products.suits(layer_of("kernel_size: 1", 1024, 21), x, (11, 16))  # few weights
     assert not products.suits(layer_of("kernel_size: 3", 512, 512), x, (11, 16))
