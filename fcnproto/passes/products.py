@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fcnproto.layers.convolution import Convolution
-from fcnproto.passes import team
+from fcnproto.passes import onednn, team
 
 # Up to this many output positions, and from this many weights on, is that the faster way; in parts for any number.
 _FEW_POSITIONS = 1024
@@ -72,15 +71,12 @@ def _in_parts(weight: Tensor, windows: Tensor) -> Tensor:
     """The product of weight and windows: (outputs, positions); of so many rows at once that memory is used again."""
     most = max(1, _BYTES_AT_ONCE // (windows[0, 0].numel() * windows.element_size()))
     lines = team.evenly(windows.shape[1], most)
-    parts = [_by_onednn(weight, part.reshape(-1, weight.shape[1])) for image in windows for part in image.split(lines)]
+    parts = [
+        onednn.multiply_by_rows(weight, part.reshape(-1, weight.shape[1]))
+        for image in windows
+        for part in image.split(lines)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-@cache
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
 
 
 def _runs_in_parts(x: Tensor, weight: Tensor) -> bool:
@@ -88,13 +84,5 @@ def _runs_in_parts(x: Tensor, weight: Tensor) -> bool:
         x.dtype == weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled(x.device.type)
-        and _has_onednn()
-        and bool(torch.backends.mkldnn.enabled)
+        and onednn.works()
     )
-
-
-def _by_onednn(left: Tensor, rows: Tensor) -> Tensor:
-    """left @ rows.T by oneDNN, which on some processors is a fifth faster than the library behind torch.mm."""
-    arranged = torch.ops.mkldnn._reorder_linear_weight(rows, len(left))
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(left, arranged, None, "none", [], "")
-    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,9 +204,30 @@ def test_the_operators_are_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: object) -> Tensor:
         raise TypeError("another signature")
 
-    for name, stand_in in (("convolve", wrong), ("multiply", lambda x, w, *_: x @ w.t())):
+    halved = ("multiply_by_rows", lambda left, rows: left @ rows.t() / 2)
+    for name, stand_in in (("convolve", wrong), ("multiply", lambda x, w, *_: x @ w.t()), halved):
         with monkeypatch.context() as patched:
             patched.setattr(onednn, name, stand_in)
             onednn._gave_right_numbers.cache_clear()
             assert not onednn.works()
     onednn._gave_right_numbers.cache_clear()
+
+
+def test_private_operators_and_threads_of_the_process_are_named_in_one_place_each() -> None:
+    """Commands and the workers of a cluster set the threads of a process that is theirs."""
+    root = Path(fcnproto.__file__).parent
+    texts = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
+    for private, places in (
+        ("ops.mkldnn", ["passes/onednn.py"]),
+        ("set_num_threads", ["cli/_options.py", "cluster/engine.py", "passes/team.py"]),
+    ):
+        assert sorted(name for name, text in texts.items() if private in text) == places
+
+
+@torch.no_grad()
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    fast = fcnproto.optimize(made(NET))
+    for size in ((21, 17), (64, 64)):
+        fast(data=image(2, size))
+        assert torch.get_num_threads() == before

@@ -17,7 +17,7 @@ from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net
 
 SIZE = (37, 45)
-STEPS = 2
+STEPS = 1
 
 
 def classic(name: str) -> tuple[fcnproto.Net, dict[str, torch.Tensor]]:
