@@ -42,7 +42,7 @@ def test_is_the_convolution(
     layer = layer_of(settings)
     if few_at_once:
         monkeypatch.setattr(products, "_BYTES_AT_ONCE", 40_000)
-    monkeypatch.setattr(products, "_has_onednn", lambda: onednn)
+    monkeypatch.setattr(products.onednn, "works", lambda: onednn)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(batch, 6, 19, 23).contiguous(memory_format=memory_format)
         plain = layer(x)
