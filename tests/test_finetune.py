@@ -426,3 +426,21 @@ def test_a_map_as_large_as_the_image_without_interpolation(scenes: Path, tmp_pat
         UsageError, match=r"'score' are \(1, 2, 12, 16\) for an image of 64x48; .*surgery convolutionalise"
     ):
         finetune.plan(settings(scenes, tmp_path / "o", tmp_path / "coarse.prototxt"))
+
+
+def test_crops_begin_where_they_were_read_to_begin(tmp_path: Path, scenes: Path) -> None:
+    """A net of 2015, whose Crop says no offset, and whose score layer belongs to a stage."""
+    definition = read_net(slim_net(tmp_path))
+    cut = next(layer for layer in definition.layer if layer.type == "Crop")
+    offset = list(cut.crop_param.offset)
+    assert any(offset)
+    cut.ClearField("crop_param")
+    cut.include.add(stage=["maps"])
+    old = tmp_path / "old.prototxt"
+    write_message(old, definition)
+    base = read_base(str(old), {"score": 2}, reading={"crop": "aligned", "stages": ("maps",)})
+    made = next(layer for layer in base.deploy().layer if layer.type == "Crop")
+    assert list(made.crop_param.offset) == offset and not made.include[0].stage
+    command = ["finetune", "--model", str(old), "--from-scratch", "--images", str(scenes / "images"), "--masks"]
+    command += [str(scenes / "masks"), "--classes", str(scenes / "classes.txt"), "-o", str(tmp_path / "out")]
+    assert main([*command, "--crop", "aligned", "--stage", "maps", "--dry-run"]) == 0

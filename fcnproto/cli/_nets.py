@@ -86,19 +86,21 @@ class NetOptions:
         return _options.device(self.device_name)
 
     @property
-    def state(self) -> dict[str, Any]:
-        """What says which layers there are and how they are read: arguments of `load`, `Net` and `summarise`."""
+    def reading(self) -> dict[str, Any]:
+        """How a definition is read, whatever its phase: arguments of `load`, `Net`, `Solver` and the like."""
         return {
-            "phase": self.phase,
-            "level": self.level,
-            "stages": self.stages,
             "allow_python": self.allow_python,
             "crop": self.crop,
             "dialect": self.dialect,
             "strict": self.strict,
             "caffe_proto": self.caffe_proto,
-            "allow_writes": self.allow_writes,
         }
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What says which layers there are and how they are read: arguments of `load`, `Net` and `summarise`."""
+        rules = {"phase": self.phase, "level": self.level, "stages": self.stages, "allow_writes": self.allow_writes}
+        return rules | self.reading
 
     def load(
         self,
@@ -133,6 +135,17 @@ def _import(context: click.Context, parameter: click.Parameter, values: Sequence
 
         for value in values:
             import_layers(value)
+
+
+def shape_option(function: _options.Function) -> _options.Function:
+    """`--shape`: read it with `_options.shapes`."""
+    return click.option(
+        "--shape",
+        "shapes",
+        metavar="BLOB=N,C,H,W",
+        multiple=True,
+        help="Shape of an input or a data layer's top.",
+    )(function)
 
 
 def net_options(
@@ -193,7 +206,7 @@ def _options_of(
     """The decorators of the single options, in the order in which `--help` lists them."""
     help_device = f"cpu, cuda, cuda:1, ...  [default: {device}]"
     return [
-        *([click.option("--shape", "shapes", **_SHAPE)] if shapes else []),
+        *([shape_option] if shapes else []),
         *([click.option("--phase", type=_PHASES, default=phase, show_default=True, help=_PHASE)] if phase else []),
         _options.state_options,
         _options.crops_option if cuts_images else _options.crop_option,
@@ -208,9 +221,4 @@ def _options_of(
     ]
 
 
-_SHAPE: dict[str, Any] = {
-    "metavar": "BLOB=N,C,H,W",
-    "multiple": True,
-    "help": "Shape of an input or a data layer's top.",
-}
 _PHASE = "Whether it is for training or testing."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 @click.argument("net", type=_nets.MODEL)
 @click.argument("weights", type=_nets.WEIGHTS, required=False)
 @_options.json_option
-def command(net: Path, weights: Path | None, as_json: bool) -> int:
+@_nets.shape_option
+@_options.crop_option
+@_options.dialect_option
+@_options.strict_option
+@_options.caffe_proto_option
+@_nets.layers_option
+def command(net: Path, weights: Path | None, as_json: bool, shapes: Sequence[str], **reading: Any) -> int:
     """List what the net in NET (a prototxt, a solver, or a caffemodel) would touch, without running anything of it.
 
     Files that it would read or write (data sources and what their lists name, means, label maps, snapshots, the nets
@@ -27,7 +34,7 @@ def command(net: Path, weights: Path | None, as_json: bool) -> int:
     """
     from fcnproto.inspect.audit import audit
 
-    result = audit(net, weights)
+    result = audit(net, weights, shapes=_options.shapes(shapes), **reading)
     if as_json:
         _output.print_json(result.as_dict())
     else:

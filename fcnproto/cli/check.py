@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 @click.option("--caffe", "for_caffe", is_flag=True, help="Also what the original Caffe refuses or computes otherwise.")
 @_options.json_option
 @click.option("--html", metavar="FILE", type=_files.OutputFile(), help="Write a page to look at.")
-@click.option("--allow-python", is_flag=True, help="Import the modules that Python layers name; they run as you.")
-@_options.crop_option
-@_options.dialect_option
-@_nets.layers_option
-@_options.threads_option
+@_nets.net_options(None)
 def command(
     net: Path,
     weights: Sequence[Path],
@@ -46,9 +42,7 @@ def command(
     for_caffe: bool,
     as_json: bool,
     html: Path | None,
-    allow_python: bool,
-    crop: str,
-    dialect: str | None,
+    nets: _nets.NetOptions,
 ) -> int:
     """List what keeps a net from learning: its prototxt's, its solver's, its weights' and its data's faults.
 
@@ -68,9 +62,12 @@ def command(
         binary_masks=binary_masks,
         allow_empty_classes=allow_empty_classes,
         for_caffe=for_caffe,
-        allow_python=allow_python,
-        crop=crop,
-        dialect=dialect,
+        level=nets.level,
+        stages=nets.stages,
+        shapes=nets.shapes,
+        allow_writes=nets.allow_writes,
+        device=nets.device,
+        **nets.reading,
     )
     if html is not None:
         from fcnproto.atomic import atomic_write

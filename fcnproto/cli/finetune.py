@@ -82,9 +82,7 @@ _OPTIMIZATIONS = ("heavy", "accumulated", "adam")
 @click.option("--seed", type=int, default=1337, show_default=True, help="Of the split and all random numbers.")
 @_options.json_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-@_nets.layers_option
-@_options.device_option
-@_options.threads_option
+@_nets.net_options(None, shapes=False, writes=True)
 def command(
     weights: Sequence[str],
     from_scratch: bool,
@@ -92,7 +90,7 @@ def command(
     masks: Sequence[str],
     classes: Sequence[str],
     colours: Sequence[str],
-    device: str | None,
+    nets: _nets.NetOptions,
     staged: bool,
     dry_run: bool,
     as_json: bool,
@@ -133,7 +131,8 @@ def command(
         colours=tables or None,
         augmentation=parse_augmentation(augment),
         solver={key: value for key, value in fields.items() if value is not None},
-        device=str(_options.device(device)),
+        device=str(nets.device),
+        reading={"level": nets.level, "stages": nets.stages, **nets.reading},
         **_parts(settings),
         **{name: value for name, value in settings.items() if name not in _OWN},
     )

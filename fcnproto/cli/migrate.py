@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _files, _options, _output
+from fcnproto.cli import _files, _nets, _options, _output
 from fcnproto.escaping import printable
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of py, safetensors, onnx, pt2.",
 )
-@click.option("--allow-python", is_flag=True, help="Import the modules that Python layers name; they run as you.")
 @_options.json_option
-def command(folder: Path, output: Path, targets: str, allow_python: bool, as_json: bool) -> int:
+@_nets.net_options(shapes=False, device="cpu")
+def command(folder: Path, output: Path, targets: str, as_json: bool, nets: _nets.NetOptions) -> int:
     """Find every net in FOLDER and below, pair it with its weights, compare it with what there is (recordings in the
     folder, float64, OpenCV), convert it, and compare the converted files too.
 
@@ -43,7 +43,7 @@ def command(folder: Path, output: Path, targets: str, allow_python: bool, as_jso
     def tell(index: int, count: int, entry: dict[str, Any]) -> None:
         _output.note(f"{index} of {count}: {printable(entry['net'], 100)}: {entry['verdict']}")
 
-    outcome = migrate(folder, output, wanted, allow_python=allow_python, tell=tell)
+    outcome = migrate(folder, output, wanted, tell=tell, device=nets.device, **nets.state)
     if as_json:
         _output.print_json(outcome.report)
     else:

@@ -116,14 +116,10 @@ def command(
             param,
             device=own,
             options=options,
-            allow_python=nets.allow_python,
-            crop=nets.crop,
-            dialect=nets.dialect,
-            strict=nets.strict,
-            caffe_proto=nets.caffe_proto,
             caffe_exact=caffe_exact,
             path=solver_file,
             shapes=nets.shapes,
+            **nets.reading,
         )
         if distributed.rank() == 0:
             _output.say_faults(solver)

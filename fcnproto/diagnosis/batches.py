@@ -47,7 +47,15 @@ class Batches:
 
 
 def make_batches(subject: Subject, net: Net, labellings: Sequence[Labelling], given: bool) -> Batches:
-    """The batches for `net`, a copy of the subject's; `given`: the first labelling's images were given as folders."""
+    """The batches for `net`, a copy of the subject's, on its device; `given`: the first labelling's images were given
+    as folders."""
+    made = _batches(subject, net, labellings, given)
+    for batch in made.items:
+        batch.values = {name: value.to(net.device) for name, value in batch.values.items()}
+    return made
+
+
+def _batches(subject: Subject, net: Net, labellings: Sequence[Labelling], given: bool) -> Batches:
     if given and labellings:
         found = list(itertools.islice(_of_samples(net, labellings[0]), _MOST))
         if found:

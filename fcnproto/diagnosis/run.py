@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import torch
 
 from fcnproto.checking import caffe, geometry, losses, rules
 from fcnproto.checking.findings import LEVELS, Finding
@@ -73,7 +76,8 @@ def examine(
     binary_masks: bool = False,
     allow_empty_classes: bool = False,
     for_caffe: bool = False,
-    allow_python: bool = False,
+    allow_writes: bool = False,
+    device: str | torch.device | None = None,
     **reading: Any,
 ) -> Report:
     """Examine a net's prototxt (as TRAIN), a solver's, a `Net` or a `Solver`. Nothing is written.
@@ -89,8 +93,10 @@ def examine(
         binary_masks: masks' values 0 and 255 are the labels 0 and 1.
         allow_empty_classes: classes that no mask holds are meant.
         for_caffe: also what the original Caffe refuses, and where its gradients are others.
-        allow_python: permit the import of modules that Python layers name.
-        reading: `crop` and `dialect`, as for `load`.
+        allow_writes: the steps let layers that write files do so.
+        device: where the steps are done; None for the net's own device.
+        reading: `level`, `stages` (of a net without a solver), `shapes`, `allow_python`, `crop`, `dialect`,
+            `strict` and `caffe_proto`, as for `load`.
 
     Raises what reading the files raises (`PrototxtError`, `GraphError`, `WeightsError`, `DataError`), and `UsageError`
     for images without masks.
@@ -98,7 +104,7 @@ def examine(
     if (images is None) != (masks is None):
         raise UsageError("images and masks go together: give both folders, or neither for the net's own data")
     files = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
-    subject = read_subject(net, files, allow_python=allow_python, **reading)
+    subject = read_subject(net, files, **reading)
     names = list(read_class_names(classes)) if isinstance(classes, (str, os.PathLike)) else list(classes or ())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FcnprotoWarning)
@@ -116,22 +122,28 @@ def examine(
             found += [*caffe.loads_in_caffe(subject.net), *caffe.other_gradients(subject.net)]
         course = None
         if (steps or overfit) and subject.whole:
-            course, more = _few_steps(subject, labellings, images is not None, steps, overfit)
+            copied = functools.partial(_copied, subject.net, allow_writes, device)
+            course, more = _few_steps(subject, copied, labellings, images is not None, steps, overfit)
             found += more
     return Report(subject.title, ordered(located(found, subject.places, subject.file)), labellings, course)
 
 
 def _few_steps(
-    subject: Subject, labellings: Sequence[Labelling], given: bool, steps: int, overfit: bool
+    subject: Subject,
+    copied: Callable[[], Net],
+    labellings: Sequence[Labelling],
+    given: bool,
+    steps: int,
+    overfit: bool,
 ) -> tuple[Course, list[Finding]]:
-    """What a few steps on a copy of the net show."""
+    """What a few steps on copies of the net show."""
     try:
-        net = _copied(subject.net)
+        net = copied()
         batches = make_batches(subject, net, labellings, given)
         course, found = run_steps(subject, net, batches, steps)
         if overfit:
             del net
-            course.overfit, more = memorise(_copied(subject.net), batches, steps or OVERFIT_STEPS)
+            course.overfit, more = memorise(copied(), batches, steps or OVERFIT_STEPS)
             found = [*found, *more]
     except (GraphError, DataError) as error:
         return Course(), [of_kind("unreadable", subject.title, str(error))]
@@ -144,11 +156,11 @@ def _sizes(subject: Subject, labelling: Labelling) -> dict[str, tuple[int, int]]
     return {image_blob(subject.net): min(shapes, key=min)} if shapes else {}
 
 
-def _copied(net: Net) -> Net:
-    """A copy whose layers write no files."""
-    twin = copy.deepcopy(net)
+def _copied(net: Net, allow_writes: bool, device: str | torch.device | None) -> Net:
+    """A copy on that device, whose layers write files only where they are allowed to."""
+    twin = copy.deepcopy(net).to(device)
     for layer in twin.layers:
-        layer.allow_writes = False
+        layer.allow_writes = allow_writes and layer.allow_writes
     return twin
 
 

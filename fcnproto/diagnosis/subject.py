@@ -99,11 +99,17 @@ def shapes_of(net: Net, sources: Mapping[str, Any]) -> dict[Blob, Shape]:
 
 
 def read_subject(
-    given: PathLike | Net | Solver, weights: Sequence[PathLike] = (), *, allow_python: bool = False, **reading: Any
+    given: PathLike | Net | Solver,
+    weights: Sequence[PathLike] = (),
+    *,
+    level: int = 0,
+    stages: Sequence[str] = (),
+    **reading: Any,
 ) -> Subject:
     """What `given` (a net's or a solver's prototxt, a net, a solver) is, with the values of `weights`.
 
-    `reading`: `crop` and `dialect`, as for `load`. Raises what reading the files raises, but for what becomes findings.
+    `level` and `stages` are of a net without a solver. `reading`: `shapes`, `allow_python`, `crop`, `dialect`, `strict`
+    and `caffe_proto`, as for `load`. Raises what reading the files raises, but for what becomes findings.
     """
     files = [os.fspath(path) for path in weights]
     if isinstance(given, Solver):
@@ -115,39 +121,39 @@ def read_subject(
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FcnprotoWarning)
-        subject = _read(path, files, allow_python, reading)
+        subject = _read(path, files, (level, tuple(stages)), reading)
     subject.findings += _said(heard)
     return subject
 
 
-def _read(path: Path, files: list[str], allow_python: bool, reading: dict[str, Any]) -> Subject:
+def _read(path: Path, files: list[str], rules: tuple[int, tuple[str, ...]], reading: dict[str, Any]) -> Subject:
     definition = read_net_or_solver(path)
     if isinstance(definition, caffe_pb2.SolverParameter):
         base_dir = path.resolve().parent
         train, tests = net_sources(definition, base_dir)
         files = files or weight_files(definition, base_dir)
-        subject = _made(train, files, allow_python, reading)
+        subject = _made(train, files, reading)
         subject.title, subject.solver, subject.solver_file = str(path), definition, path
         for source in tests:
             try:
-                subject.tests.append(_net(source.param, source, [], allow_python, reading))
+                subject.tests.append(_net(source.param, source, [], reading))
             except GraphError as failure:
                 subject.findings.append(
                     found("warned", source.file or str(path), f"a test net can't be built: {failure}")
                 )
         return subject
-    source = NetSource(definition, caffe_pb2.TRAIN, 0, (), path.resolve().parent, str(path))
-    subject = _made(source, files, allow_python, reading)
+    source = NetSource(definition, caffe_pb2.TRAIN, *rules, path.resolve().parent, str(path))
+    subject = _made(source, files, reading)
     subject.title = str(path)
     return subject
 
 
-def _made(source: NetSource, files: list[str], allow_python: bool, reading: dict[str, Any]) -> Subject:
+def _made(source: NetSource, files: list[str], reading: dict[str, Any]) -> Subject:
     try:
-        net, whole, findings = _net(source.param, source, files, allow_python, reading), True, []
+        net, whole, findings = _net(source.param, source, files, reading), True, []
     except LayerError as error:
         bare = _without_losses(source.param)
-        net, whole = _net(bare, source, files, allow_python, reading), False
+        net, whole = _net(bare, source, files, reading), False
         findings = list(_why_no_loss(net, source))
         if not findings:
             raise error
@@ -165,16 +171,13 @@ def _made(source: NetSource, files: list[str], allow_python: bool, reading: dict
     return Subject(str(source.file), net, reports=reports, has_weights=bool(files), whole=whole, findings=findings)
 
 
-def _net(
-    param: caffe_pb2.NetParameter, source: NetSource, files: list[str], allow_python: bool, reading: dict[str, Any]
-) -> Net:
+def _net(param: caffe_pb2.NetParameter, source: NetSource, files: list[str], reading: dict[str, Any]) -> Net:
     try:
         return Net(
             param,
             source.phase,
             level=source.level,
             stages=source.stages,
-            allow_python=allow_python,
             base_dir=source.base_dir,
             file=source.file,
             fill=False,

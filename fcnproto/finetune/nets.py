@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ from fcnproto.zoo import ModelInfo
 IGNORE_LABEL = 255
 _MODES = caffe_pb2.LossParameter
 _LEARNS = ("Convolution", "InnerProduct")
+_ALSO_LATER = ("allow_python", "dialect", "caffe_proto")
+"""What says how the net's layers are read, whichever net they stand in."""
+_STATE = ("min_level", "max_level", "stage", "not_stage")
+"""A rule's fields about more than the phase."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Scores:
 @dataclass(frozen=True)
 class Base:
     """The net to be fine-tuned: its layers without data and losses, how images become each of its image blobs, its maps
-    of scores, and what the zoo says of it. `report` says which score layers got another size."""
+    of scores, and what the zoo says of it. `report` says which score layers got another size, `reading` how nets of
+    these layers are loaded (arguments of `load`)."""
 
     name: str
     layers: caffe_pb2.NetParameter
@@ -54,6 +59,7 @@ class Base:
     scores: tuple[Scores, ...]
     record: ModelInfo | None
     report: Report
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -111,11 +117,12 @@ def read_base(
     classes: int | Mapping[str, int] | None = None,
     chosen: Chosen | None = None,
     bands: Mapping[str, int] | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> Base:
     """A net of the zoo or in a file, made for so many classes (by score blob where it has several maps of scores).
 
     `chosen` is what the user says of its images, `bands` the numbers of bands of those that become images of bands,
-    by blob: the net then takes so many channels.
+    by blob: the net then takes so many channels. `reading` are further arguments of `load` for a file's net.
 
     Raises `UsageError` for nets without images or maps of scores, and for classification nets.
     """
@@ -123,7 +130,8 @@ def read_base(
     if not path.is_file():
         raise UsageError(f"{model!r} is neither a prototxt nor a net of the zoo ({', '.join(zoo.names())})")
     param = read_net(path)
-    built = Net(param, "train", base_dir=path.resolve().parent, file=path, fill=False)
+    reading = dict(reading or {})
+    built = Net(param, "train", base_dir=path.resolve().parent, file=path, fill=False, **reading)
     take_meta(built, path)
     layers = _between_data_and_losses(param, built)
     read = {name for layer in layers.layer for name in layer.bottom if name not in layer.top}
@@ -145,10 +153,11 @@ def read_base(
                 f"{model}: its input {name!r} has the shape {shape}; images have {how.channels} channels (of bands: "
                 "--channels bands)"
             )
+    later = {key: reading[key] for key in _ALSO_LATER if key in reading}
     labels = _labels(built, record, blobs)
     net = _on_inputs(layers, {name: how.channels for name, how in images.items()})
     if not any(layer.type in ("Crop", "Deconvolution") for layer in layers.layer):
-        _check_maps(model, net, built, blobs)
+        _check_maps(model, net, built, blobs, later)
     report = Report()
     if classes is not None:
         net, report = surgery.set_classes(net, classes if isinstance(classes, int) else dict(classes))
@@ -158,12 +167,14 @@ def read_base(
     del net.layer[: len(images)]
     generic = path.stem in ("train", "trainval", "val", "test", "deploy")
     name = param.name or (path.resolve().parent.name if generic else path.stem)
-    return Base(name, net, images, scores, record, report)
+    return Base(name, net, images, scores, record, report, later)
 
 
-def _check_maps(model: str, definition: caffe_pb2.NetParameter, built: Net, blobs: Sequence[str]) -> None:
+def _check_maps(
+    model: str, definition: caffe_pb2.NetParameter, built: Net, blobs: Sequence[str], reading: Mapping[str, Any]
+) -> None:
     """Raise `UsageError` where the score blobs of a net that enlarges nothing are not as large as the image."""
-    net = Net(definition, fill=False).to("meta")
+    net = Net(definition, fill=False, **reading).to("meta")
     values = {}
     for name, shape in net.source_shapes.items():
         said = built.source_shapes.get(name) or (1, None, None, None)
@@ -187,13 +198,26 @@ def _check_maps(model: str, definition: caffe_pb2.NetParameter, built: Net, blob
 
 
 def _between_data_and_losses(param: caffe_pb2.NetParameter, built: Net) -> caffe_pb2.NetParameter:
+    """The layers that make scores of images; Crops have the offset that they were read with, and of the rules that say
+    when there is a layer, those for stages and levels are met."""
     layers = caffe_pb2.NetParameter(name=param.name)
-    kept = {node.name for node in built.graph.nodes}
+    kept = {node.name: node.param for node in built.graph.nodes}
     for layer in param.layer:
         known = class_for(layer.type, layer.name)
         judges = known.is_loss or known.judges or known.idle or known.ranks(layer)
         if layer.name in kept and not is_source(layer) and not judges:
-            layers.layer.add().CopyFrom(layer)
+            copied = layers.layer.add()
+            copied.CopyFrom(layer)
+            if offset := kept[layer.name].crop_param.offset:
+                copied.crop_param.offset[:] = offset
+            for rule in copied.include:
+                for name in _STATE:
+                    rule.ClearField(name)
+            excluding = [
+                rule for rule in copied.exclude if not any(name.name in _STATE for name, _ in rule.ListFields())
+            ]
+            del copied.exclude[:]
+            copied.exclude.extend(excluding)
     return layers
 
 
@@ -249,10 +273,10 @@ def first_weights(
                 settings = layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
                 if not settings.HasField("weight_filler"):
                     settings.weight_filler.type = "msra"
-        net = load(definition)
+        net = load(definition, **base.reading)
         net.meta = base.meta(classes)
         return net, surgery.with_interpolation(net, Report(list(base.report.steps))), False
-    net, report = load(definition), Report(list(base.report.steps))
+    net, report = load(definition, **base.reading), Report(list(base.report.steps))
     net.meta = base.meta(classes)
     has_scores = False
     for suffix, file in weights.items():

@@ -87,6 +87,7 @@ class Plan:
         }
         model = settings.model if settings.model in zoo.names() else os.path.abspath(settings.model)
         colours = {key: sorted(table.items()) for key, table in by_name(settings.colours).items()}
+        read = {name: _plain(value) for name, value in settings.reading.items() if value and value != "caffe"}
         plain = ["optimization", "solver", "class_weights", "seed"]
         if settings.binary_masks:
             plain.append("binary_masks")
@@ -99,6 +100,7 @@ class Plan:
             **{name: _plain(getattr(settings, name)) for name in ("validation", "held_out")},
             **({"lr_finder": True} if settings.lr_finder else {}),
             **({"preprocessing": asdict(settings.preprocessing)} if settings.preprocessing else {}),
+            **({"reading": read} if read else {}),
             "augmentation": settings.augmentation.as_dict(),
             "names of images": self.splits,
         }

@@ -44,7 +44,7 @@ def find_rate(made: Plan, told: Callable[[int], None] = lambda step: None, steps
     with tempfile.TemporaryDirectory(prefix="fcnproto-") as folder:
         copy = replace(made, settings=replace(made.settings, output=Path(folder)), solver=param)
         write_files(copy)
-        solver = Solver(Path(folder) / "solver.prototxt", device=made.settings.device)
+        solver = Solver(Path(folder) / "solver.prototxt", device=made.settings.device, **made.base.reading)
         losses = list[float]()
         running = 0.0
         for step in range(steps):

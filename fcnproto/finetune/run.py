@@ -85,10 +85,11 @@ def plan(settings: Settings, verify: bool = True) -> Plan:
 
     Raises `UsageError` and `DataError` where something is missing or doesn't fit.
     """
-    plain = read_base(settings.model)
+    plain = read_base(settings.model, reading=settings.reading)
     classes = class_names(settings, plain)
     counts = {blob: len(names) for blob, names in classes.items()}
-    base = read_base(settings.model, counts, settings.preprocessing, band_counts(settings, plain))
+    bands = band_counts(settings, plain)
+    base = read_base(settings.model, counts, settings.preprocessing, bands, settings.reading)
     data = folders(settings, base)
     splits = split(data.ids, settings, base)
     base = with_statistics(settings, base, data, splits["train"])
@@ -203,12 +204,12 @@ class _Training:
     def __init__(self, made: Plan, reached: Progress, say: Say, asked: Asked, listeners: Sequence[Listener]) -> None:
         self.made, self.reached, self.say = made, reached, say
         self.output = made.settings.output
-        self.solver = Solver(self.output / "solver.prototxt", device=made.settings.device)
+        self.solver = Solver(self.output / "solver.prototxt", device=made.settings.device, **made.base.reading)
         self.solver.request = asked
         recorder = Recorder()
         recorder.curves = reached.curves
         self.solver.listeners += [recorder, *listeners]
-        self.tester = load(self.output / "deploy.prototxt").to(self.solver.net.device)
+        self.tester = load(self.output / "deploy.prototxt", **made.base.reading).to(self.solver.net.device)
         if reached.iteration >= 0:
             self.solver.restore(self.output / reached.snapshot)
             say(f"goes on at iteration {self.solver.iter}")
@@ -273,7 +274,8 @@ def _each(data: ImageFolders) -> Iterator[Any]:
 def _finish(made: Plan, outcome: Outcome) -> None:
     """Score the best weights on the held-out images, as a user would load them, and draw."""
     output, settings = made.settings.output, made.settings
-    net = load(output / "deploy.prototxt", output / "weights.caffemodel", device=settings.device)
+    best = output / "weights.caffemodel"
+    net = load(output / "deploy.prototxt", best, device=settings.device, **made.base.reading)
     data = folders(settings, made.base, made.splits["test"], "test")
     outcome.scores = _score(made, net, data)
     several = len(outcome.scores) > 1

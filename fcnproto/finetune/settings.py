@@ -85,6 +85,8 @@ class Settings:
         lr_finder: find the learning rate by a short training in which it grows (`rates.find_rate`).
         seed: of the split, the order and the random numbers.
         device: where to train; None for a GPU if there is one.
+        reading: how the prototxt is read: `level`, `stages`, `allow_python`, `crop`, `dialect`, `strict`, `caffe_proto`
+            of `load`. The output's own nets have crops' offsets; they need the dialect and the fork's schema again.
     """
 
     model: str
@@ -110,6 +112,7 @@ class Settings:
     lr_finder: bool = False
     seed: int = 1337
     device: str | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for names in by_name(self.classes).values():

@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -98,8 +98,17 @@ class Audit:
         return {**asdict(self), "outside": len(self.outside)}
 
 
-def audit(file: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Audit:
+def audit(
+    file: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    **reading: Any,
+) -> Audit:
     """Audit a net's prototxt, a solver's, or a caffemodel with the definition in it; `weights` are looked through too.
+
+    Memory and work are those of inputs and data layers' tops of these `shapes` where given; `reading` are further
+    arguments of `load` that say how the definition is meant (`crop`, `dialect`, `strict`, `caffe_proto`).
 
     Raises `PrototxtError` or `WeightsError` where the file itself can't be read.
     """
@@ -107,7 +116,7 @@ def audit(file: str | os.PathLike[str], weights: str | os.PathLike[str] | None =
     folder = os.path.realpath(path.resolve().parent)
     kind, message = _read(path)
     result = Audit(str(path), kind, folder)
-    _Auditor(result).look(message, str(path))
+    _Auditor(result, shapes or {}, reading).look(message, str(path))
     for stored in [weights] if weights is not None else [path] if kind == "caffemodel" else []:
         _look_at_weights(result, Path(stored))
     result.accesses = list(dict.fromkeys(result.accesses))
@@ -132,8 +141,8 @@ def _read(path: Path) -> tuple[str, Message]:
 class _Auditor:
     """Fills an `Audit` from the messages of a file and of the nets that it names."""
 
-    def __init__(self, result: Audit) -> None:
-        self.result = result
+    def __init__(self, result: Audit, shapes: Mapping[str, Sequence[int]], reading: dict[str, Any]) -> None:
+        self.result, self.shapes, self.reading = result, shapes, reading
         self.seen: set[str] = set()
 
     def look(self, message: Message, origin: str) -> None:
@@ -245,7 +254,8 @@ class _Auditor:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", FcnprotoWarning)
-                    self._add_cost(summarise(plain, shapes=_data_shapes(plain, phase), phase=phase))
+                    guessed = _data_shapes(plain, phase)
+                    self._add_cost(summarise(plain, shapes=guessed | {**self.shapes}, phase=phase, **self.reading))
             except Error as error:
                 problems.append(str(error))
             except (MemoryError, RuntimeError, OverflowError, ValueError) as error:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,8 @@ def migrate(
     out: Path,
     targets: Sequence[str] = ("py", "safetensors"),
     *,
-    allow_python: bool = False,
     tell: Callable[[int, int, dict[str, Any]], None] = lambda index, count, entry: None,
+    **loading: Any,
 ) -> Outcome:
     """Convert every net in a folder, compare it with what there is to compare with, and report.
 
@@ -72,8 +72,8 @@ def migrate(
         folder: where to look, all folders below included.
         out: for the converted files, in folders as they are in `folder`, and for report.html and report.json.
         targets: of `TARGETS`.
-        allow_python: import the modules that Python layers name; without, what needs them fails.
         tell: called after each net with its place (from 1), their number, and its entry in the report.
+        loading: how each net is loaded: arguments of `fcnproto.load` (`phase`, `dialect`, `device`, ...).
 
     Raises `UsageError` where the folder holds no net, or a target's package is missing.
     """
@@ -88,12 +88,15 @@ def migrate(
     if not nets:
         raise UsageError(f"{folder}: holds no net (.prototxt)")
     out.mkdir(parents=True, exist_ok=True)
-    known = _known(out)
+    how = {name: value for name, value in loading.items() if value not in (None, False, (), 0)}
+    how = {name: list(value) if isinstance(value, tuple) else str(value) for name, value in sorted(how.items())}
+    known = _known(out, how)
     report: dict[str, Any] = {
         "date": now(),
         "versions": versions(),
         "command": command_line(),
         "folder": os.fspath(folder),
+        "loading": how,
         "targets": list(targets),
         "tolerances": TOLERANCES,
         "nets": [],
@@ -104,7 +107,7 @@ def migrate(
         stem = _stem(place, nets, folder)
         entry = _again(known.get(place.as_posix()), candidate, folder, out, targets)
         if entry is None:
-            entry = _Move(candidate, folder, out, stem, targets, allow_python).entry()
+            entry = _Move(candidate, folder, out, stem, targets, loading).entry()
         report["nets"].append(entry)
         _write(report, len(nets), files)
         tell(index, len(nets), entry)
@@ -118,11 +121,13 @@ def _stem(place: Path, nets: Sequence[Candidate], folder: Path) -> Path:
     return stem if alike == 1 else place.with_name(place.name.replace(".", "_"))
 
 
-def _known(out: Path) -> dict[str, dict[str, Any]]:
-    """The entries of an earlier run by net; none where there was none or its report can't be read."""
+def _known(out: Path, how: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries of an earlier run by net; none where there was none, its nets were loaded otherwise, or its report
+    can't be read."""
     try:
         found = json.loads((out / "report.json").read_text(encoding="utf-8"))
-        return {entry["net"]: entry for entry in found["nets"] if found["versions"] == versions()}
+        same = found["versions"] == versions() and found["loading"] == how
+        return {entry["net"]: entry for entry in found["nets"] if same}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -178,10 +183,16 @@ class _Move:
     """The work on one net."""
 
     def __init__(
-        self, candidate: Candidate, folder: Path, out: Path, stem: Path, targets: Sequence[str], allow_python: bool
+        self,
+        candidate: Candidate,
+        folder: Path,
+        out: Path,
+        stem: Path,
+        targets: Sequence[str],
+        loading: dict[str, Any],
     ) -> None:
         self.candidate, self.folder, self.out, self.stem = candidate, folder, out, stem
-        self.targets, self.allow_python = targets, allow_python
+        self.targets, self.loading = targets, loading
         self.found: dict[str, Any] = {}
 
     def entry(self) -> dict[str, Any]:
@@ -243,7 +254,7 @@ class _Move:
         tried = self.candidate.weights[:_TRIES]
         for number, one in enumerate(tried):
             try:
-                net = fcnproto.load(path, one.path, allow_python=self.allow_python)
+                net = fcnproto.load(path, one.path, **self.loading)
             except WeightsError as error:
                 failures.append(first_line(error))
                 continue
@@ -256,7 +267,7 @@ class _Move:
             return net
         if failures:
             raise WeightsError(failures[0])
-        return fcnproto.load(path, allow_python=self.allow_python)
+        return fcnproto.load(path, **self.loading)
 
     def _references(self, net: Net) -> Recording | None:
         """Compare with all references; the one that converted files are compared with, None where there is none."""
@@ -312,7 +323,7 @@ class _Move:
                 self._read_back(net, reference, path, told)
 
     def _read_back(self, net: Net, reference: Recording, path: Path, told: dict[str, Any]) -> None:
-        given = reading.outputs(path, net, self.candidate.path, reference.inputs)
+        given = reading.outputs(path, net, self.candidate.path, reference.inputs, self.loading)
         own = reading.own_outputs(net, reference.inputs)
         deviations = {name: measure(value, reference.blobs[name]).max_rel for name, value in given.items()}
         allowed = {

@@ -22,25 +22,30 @@ from fcnproto.net import Net
 Array = npt.NDArray[Any]
 
 
-def outputs(path: Path, net: Net, definition: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """What the converted file `path` of `net` (defined by the prototxt `definition`) gives for `inputs`, by blob.
+def outputs(
+    path: Path, net: Net, definition: Path, inputs: Mapping[str, Array], loading: Mapping[str, Any]
+) -> dict[str, Array]:
+    """What the converted file `path` of `net` (loaded from the prototxt `definition` so) gives for `inputs`, by blob.
 
     Raises `UsageError` for an .onnx where onnxruntime is missing.
     """
     taken, given = endpoints(net)
     values = [torch.from_numpy(np.ascontiguousarray(inputs[name], np.float32)) for name in taken]
     with torch.no_grad():
-        found = _READERS[path.suffix.lower()](path, definition, dict(zip(taken, values, strict=True)), given)
+        if path.suffix.lower() == ".safetensors":
+            found = _run(fcnproto.load(definition, path, **loading), dict(zip(taken, values, strict=True)), given)
+        else:
+            found = _READERS[path.suffix.lower()](path, dict(zip(taken, values, strict=True)))
     several = found if isinstance(found, (tuple, list)) else [found]
     return {name: np.asarray(value) for name, value in zip(given, several, strict=True)}
 
 
-def _weights(path: Path, definition: Path, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> Any:
-    found = run_with(fcnproto.load(definition, path, allow_python=True), inputs, wanted)
-    return [found[name] for name in wanted]
+def _run(net: Net, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> list[Tensor]:
+    found = run_with(net, {name: value.to(net.device) for name, value in inputs.items()}, wanted)
+    return [found[name].detach().cpu() for name in wanted]
 
 
-def _module(path: Path, definition: Path, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> Any:
+def _module(path: Path, inputs: Mapping[str, Tensor]) -> Any:
     spec = importlib.util.spec_from_file_location("fcnproto_migrated", path)
     assert spec is not None and spec.loader is not None
     content = importlib.util.module_from_spec(spec)
@@ -52,11 +57,11 @@ def _module(path: Path, definition: Path, inputs: Mapping[str, Tensor], wanted: 
     return content.load()(*inputs.values())
 
 
-def _program(path: Path, definition: Path, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> Any:
+def _program(path: Path, inputs: Mapping[str, Tensor]) -> Any:
     return torch.export.load(path).module()(*inputs.values())
 
 
-def _onnx(path: Path, definition: Path, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> Any:
+def _onnx(path: Path, inputs: Mapping[str, Tensor]) -> Any:
     try:
         import onnxruntime
     except ImportError:
@@ -65,7 +70,7 @@ def _onnx(path: Path, definition: Path, inputs: Mapping[str, Tensor], wanted: Se
     return session.run(None, {one.name: inputs[one.name].numpy() for one in session.get_inputs()})
 
 
-_READERS = {".safetensors": _weights, ".py": _module, ".pt2": _program, ".onnx": _onnx}
+_READERS = {".py": _module, ".pt2": _program, ".onnx": _onnx}
 
 
 def own_outputs(net: Net, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -73,5 +78,5 @@ def own_outputs(net: Net, inputs: Mapping[str, Array]) -> dict[str, Array]:
     taken, given = endpoints(net)
     values = {name: torch.from_numpy(np.ascontiguousarray(inputs[name], np.float32)) for name in taken}
     with torch.no_grad():
-        found = run_with(net, values, given)
-        return {name: found[name].detach().numpy() for name in given}
+        found = _run(net, values, given)
+    return {name: value.numpy() for name, value in zip(given, found, strict=True)}

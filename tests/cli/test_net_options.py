@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,23 @@ import pytest
 from fcnproto.cli._main import commands, main
 from fcnproto.layers import registry
 
-NETS = ["convert", "draw", "features", "parity", "pictures", "run", "segment", "summary", "test", "time"]
+NETS = [
+    "convert",
+    "draw",
+    "features",
+    "optimize",
+    "parity",
+    "pictures",
+    "run",
+    "segment",
+    "serve",
+    "summary",
+    "test",
+    "time",
+]
 FLAGS = {
     *("--shape", "--phase", "--level", "--stage", "--crop", "--allow-python", "--allow-writes", "--layers"),
-    *("--device", "--threads"),
+    *("--device", "--threads", "--dialect", "--strict", "--caffe-proto"),
 }
 OWN = """
 import torch, fcnproto
@@ -54,9 +68,12 @@ def test_every_command_of_a_net_takes_the_same_options(name: str) -> None:
     ("name", "missing"),
     [
         ("train", {"--phase"}),
-        ("finetune", FLAGS - {"--layers", "--device", "--threads"}),
+        ("check", {"--phase"}),
+        ("finetune", {"--phase", "--shape"}),
+        ("migrate", {"--shape"}),
+        ("audit", {"--phase", "--level", "--stage", "--allow-python", "--allow-writes", "--device", "--threads"}),
         ("surgery fold-normalisation", FLAGS - {"--layers"}),
-        ("extract", FLAGS - {"--shape", "--layers"}),
+        ("extract", FLAGS - {"--shape", "--layers", "--dialect", "--caffe-proto"}),
         ("upgrade", FLAGS - {"--layers"}),
     ],
 )
@@ -157,3 +174,28 @@ def test_a_missing_package_is_told_before_the_net_is_read(
     monkeypatch.setitem(sys.modules, "cv2", None)
     assert main(["parity", "absent.prototxt", "--reference", "opencv"]) == 2
     assert "pip install 'opencv-python-headless<5'" in capsys.readouterr().err
+
+
+STAGED = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 9 dim: 9 } } }
+layer { name: "shrunk" type: "Pooling" bottom: "data" top: "shrunk"
+  pooling_param { kernel_size: 3 } include { stage: "small" } }
+layer { name: "odd" type: "Strange" bottom: "data" top: "odd" include { stage: "odd" } }
+"""
+
+
+def test_check_reads_a_net_as_the_other_commands_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "staged.prototxt"
+    file.write_text(STAGED)
+    assert main(["check", str(file), "--stage", "small", "--strict", "--device", "cpu"]) == 0
+    assert main(["check", str(file), "--shape", "other=1,3,9,9"]) == 1
+    assert "'other'" in capsys.readouterr().err
+    assert main(["check", str(file), "--stage", "odd", "--strict"]) == 1
+    assert "'Strange'" in capsys.readouterr().err
+
+
+def test_audit_counts_what_shapes_say(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "staged.prototxt"
+    file.write_text(STAGED)
+    assert main(["audit", str(file), "--json", "--shape", "data=2,3,100,100"]) == 0
+    assert json.loads(capsys.readouterr().out)["blob_bytes"] == 2 * 3 * 100 * 100 * 4
