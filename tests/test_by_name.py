@@ -46,6 +46,40 @@ def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
         fcnproto.load("fcn-mini", "voc-fcn8s")
 
 
+def test_a_folder_of_that_name_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The FCN repository has a folder for each of its nets; there the names mean the zoo's nets as elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("fcn-mini", "own"):
+        Path(folder).mkdir()
+    assert fcnproto.load("fcn-mini", "fcn-mini").meta.classes == MINI.classes
+    assert main(["zoo", "path", "fcn-mini"]) == main(["summary", "fcn-mini"]) == 0
+    with pytest.raises(fcnproto.Error, match="own"):
+        fcnproto.load("own")
+
+
+def test_the_phase_chooses_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """For training it is the train.prototxt, with its labels and its loss, in Python and in commands."""
+    net = fcnproto.load("fcn-mini", "fcn-mini", phase="train")
+    out = net(data=torch.zeros(1, 3, 64, 64), label=torch.zeros(1, 1, 64, 64))
+    assert torch.isfinite(net.loss(out)) and net.meta.classes == MINI.classes
+    assert "loss" not in fcnproto.load("fcn-mini").outputs
+    for words, has_loss in (([], False), (["--phase", "TRAIN"], True)):
+        assert main(["summary", "--model", "fcn-mini", *words]) == 0
+        assert ("SoftmaxWithLoss" in capsys.readouterr().out) == has_loss
+
+
+def test_train_takes_weights_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--solver", "fcn-mini", "--iterations", "0", "--device", "cpu", "--no-progress"]
+    assert main([*words, "--weights", "fcn-mini"]) == 0
+    given = _nets.ZooWeights().convert("own.caffemodel, fcn-mini", None, click.Context(commands))
+    assert given == f"own.caffemodel,{zoo.path('fcn-mini', 'weights')}"
+    assert main([*words, "--weights", "voc-fcn8s"]) == 2
+    assert "zoo fetch voc-fcn8s" in capsys.readouterr().err
+
+
 def test_list_models() -> None:
     assert fcnproto.list_models() == zoo.names() and "voc-fcn8s" in fcnproto.list_models()
 
@@ -122,7 +156,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 @pytest.mark.parametrize(
-    "line", ["segment voc-fcn8", "convert voc-fcn8", "train --solver voc-fcn8", "surgery transplant voc-fcn8"]
+    "line",
+    [
+        "segment voc-fcn8",
+        "convert voc-fcn8",
+        "train --solver voc-fcn8",
+        "surgery transplant voc-fcn8",
+        "train --weights voc-fcn8",
+    ],
 )
 def test_the_shell_completes_names(line: str) -> None:
     *words, incomplete = line.split()

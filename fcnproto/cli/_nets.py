@@ -6,6 +6,7 @@ What can be checked without the net (the device, modules of one's own, shapes) i
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from fcnproto.schema import caffe_pb2
 
 _PHASES = click.Choice(["test", "train"], case_sensitive=False)
+_BY_NAME = "fcnproto.by_name"
+"""The deploy files that were given by the names of their nets, and these names."""
 
 
 class ZooName(click.ParamType):
@@ -51,7 +54,10 @@ class ZooFile(click.Path):
         """The path. `UsageError` where the zoo's net has no such file."""
         from fcnproto import zoo
 
-        return super().convert(zoo.located(value, self.kind), parameter, context)
+        found = zoo.located(value, self.kind)
+        if found != value and self.kind == "deploy" and context is not None:
+            context.meta.setdefault(_BY_NAME, {})[Path(found)] = value
+        return super().convert(found, parameter, context)
 
     def shell_complete(
         self, context: click.Context, parameter: click.Parameter, incomplete: str
@@ -59,6 +65,22 @@ class ZooFile(click.Path):
         """The zoo's names that begin so, and files."""
         names = ZooName().shell_complete(context, parameter, incomplete)
         return [*names, *super().shell_complete(context, parameter, incomplete)]
+
+
+class ZooWeights(ZooName):
+    """Files of weights in one word, separated by commas; each may be the name of a net of the zoo."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The same with paths for names. `UsageError` where the zoo's net has no weights here."""
+        from fcnproto import zoo
+
+        return ",".join(os.fspath(zoo.located(name, "weights")) for name in _options.names(context, parameter, value))
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The zoo's names that begin so, and files."""
+        return WEIGHTS.shell_complete(context, parameter, incomplete)
 
 
 MODEL, VAL, TRAIN, SOLVER, WEIGHTS = (ZooFile(kind) for kind in ("deploy", "val", "train", "solver", "weights"))
@@ -175,8 +197,11 @@ def net_options(
             if cuts_images:
                 crop, values["crop"] = crop
             name = values.pop("device") or ("cpu" if device == "cpu" else None)
+            wanted = values.pop("phase", "test").lower()
+            if wanted == "train" and "model" in values:
+                values["model"] = _for_training(values["model"])
             nets = NetOptions(
-                phase=values.pop("phase", "test").lower(),
+                phase=wanted,
                 level=values.pop("level"),
                 stages=tuple(values.pop("stages")),
                 shapes=_options.shapes(values.pop("shapes", ())),
@@ -198,6 +223,14 @@ def net_options(
         return wrapped  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _for_training(model: Any) -> Any:
+    """The train.prototxt of a net that was given by its name; else what was given."""
+    from fcnproto import zoo
+
+    name = click.get_current_context().meta.get(_BY_NAME, {}).get(model)
+    return model if name is None else zoo.path(name, "train")
 
 
 def _options_of(

@@ -19,7 +19,9 @@ from fcnproto.escaping import printable
 @click.option(
     "--model", type=_nets.VAL, required=True, help="The net's prototxt, or a name of the zoo: its val.prototxt."
 )
-@click.option("--weights", metavar="W[,W2]", required=True, help="Its weights; later files overwrite.")
+@click.option(
+    "--weights", type=_nets.ZooWeights(), metavar="W[,W2]", required=True, help="Its weights; later files overwrite."
+)
 @click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="How many batches.")
 @_options.json_option
 @_nets.net_options(gpu=True, writes=True)

@@ -17,7 +17,7 @@ from fcnproto.escaping import printable
 
 @click.command("time", cls=CaffeCommand, short_help="Measure each layer's time.")
 @click.option("--model", type=_nets.MODEL, required=True, help="The net's prototxt, or a name of the zoo.")
-@click.option("--weights", metavar="W[,W2]", help="Weights; times hardly depend on them.")
+@click.option("--weights", type=_nets.ZooWeights(), metavar="W[,W2]", help="Weights; times hardly depend on them.")
 @click.option("--iterations", type=click.IntRange(1), default=50, show_default=True, help="How many passes to average.")
 @_options.json_option
 @_nets.net_options("train", gpu=True)

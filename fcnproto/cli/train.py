@@ -35,7 +35,9 @@ _EFFECTS = click.Choice(["stop", "snapshot", "none"])
     required=True,
     help="The solver.prototxt, or a name of the zoo: its solver.prototxt.",
 )
-@click.option("--weights", metavar="W[,W2]", help="Weights to begin with; in place of the solver's own.")
+@click.option(
+    "--weights", type=_nets.ZooWeights(), metavar="W[,W2]", help="Weights to begin with; in place of the solver's own."
+)
 @click.option(
     "--snapshot",
     "state",

@@ -25,6 +25,7 @@ from fcnproto.graph.crops import read_offsets
 from fcnproto.graph.dialect import ALIGNED_CROPS, checked
 from fcnproto.graph.evidence import dialect_of, warn_undecided
 from fcnproto.graph.facts import TypeFacts
+from fcnproto.graph.rules import phase_value
 from fcnproto.layers.base import Layer
 from fcnproto.layers.placeholder import class_for
 from fcnproto.layers.registry import lookup
@@ -582,7 +583,7 @@ def load(
 
     Args:
         net: path of the .prototxt (any version of the format), or an upgraded `NetParameter`; or the name of a net of
-            the zoo (`list_models`), whose deploy.prototxt is read then.
+            the zoo (`list_models`), whose deploy.prototxt is read then, for the phase "train" its train.prototxt.
         weights: path of a .caffemodel, .caffemodel.h5 or .safetensors, or several (later ones overwrite); or the name
             of a net of the zoo, for the weights that come along or were fetched. Without, and for layers that the file
             lacks, parameters hold their fillers' values.
@@ -619,7 +620,7 @@ def load(
     if isinstance(net, caffe_pb2.NetParameter):
         name, definition, base_dir, file = "", net, None, None
     else:
-        file = zoo.located(net)
+        file = zoo.located(net, "train" if phase_value(phase) == caffe_pb2.TRAIN else "deploy")
         base_dir, name = Path(file).resolve().parent, f"{os.fspath(file)}: "
         definition = read_net(file, strict=strict and caffe_proto is None, quiet=True)
     try:

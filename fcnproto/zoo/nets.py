@@ -139,11 +139,11 @@ def path(name: str, kind: str) -> Path:
 
 def located(model: str | os.PathLike[str], kind: str = "deploy") -> str | os.PathLike[str]:
     """The file that a program's user means: a path as it is, or the net's file of that kind where there is no such file
-    and the zoo has a net of that name. Raises `UsageError` where that net has no such file."""
+    and the zoo has a net of that name. A folder of that name (the FCN repository has one for each of its nets) is no
+    file. Raises `UsageError` where that net has no such file."""
     text = os.fspath(model)
-    if os.path.dirname(text) or os.path.lexists(text) or text not in names():
-        return model
-    return path(text, kind)
+    is_file = os.path.lexists(text) and not os.path.isdir(text)
+    return model if is_file or text not in names() else path(text, kind)
 
 
 def owner(file: str | os.PathLike[str]) -> str | None:
