@@ -28,11 +28,11 @@ from fcnproto.passes.intervals import Span, Sweep, canvas, expansion, reads, spa
 from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import (
     FastConvolution,
-    blobs_of,
     fast_pool,
     needs_gradient,
     pool_rows,
     product_dtype,
+    stored_blobs,
     suits_rows,
 )
 
@@ -52,9 +52,12 @@ class Step:
     fast: FastConvolution | None = None
     layers: tuple[Layer, ...] = ()
 
-    def sources(self) -> list[Tensor]:
-        """All blobs that the step reads."""
-        return blobs_of(self.layer) if self.fast is None else self.fast.sources()
+    def watch(self, watch: Watch) -> int:
+        """Watch the blobs that the step reads, from the first time on; how often they have been found changed."""
+        if self.fast is not None:
+            return self.fast.watch()
+        watch.add(self.layer, partial(stored_blobs, self.layer))
+        return watch.generation(self.layer)
 
     @property
     def sweeps(self) -> tuple[Sweep | None, Sweep | None]:
@@ -212,9 +215,7 @@ class FoldedChain(nn.Module):
 
     def _generations(self, depth: int) -> tuple[int, ...]:
         """The generations of the weights that shape the border maps of the first `depth` steps."""
-        for step in self._steps[:depth]:
-            self._watch.add(step, step.sources)
-        return tuple(map(self._watch.generation, self._steps[:depth]))
+        return tuple(step.watch(self._watch) for step in self._steps[:depth])
 
     def _sweeps(self, axis: int) -> list[Sweep | None]:
         return [step.sweeps[axis] for step in self._steps]

@@ -35,16 +35,15 @@ class Ready(nn.Module):
         super().__init__()
         self._watch = watch
         self._layers: list[FastConvolution] = []
+        self._verdict: tuple[int, bool] | None = None
 
     def add(self, convolution: FastConvolution) -> None:
         """Ask for the weights of this convolution as well."""
         self._layers.append(convolution)
 
-    def _sources(self) -> list[Tensor]:
-        return [blob for layer in self._layers for blob in layer.sources()]
-
     def _has_fit_weights(self) -> bool:
-        if not all(blob.dtype == torch.float32 and blob.device.type == "cpu" for blob in self._sources()):
+        blobs = (blob for layer in self._layers for blob in layer.sources())
+        if not all(blob.dtype == torch.float32 and blob.device.type == "cpu" for blob in blobs):
             return False
         made = (blob for layer in self._layers for blob in layer.weight_and_bias() if blob is not None)
         return all(math.isfinite(blob.sum(dtype=torch.float64).item()) for blob in made)
@@ -54,7 +53,12 @@ class Ready(nn.Module):
             return False
         if torch.is_autocast_enabled("cpu") or not onednn.works() or not all(map(_is_finite, inputs)):
             return False
-        return self._watch.derived(("fit", self), self._has_fit_weights, self._sources).value
+        verdict, changes = self._verdict, self._watch.changes
+        if verdict is None or verdict[0] != changes:
+            for layer in self._layers:
+                layer.watch()  # before they are read
+            verdict = self._verdict = changes, self._has_fit_weights()
+        return verdict[1]
 
 
 def _is_finite(x: Tensor) -> bool:
@@ -79,12 +83,10 @@ class FusedConvolution(nn.Module):
     net's inputs and the convolutions' weights don't, and are looked at.
     """
 
-    def __init__(
-        self, watch: Watch, fast: FastConvolution, following: Sequence[Layer], *, first: bool, doubtful: bool
-    ) -> None:
+    def __init__(self, fast: FastConvolution, following: Sequence[Layer], *, first: bool, doubtful: bool) -> None:
         super().__init__()
         self._doubtful = doubtful
-        self._fast, self._watch, self._first = [fast], watch, first
+        self._fast, self._first = [fast], first
         self.following = tuple(following)
         behind = next((layer.activation() for layer in following if layer.activation()), None)
         self._activation: Activation | None = ("relu", ()) if fast.relu else behind
@@ -147,8 +149,7 @@ class FusedConvolution(nn.Module):
             y = self.fast.by_winograd(x)
             return onednn.activated(y if other is None else y.add_(other), self._activation)
         if self._arranged is None:
-            key, make = (self.fast.layers, "arranged"), partial(self._arrange, tuple(x.shape))
-            self._arranged = self._watch.derived(key, make, self.fast.sources)
+            self._arranged = self.fast.derived("arranged", partial(self._arrange, tuple(x.shape)))
         weight, bias = self._arranged.value
         x = channels_last(x)
         other = None if other is None else channels_last(other)

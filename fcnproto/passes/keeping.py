@@ -1,8 +1,8 @@
 """What optimised nets keep from call to call, and how they notice that the weights it was made from have changed.
 
-Torch counts the writes to a tensor, but not those through `.data`, NumPy or another view of the same memory; so the
-bits are summed up as well at the start of every call. For the weights that FCN-8s keeps in another form (59 MB) that
-takes less than a hundredth of a call's time. On a GPU, where reading such a sum means waiting for all that was launched
+Torch counts the writes to a tensor, but not those through `.data`, NumPy or another view of the same memory; so
+`fingerprints` of the bits are taken as well at the start of every call: 2 ms for the weights that FCN-8s keeps in
+another form (59 MB). On a GPU, where reading such a sum means waiting for all that was launched
 before, they are compared one call later (`sums`).
 """
 
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from fcnproto.net.locking import Lock
 from fcnproto.net.memory import Room
-from fcnproto.passes.sums import INTEGERS, LateSums, flat_view
+from fcnproto.passes.fingerprints import Fingerprints
+from fcnproto.passes.sums import LateSums
 
 _Kept = TypeVar("_Kept")
 _Key = TypeVar("_Key", bound=Hashable)
 _Version = tuple[object, ...]
-_Signature = tuple[tuple[_Version, object], ...]
 
 
 class Watch:
@@ -36,20 +36,31 @@ class Watch:
     def __init__(self) -> None:
         self._lock = Lock()
         self._sources: dict[Hashable, Callable[[], Sequence[Tensor]]] = {}
-        self._seen: dict[Hashable, _Signature] = {}
+        self._seen: dict[Hashable, list[_Version]] = {}
         self._generations: dict[Hashable, int] = {}
+        self._changes = 0
         self._derived: dict[Hashable, Derived[object]] = {}
+        self._bits: dict[_Version, tuple[Tensor, Tensor]] = {}
+        self._fingerprints: tuple[list[_Version], Fingerprints] | None = None
+        self._taken: Tensor | None = None
         self.room = Room()
-        self._factors: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._late = LateSums()
 
     def add(self, key: Hashable, sources: Callable[[], Sequence[Tensor]]) -> None:
         """Watch the tensors that `sources` names at the time of each look, from now on."""
-        with self._lock:
-            if key not in self._sources:
-                self._seen |= self._signatures({key: sources})
-                self._generations[key] = 0
-                self._sources[key] = sources
+        if key in self._sources:
+            return
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            if key in self._sources:
+                return
+            tensors = sources()
+            versions = [_version(tensor) for tensor in tensors]
+            places = map(_place, versions)
+            new = {p: t for p, t in zip(places, tensors, strict=True) if p not in self._bits and not t.is_cuda}
+            prints = Fingerprints(list(new.values()))
+            self._bits |= _by_place(prints, list(new), prints.take())
+            self._seen[key], self._generations[key], self._sources[key] = versions, 0, sources
+            self._taken = None
 
     def generation(self, key: Hashable) -> int:
         """How often `look` has found the tensors of a group changed."""
@@ -58,68 +69,78 @@ class Watch:
     @property
     def changes(self) -> int:
         """How many changes of groups `look` has found in all."""
-        with self._lock:
-            return sum(self._generations.values())
+        return self._changes
 
     def derived(
-        self, key: Hashable, make: Callable[[], _Kept], sources: Callable[[], Sequence[Tensor]]
+        self,
+        key: Hashable,
+        make: Callable[[], _Kept],
+        sources: Callable[[], Sequence[Tensor]],
+        group: Hashable | None = None,
     ) -> Derived[_Kept]:
-        """The value called `key`, made from `sources`: one for all who ask for that key."""
+        """The value called `key`, made from `sources`: one for all who ask for that key.
+
+        Values made from the same tensors say so by the same `group`, which is the key unless it is given.
+        """
         with self._lock:
             if key not in self._derived:
-                self.add(key, sources)
-                self._derived[key] = Derived(make, self, key)
+                group = key if group is None else group
+                self.add(group, sources)
+                self._derived[key] = Derived(make, self, group)
             return self._derived[key]  # type: ignore[return-value]
 
     def look(self) -> None:
         """Find out which tensors have been written to, moved or replaced since the last look."""
-        with self._lock:  # as a whole: of two looks at once, the one that read earlier must not have the last word
-            found = self._signatures(self._sources)
-            changed = self._changed_on_gpus()
-            for key, signature in found.items():
-                if signature != self._seen[key] or any(_place(version) in changed for version, _ in signature):
+        if not self._sources:
+            return
+        # As a whole: of two looks at once, the one that read earlier must not have the last word.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            # Versions are read once and before the bits: what is written in between shows at the next look.
+            groups = {key: list(name()) for key, name in self._sources.items()}
+            seen = {key: [_version(tensor) for tensor in tensors] for key, tensors in groups.items()}
+            tensors = {
+                version: tensor
+                for key, versions in seen.items()
+                for version, tensor in zip(versions, groups[key], strict=True)
+            }
+            changed = self._changed_on_gpus({v: t for v, t in tensors.items() if t.is_cuda})
+            changed |= self._changed_bits({_place(v): t for v, t in tensors.items() if not t.is_cuda})
+            if not changed and seen == self._seen:
+                return
+            for key, versions in seen.items():
+                if versions != self._seen[key] or not changed.isdisjoint(map(_place, versions)):
                     self._generations[key] += 1
-            self._seen |= found
+                    self._changes += 1
+            self._seen = seen
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _signatures(self, sources: Mapping[Hashable, Callable[[], Sequence[Tensor]]]) -> dict[Hashable, _Signature]:
-        # Versions are read once and before the bits: what is written in between shows at the next look.
-        groups = {
-            key: [(_version(tensor), tensor) for tensor in map(Tensor.detach, name())] for key, name in sources.items()
+    def _changed_bits(self, tensors: Mapping[_Version, Tensor]) -> set[Hashable]:
+        """The places among those of `tensors` whose bits are others than they were."""
+        places = list(tensors)
+        known = self._fingerprints
+        if known is None or known[0] != places:
+            known = places, Fingerprints(list(tensors.values()))
+            self._fingerprints = known if known[1].is_lasting else None
+            self._taken = None
+        before = self._taken
+        taken = known[1].take()
+        if before is not None and torch.equal(taken, before):
+            return set()
+        self._taken = taken.clone()
+        known_bits, self._bits = self._bits, _by_place(known[1], places, self._taken)
+        return {
+            place
+            for place, found in self._bits.items()
+            if place in known_bits and not all(map(torch.equal, found, known_bits[place]))
         }
-        different = {
-            version: tensor for versions in groups.values() for version, tensor in versions if not tensor.is_cuda
-        }
-        bits = dict(zip(different, self._fingerprints(list(different.values())), strict=True))
-        return {key: tuple((version, bits.get(version)) for version, _ in versions) for key, versions in groups.items()}
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _changed_on_gpus(self) -> set[Hashable]:
+    def _changed_on_gpus(self, tensors: Mapping[_Version, Tensor]) -> set[Hashable]:
         """The places of the watched tensors on GPUs that are found changed by now."""
-        found = {_version(t): t.detach() for name in self._sources.values() for t in name() if t.is_cuda}
-        return self._late.look({_place(v): t for v, t in found.items()}, {_place(v): v for v in found})
+        return self._late.look({_place(v): t.detach() for v, t in tensors.items()}, {_place(v): v for v in tensors})
 
-    def _fingerprints(self, tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-        """For every tensor the sum of its bits (any one change shows) and a sum with random factors (order shows)."""
-        if not tensors:
-            return []
-        flat = list(map(flat_view, tensors))
-        sums = torch.stack([_bit_sum(values) for values in flat])
-        products = torch.stack([torch.dot(values, self._random(values)).double() for values in flat])
-        both = torch.stack([sums, products.view(torch.int64)])  # as bits: NaN is equal to NaN
-        first, second = both.tolist()
-        return list(zip(first, second, strict=True))
 
-    def _random(self, like: Tensor) -> Tensor:
-        key = (like.dtype, like.device)
-        known = self._factors.get(key)
-        if known is None or known.numel() < like.numel():
-            generator = torch.Generator("cpu").manual_seed(0)
-            known = torch.randn(like.numel(), generator=generator, device="cpu").to(like.device, like.dtype)
-            self._factors[key] = known
-        return known[: like.numel()]
+def _by_place(prints: Fingerprints, places: Sequence[_Version], taken: Tensor) -> dict[_Version, tuple[Tensor, Tensor]]:
+    """The fingerprints that were taken of the tensors at these places."""
+    return {place: prints.of(index, taken) for index, place in enumerate(places)}
 
 
 class Derived(Generic[_Kept]):
@@ -190,16 +211,8 @@ class Latest(Generic[_Key, _Kept]):
 def _version(tensor: Tensor) -> _Version:
     """How often torch saw a tensor written to, and its place."""
     writes = None if tensor.is_inference() else tensor._version
-    return writes, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+    return writes, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _place(version: _Version) -> _Version:
     return version[1:]
-
-
-def _bit_sum(flat: Tensor) -> Tensor:
-    """The sum of a vector's bits read as whole numbers: 8 bytes at a time (five times as fast), then what remains."""
-    step = 8 // flat.element_size()
-    whole = 0 if flat.storage_offset() % step else flat.numel() // step * step
-    total = flat[whole:].view(INTEGERS[flat.element_size()]).sum()
-    return total + flat[:whole].view(torch.int64).sum() if whole else total

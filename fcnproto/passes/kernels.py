@@ -6,9 +6,9 @@ kept (`keeping`) and made anew when they change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,20 @@ from fcnproto.layers.memory_order import channels_outermost
 from fcnproto.layers.pooling import Pooling, looks_finite
 from fcnproto.layers.windows import Windows
 from fcnproto.passes import fusing, products, splitting, winograd
-from fcnproto.passes.keeping import Watch
+from fcnproto.passes.keeping import Derived, Watch
+
+_Kept = TypeVar("_Kept")
 
 
-def blobs_of(layer: Layer) -> list[Tensor]:
-    """A layer's parameter blobs without their gradients."""
-    return [layer.blob(k).detach() for k in range(len(layer.blob_names))]
+def stored_blobs(layer: Layer) -> list[Tensor]:
+    """The tensors in which a layer's parameter blobs lie, for a look at them: quicker than `Layer.blob`."""
+    found: list[Tensor] = []
+    for k, name in enumerate(layer.blob_names):
+        tensor: Tensor | None = layer._parameters.get(name)
+        if tensor is None:
+            tensor = layer._buffers.get(name)
+        found.append(layer.blob(k) if tensor is None else tensor)
+    return found
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -106,11 +114,20 @@ class FastConvolution(nn.Module):
 
     def sources(self) -> list[Tensor]:
         """All blobs that weight and bias are made from."""
-        return [blob for layer in self._layers if layer is not None for blob in blobs_of(layer)]
+        return [blob for layer in self._layers if layer is not None for blob in stored_blobs(layer)]
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """The weight and bias of a convolution that is this one and its BatchNorm and Scale in one."""
         return folded_weights(*self._layers)
+
+    def derived(self, what: Hashable, make: Callable[[], _Kept]) -> Derived[_Kept]:
+        """A value called `what` that is made from the blobs anew when they change."""
+        return self._watch.derived((self._layers, what), make, self.sources, self._layers)
+
+    def watch(self) -> int:
+        """Watch the blobs, from the first time on; how often they have been found changed."""
+        self._watch.add(self._layers, self.sources)
+        return self._watch.generation(self._layers)
 
     def _kept(self, dtype: torch.dtype, innermost: bool = True) -> tuple[Tensor, Tensor | None]:
         """Weight (with channels `innermost`, or contiguous) and bias in `dtype`, made once until the blobs change."""
@@ -124,7 +141,7 @@ class FastConvolution(nn.Module):
             weight = channels_last(weight) if innermost else weight.contiguous()
             return weight, None if bias is None else bias.to(dtype)
 
-        return self._watch.derived((self._layers, dtype, innermost), make, self.sources).value
+        return self.derived((dtype, innermost), make).value
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
@@ -216,8 +233,7 @@ class FastConvolution(nn.Module):
         """The weight in another form, kept until the blobs change, or made for this once."""
         if not keep:
             return make(self.weight_and_bias()[0])
-        key = (self._layers, what)
-        return self._watch.derived(key, lambda: make(self.weight_and_bias()[0]), self.sources).value
+        return self.derived(what, lambda: make(self.weight_and_bias()[0])).value
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         """The bias alone."""
@@ -245,9 +261,7 @@ class FastConvolution(nn.Module):
 
     def _transformed(self) -> Tensor:
         """The weight as `winograd.convolve` takes it, made once until the blobs change."""
-        key = (self._layers, "winograd")
-        make = lambda: winograd.transform_weight(self.weight_and_bias()[0])  # noqa: E731
-        return self._watch.derived(key, make, self.sources).value
+        return self.derived("winograd", lambda: winograd.transform_weight(self.weight_and_bias()[0])).value
 
     def _product(self, x: Tensor, size: Sequence[int]) -> Tensor:
         dtype = product_dtype(x.device, x.dtype)

@@ -27,7 +27,7 @@ from fcnproto.passes import joining
 from fcnproto.passes.folding import FoldedChain, Step
 from fcnproto.passes.graphs import GraphedPlan, Recorder
 from fcnproto.passes.keeping import Latest, Watch
-from fcnproto.passes.kernels import FastConvolution, FastPooling, blobs_of
+from fcnproto.passes.kernels import FastConvolution, FastPooling, stored_blobs
 from fcnproto.passes.upsampling import FastDeconvolution
 from fcnproto.precision import canonical
 from fcnproto.schema import caffe_pb2
@@ -91,7 +91,7 @@ class OptimizedNet(Net):
 
     def _state(self) -> Hashable:
         """What a recorded graph relies on: where the blobs lie, and what was made from them."""
-        blobs = tuple((blob.data_ptr(), blob.dtype) for layer in self.layers for blob in blobs_of(layer))
+        blobs = tuple((blob.data_ptr(), blob.dtype) for layer in self.layers for blob in stored_blobs(layer))
         return blobs, self._watch.changes
 
     def _apply(self, fn: Any, recurse: bool = True) -> Net:

@@ -89,4 +89,4 @@ def flat_view(tensor: Tensor) -> Tensor:
     """All values as a vector: a view where the tensor lies densely in any order of its axes, else a copy."""
     if tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
         return tensor.as_strided((tensor.numel(),), (1,))
-    return tensor.flatten()
+    return tensor.flatten().contiguous()
