@@ -183,10 +183,15 @@ def similar_record(net: Net) -> ModelInfo | None:
 
     None where there is none, or several that want different images (colour and HHA) and as many classes.
     """
+    found = similar_records(net)
+    return found[0] if found and all(record.inputs == found[0].inputs for record in found) else None
+
+
+def similar_records(net: Net) -> list[ModelInfo]:
+    """The nets of the zoo whose layers the net has: with as many classes if there are such, else with others."""
     records = [zoo.info(name) for name in zoo.names()]
     found = [record for record in records if has_layers_of(net, record, any_classes=True)]
-    exact = [record for record in found if has_layers_of(net, record)] or found
-    return exact[0] if exact and all(record.inputs == exact[0].inputs for record in exact) else None
+    return [record for record in found if has_layers_of(net, record)] or found
 
 
 def has_layers_of(net: Net, record: ModelInfo, any_classes: bool = False) -> bool:

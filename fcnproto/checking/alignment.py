@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 from fcnproto.checking.findings import Finding
 from fcnproto.checking.kinds import found
@@ -13,7 +14,7 @@ from fcnproto.errors import DataError, LayerError
 from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.net import Net
-from fcnproto.net.roles import judges, unsplit
+from fcnproto.net.roles import judges
 from fcnproto.net.shapes import assumed_shapes, blob_shapes
 
 
@@ -27,8 +28,8 @@ def apart(net: Net, shapes: Mapping[Blob, Shape] | None = None) -> Iterator[Find
     for node in net.graph.nodes:
         if not judges(node) or len(node.bottoms) < 2:
             continue
-        label = unsplit(node.bottoms[1]).producer
-        for image in _origins(node.bottoms[0]) - {label} if label.is_data else ():
+        labels = _origins(node.bottoms[1])
+        for image, label in product(_origins(node.bottoms[0]) - labels, labels):
             pair = [layers[image], layers[label]]
             reasons = [f"{one.name!r} {what}" for one in pair for what in _random(one)]
             names = frozenset(one.name for one in pair)

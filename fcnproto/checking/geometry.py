@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,12 @@ from fcnproto.checking.findings import Finding
 from fcnproto.checking.kinds import found
 from fcnproto.errors import GraphError
 from fcnproto.graph import Blob, Node, coord_map
+from fcnproto.graph.maps import CoordMap
 from fcnproto.layers.base import Shape
+from fcnproto.layers.source import PartialShape
 from fcnproto.net import Net
 from fcnproto.net.roles import judges, unsplit
+from fcnproto.schema import caffe_pb2
 
 _GAIN_OFF, _LEARNED_OFF = 0.02, 0.25
 """How far from 1 the gain of an upsampling may be: one that stays as it is, and one that is learned."""
@@ -77,45 +81,89 @@ def gains(filters: Tensor, strides: tuple[int, int]) -> tuple[float, float]:
     return float(found.min()), float(found.max())
 
 
-def crop_offset(net: Net) -> Iterator[Finding]:
-    """Crops that begin elsewhere than the coordinate map says."""
+def crop_offset(net: Net, sources: Mapping[str, PartialShape]) -> Iterator[Finding]:
+    """Crops that begin elsewhere than the coordinate map says. `sources`: the shapes of data tops, by blob."""
     for node in net.graph.nodes:
         if node.type != "Crop" or len(node.bottoms) != 2:
             continue
-        try:
-            between = coord_map.coord_map_from_to(node.bottoms[0], node.bottoms[1])
-        except GraphError:
-            continue
-        config = node.param.crop_param
-        if not between.windowed or any(scale != 1 for scale in between.scale) or config.axis != 2:
+        between = _between(node.bottoms[0], node.bottoms[1], sources)
+        if between is None or not between.windowed or any(scale != 1 for scale in between.scale):
             continue
         wanted = [float(-shift) for shift in between.shift]
         wanted = wanted * 2 if len(wanted) == 1 else wanted
-        given = [float(offset) for offset in config.offset] or [0.0]
-        given = given * len(wanted) if len(given) == 1 else given
-        off = [have - want for have, want in zip(given, wanted, strict=False)]
+        given = _offsets(node.param.crop_param)
+        off = [have - want for have, want in zip(given, wanted, strict=True)]
         if max(map(abs, off)) > _CROP_OFF:
-            right = f"{wanted[0]:g}" if len(set(wanted)) == 1 else ", ".join(f"{value:g}" for value in wanted)
             by = f"{off[0]:+g}" if len(set(off)) == 1 else ", ".join(f"{value:+g}" for value in off)
+            right = " ".join(f"offset: {round(value)}" for value in (wanted if len(set(wanted)) > 1 else wanted[:1]))
             yield found(
                 "crop-offset",
                 [node.name],
-                f"offset {given[0]:g}, but {unsplit(node.bottoms[1]).name!r} begins at {right}: off by {by} pixels",
+                f"offset {_shown(given)}, but {unsplit(node.bottoms[1]).name!r} begins at {_shown(wanted)}: "
+                f"off by {by} pixels",
                 level="fault" if max(map(abs, off)) >= 1 else "suspect",
-                remedy=f"crop_param {{ axis: 2 offset: {round(wanted[0])} }}, or --crop aligned where none is given",
+                remedy=f"crop_param {{ axis: 2 {right} }}, or --crop aligned where none is given",
             )
 
 
-def padding(net: Net, known: Mapping[str, tuple[int, int]]) -> Iterator[Finding]:
-    """Windows over the net's own images whose padding is larger than the image. `known`: sizes of images by blob."""
-    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
-        if layer.type not in ("Convolution", "Pooling") or not node.bottoms:
+def _shown(values: Sequence[float]) -> str:
+    return f"{values[0]:g}" if len(set(values)) == 1 else ", ".join(f"{value:g}" for value in values)
+
+
+def _offsets(config: caffe_pb2.CropParameter) -> list[float]:
+    """Where a Crop of maps begins, down and to the right: one offset for all its axes, or one for each."""
+    axis = config.axis % 4
+    given = [float(offset) for offset in config.offset] or [0.0]
+    given = given * (4 - axis) if len(given) == 1 else given
+    return [given[place - axis] if 0 <= place - axis < len(given) else 0.0 for place in (2, 3)]
+
+
+def _between(start: Blob, reference: Blob, sources: Mapping[str, PartialShape]) -> CoordMap | None:
+    """The coordinate map of a Crop. A label map lies as the images of its data layer do that have its size."""
+    origin = unsplit(reference)
+    images = [reference]
+    if origin.producer.is_data and len(own := sources.get(origin.name) or ()) == 4:
+        images += [top for top in origin.producer.tops if (sources.get(top.name) or ())[2:] == own[2:]]
+    for image in images:
+        try:
+            return coord_map.coord_map_from_to(start, image)
+        except GraphError:
             continue
-        size = known.get(unsplit(node.bottoms[0]).name)
-        pads = layer.config.pad
-        pad = max([pads] if isinstance(pads, int) else list(pads) or [0])
-        if size is not None and 2 * pad >= min(size):
-            yield found("padding", [node.name], f"pad {pad} on each side of images of {size[1]}x{size[0]}")
+    return None
+
+
+def padding(net: Net, known: Mapping[str, tuple[int, int]]) -> Iterator[Finding]:
+    """Windows over the net's own images whose padding is larger than the image. `known`: sizes of images by blob; what
+    only changes values on the way (a Power layer) is looked through."""
+    sizes = {
+        blob: known[blob.name] for node in net.graph.nodes if node.is_data for blob in node.tops if blob.name in known
+    }
+    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
+        size = sizes.get(node.bottoms[0]) if node.bottoms else None
+        if size is None:
+            continue
+        if _keeps_places(node):
+            sizes.update(dict.fromkeys(node.tops, size))
+        if layer.type not in ("Convolution", "Pooling"):
+            continue
+        pads = _pads(layer.config)
+        if any(2 * pad >= extent for pad, extent in zip(pads, size, strict=True)):
+            shown = f"{pads[0]}" if pads[0] == pads[1] else f"{pads[0]} and {pads[1]}"
+            yield found("padding", [node.name], f"pad {shown} on each side of images of {size[1]}x{size[0]}")
+
+
+def _keeps_places(node: Node) -> bool:
+    """Whether a layer has no windows and moves nothing."""
+    try:
+        return coord_map.layer_map(node.param) == CoordMap()
+    except GraphError:
+        return False
+
+
+def _pads(config: Any) -> tuple[int, int]:
+    """Rows and columns that a window's padding adds on each side."""
+    pad = [config.pad] if isinstance(config.pad, int) else list(config.pad) or [0]
+    return config.pad_h or pad[0], config.pad_w or pad[-1]
 
 
 def score_stride(net: Net, shapes: Mapping[Blob, Shape]) -> Iterator[Finding]:

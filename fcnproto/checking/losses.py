@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from fcnproto.checking.findings import Finding
@@ -35,24 +35,30 @@ class Term:
         return self.places if self.mode in ("BATCH_SIZE", "NONE") else 1
 
 
-def terms(net: Net, shapes: Mapping[Blob, Shape]) -> list[Term]:
-    """The losses of a net by label, those that classify or compare place by place."""
+_CLASSIFYING = ("SoftmaxWithLoss", "InfogainLoss")
+_BY_VALUE = ("EuclideanLoss", "SigmoidCrossEntropyLoss")
+"""Losses that add up single values of their first bottom: the second kind has a mode, the first one halves squares."""
+
+
+def terms(net: Net, shapes: Mapping[Blob, Shape], kinds: Container[str] = _CLASSIFYING) -> list[Term]:
+    """The losses of a net by label, those that classify or compare place by place; none that waits for a size."""
     result = []
     layers = dict(zip(net.graph.nodes, net.layers, strict=True))
     for blob, weight in net.graph.weighted():
         node = blob.producer
         layer = layers[node]
-        if not isinstance(layer, LossLayer) or node.type not in ("SoftmaxWithLoss", "InfogainLoss"):
+        scores = shapes.get(node.bottoms[0]) if node.bottoms else None
+        if not isinstance(layer, LossLayer) or node.type not in kinds or scores is None:
             continue
-        scores = shapes.get(node.bottoms[0])
-        size = tuple(scores[2:]) if scores is not None and len(scores) > 2 else ()
-        result.append(Term(node, abs(weight), max(math.prod(size), 1), layer.mode_name))
+        size = tuple(scores[1 if node.type in _BY_VALUE else 2 :])
+        mode = "BATCH_SIZE" if node.type == "EuclideanLoss" else layer.mode_name
+        result.append(Term(node, abs(weight), max(math.prod(size), 1), mode))
     return result
 
 
 def loss_scales(net: Net, shapes: Mapping[Blob, Shape]) -> Iterator[Finding]:
     """Losses of one net of which one counts many times the other."""
-    found_terms = terms(net, shapes)
+    found_terms = terms(net, shapes, (*_CLASSIFYING, *_BY_VALUE))
     if len(found_terms) < 2:
         return
     scaled = sorted(found_terms, key=lambda term: term.weight * term.pixels)
@@ -63,7 +69,7 @@ def loss_scales(net: Net, shapes: Mapping[Blob, Shape]) -> Iterator[Finding]:
             "loss-scales",
             [large.node.name, small.node.name],
             f"{large.node.name!r} counts {ratio:.3g} times as much as {small.node.name!r} "
-            f"({large.mode} and {small.mode}, {large.places} labels an image)",
+            f"({large.mode} and {small.mode}, {large.places} values an image)",
         )
 
 
@@ -92,9 +98,11 @@ def infogain_size(net: Net, shapes: Mapping[Blob, Shape]) -> Iterator[Finding]:
             count = matrix.numel()
         elif len(node.bottoms) == 3 and node.bottoms[2] in shapes:
             count = math.prod(shapes[node.bottoms[2]])
-        if count is not None and count != scores[1] ** 2:
-            yield found(
-                "infogain-size",
-                [node.name],
-                f"H has {count} values, {scores[1]} classes need {scores[1] ** 2}",
-            )
+        if count is not None:
+            yield from matrix_differs(node.name, count, scores[1])
+
+
+def matrix_differs(name: str, count: int, classes: int) -> Iterator[Finding]:
+    """A finding where the matrix of an InfogainLoss has not a value for every pair of classes."""
+    if count != classes**2:
+        yield found("infogain-size", [name], f"H has {count} values, {classes} classes need {classes**2}")

@@ -55,7 +55,8 @@ def never_learns(net: Net) -> Iterator[Finding]:
 
 
 def no_loss(net: Net) -> Iterator[Finding]:
-    """A net in which nothing is minimised, or nothing that depends on what is learned."""
+    """A net in which nothing is minimised, or nothing that depends on what is learned; that is not asked while layers
+    wait for a size, as the first ones do whose data aren't there."""
     where = net.graph.title
     if not net.graph.weighted():
         yield found(
@@ -66,7 +67,7 @@ def no_loss(net: Net) -> Iterator[Finding]:
         )
         return
     learned = {(ref.layer, ref.index) for ref in net.parameter_places() if ref.lr_mult != 0}
-    if not learned & _asked(net):
+    if not net.unknown and not learned & _asked(net):
         names = list(dict.fromkeys(blob.producer.name for blob, _ in net.graph.weighted()))
         yield found(
             "no-loss",
@@ -78,17 +79,21 @@ def no_loss(net: Net) -> Iterator[Finding]:
 
 
 def ungrouped_bilinear(net: Net) -> Iterator[Finding]:
-    """Bilinear fillers without group: every channel then gets the sum of all, so all classes have one score."""
-    names = []
+    """Bilinear fillers without group, or with several channels in one: each gets the sum of them, so all have one
+    score."""
+    names, groups = [], {1}
     for layer in net.layers:
         if layer.type not in ("Convolution", "Deconvolution") or layer.config.weight_filler.type != "bilinear":
             continue
         weight = layer.blob(0).detach()
-        if layer.config.group == 1 and weight.shape[0] > 1 and weight.shape[1] > 1:
+        if weight.shape[0] > layer.config.group and weight.shape[1] > 1:
             alike = bool(weight.any()) and torch.equal(weight, weight[:1, :1].expand_as(weight))
             names += [layer.name] if alike else []
+            groups.add(layer.config.group)
     if names:
-        yield found("ungrouped-bilinear", names, "a bilinear weight_filler without group fills every pair of channels")
+        of = " of a group" if max(groups) > 1 else ""
+        what = f"a bilinear weight_filler {'with too few groups' if of else 'without group'}"
+        yield found("ungrouped-bilinear", names, f"{what} fills every pair of channels{of}")
 
 
 def unaligned_random(net: Net) -> Iterator[Finding]:

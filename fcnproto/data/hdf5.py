@@ -133,6 +133,14 @@ class HDF5Data(SourceLayer):
             raise DataError(f"{path}: names no HDF5 files")
         return names
 
+    def count_rows(self) -> int:
+        """How many rows all files have together. `DataError` for a missing or damaged one."""
+        rows = 0
+        for path in [resolve(name, self.base_dir) for name in self._read_list()]:
+            with _opened(path) as file:
+                rows += len(_dataset(file, path, self.param.top[0]))
+        return rows
+
     def _read_file(self, path: str) -> list[np.ndarray]:
         with _opened(path) as file:
             datasets = [_dataset(file, path, top) for top in self.param.top]

@@ -46,7 +46,7 @@ def grave_findings(given: Net | Solver) -> list[Finding]:
 def _rules(subject: Subject) -> Iterator[Iterator[Finding]]:
     net = subject.net
     yield geometry.upsampling_gain(net)
-    yield geometry.crop_offset(net)
+    yield geometry.crop_offset(net, subject.sources)
     yield losses.infogain_size(net, subject.shapes)
     yield source_rules(subject)
     if subject.solver is None:

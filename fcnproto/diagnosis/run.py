@@ -177,7 +177,7 @@ def _of_files(subject: Subject, classes: Sequence[str]) -> Iterator[Finding]:
     else:
         yield from rules.ungrouped_bilinear(net)
     yield from geometry.upsampling_gain(net)
-    yield from geometry.crop_offset(net)
+    yield from geometry.crop_offset(net, subject.sources)
     yield from geometry.padding(net, subject.image_sizes())
     yield from geometry.score_stride(net, subject.shapes)
     yield from losses.loss_weight_forgotten(net)

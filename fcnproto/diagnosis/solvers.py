@@ -13,6 +13,7 @@ from fcnproto.checking.findings import Finding, listed
 from fcnproto.checking.kinds import found
 from fcnproto.checking.losses import Term, terms
 from fcnproto.data.database import Data
+from fcnproto.data.hdf5 import HDF5Data
 from fcnproto.data.image_data import ImageData, read_image_list
 from fcnproto.data.paths import resolve
 from fcnproto.data.records import open_records
@@ -171,6 +172,8 @@ def _items(net: Net) -> Iterator[tuple[int, int]]:
         for layer in net.data_layers():
             if isinstance(layer, ImageData):
                 yield len(read_image_list(resolve(layer.config.source, layer.base_dir))), layer.config.batch_size
+            elif isinstance(layer, HDF5Data):
+                yield layer.count_rows(), layer.config.batch_size
             elif isinstance(layer, Data):
                 records = open_records(resolve(layer.config.source, layer.base_dir), layer.config.backend)
                 try:

@@ -16,19 +16,21 @@ from fcnproto.checking.findings import Finding, listed, some
 from fcnproto.checking.kinds import found
 from fcnproto.data.database import Data
 from fcnproto.data.folder_layer import ImageMaskLayer
+from fcnproto.data.hdf5 import HDF5Data
 from fcnproto.data.image_data import ImageData, read_image_list
-from fcnproto.data.paths import find
+from fcnproto.data.paths import find, read_list
 from fcnproto.data.published import PublishedLayer
 from fcnproto.data.records import open_records
 from fcnproto.data.window_data import WindowData
 from fcnproto.diagnosis.places import located, places_in
 from fcnproto.diagnosis.subject import Subject
-from fcnproto.errors import DataError
+from fcnproto.errors import DataError, WeightsError
 from fcnproto.graph import Blob, Node
 from fcnproto.layers.base import Layer
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net.roles import unsplit
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.weights import read_blob
 
 _BGR = (104.0, 117.0, 123.0)
 """About ImageNet's mean as blue, green, red; by it the order of a mean is known."""
@@ -79,24 +81,26 @@ def _values(subject: Subject, node: Node, layer: Layer) -> Iterator[Finding]:
         return
     mean, scale = _mean(layer), _scale(layer)
     below = list(readers(node.tops[0]))
-    shifts = [(one, shift) for one in below if (shift := _shift(subject, one)) < _LARGE_SHIFT]
-    scales = [one for one in below if one.type == "Power" and abs(one.param.power_param.scale) < _SMALL_SCALE]
+    changes = [(one, *_change(subject, one)) for one in below]
+    shifts = [(one, by) for one, _, by in changes if by < _LARGE_SHIFT]
+    scales = [(one, factor) for one, factor, _ in changes if 0 < abs(factor) < _SMALL_SCALE]
     if mean and shifts:
         yield found(
             "mean-twice",
             [layer.name, shifts[0][0].name],
-            f"{layer.name!r} takes off {mean}, and {shifts[0][0].name!r} ({shifts[0][0].type}) {-shifts[0][1]:g}",
+            f"{layer.name!r} takes off {mean}, and {shifts[0][0].name!r} ({shifts[0][0].type}) {-shifts[0][1]:.4g}",
         )
     elif mean and (lowest := _lowest(layer)) < _IMPOSSIBLE:
         yield found(
             "mean-twice", [layer.name], f"{layer.name!r} takes off {mean}, and gives values down to {lowest:.4g} then"
         )
     if abs(scale) < _SMALL_SCALE and scales:
-        seen = f"{layer.name!r} scales by {scale:g}, and {scales[0].name!r} (Power) by"
-        yield found("scale-twice", [layer.name, scales[0].name], f"{seen} {scales[0].param.power_param.scale:g}")
-    values = _mean_values(layer)
+        again, factor = scales[0]
+        seen = f"{layer.name!r} scales by {scale:g}, and {again.name!r} ({again.type}) by {factor:.4g}"
+        yield found("scale-twice", [layer.name, again.name], seen)
+    values = _channel_means(layer)
     if len(values) == 3 and _is_reversed(values):
-        shown = ", ".join(f"{value:g}" for value in values)
+        shown = ", ".join(f"{value:.4g}" for value in values)
         yield found("channel-order", [layer.name], f"mean {shown} for images that are read as blue, green, red")
     elif len(values) == 3 and isinstance(layer, Data):
         yield from _stored_order(layer, values)
@@ -105,18 +109,19 @@ def _values(subject: Subject, node: Node, layer: Layer) -> Iterator[Finding]:
         yield found("no-mean", [layer.name], "values go from 0 to 255 into " + some([one.name for one in below]))
 
 
-def _shift(subject: Subject, node: Node) -> float:
-    """What a layer adds to all its values (on the mean of the channels), where that isn't learned."""
+def _change(subject: Subject, node: Node) -> tuple[float, float]:
+    """By what a layer that isn't learned multiplies its bottom, and what it adds before that, in the bottom's own scale
+    (on the mean of the channels): 1 and 0 of layers that do nothing of the kind."""
     if node.type == "Power":
-        return float(node.param.power_param.shift)
-    if node.type not in ("Bias", "Scale"):
-        return 0.0
-    blobs, rates = subject.net.params[node.name], list(node.param.param)
-    place = len(blobs) - 1
-    if not blobs or (node.type == "Scale" and not node.param.scale_param.bias_term):
-        return 0.0
-    learned = len(rates) <= place or rates[place].lr_mult != 0
-    return 0.0 if learned else float(blobs[place].detach().mean())
+        config = node.param.power_param
+        return float(config.scale), float(config.shift) / (float(config.scale) or 1.0)
+    if node.type not in ("Bias", "Scale") or len(node.bottoms) > 1:
+        return 1.0, 0.0
+    known = [float(blob.detach().mean()) for blob in subject.net.params[node.name]]
+    learned = [place >= len(node.param.param) or node.param.param[place].lr_mult != 0 for place in range(len(known))]
+    factor = known[0] if node.type == "Scale" and not learned[0] else 1.0
+    shift = known[-1] if not learned[-1] and (node.type == "Bias" or len(known) > 1) else 0.0
+    return factor, shift / (factor or 1.0)
 
 
 def _lowest(layer: Layer) -> float:
@@ -151,6 +156,21 @@ def _mean_values(layer: Layer) -> list[float]:
         mean = layer.options.get("mean", getattr(layer, "mean", None))
         return [float(value) for value in mean] if isinstance(mean, (list, tuple)) else [1.0] if mean else []
     return []
+
+
+def _channel_means(layer: Layer) -> list[float]:
+    """The mean of each channel that a data layer takes off, be it of a file."""
+    transform = layer.param.transform_param
+    if not isinstance(layer, (Data, ImageData, WindowData)) or not transform.mean_file:
+        return _mean_values(layer)
+    path = find(transform.mean_file, layer.base_dir)
+    try:
+        blob = None if path is None else read_blob(path)
+    except WeightsError:
+        return []
+    if blob is None or blob.ndim < 3:
+        return []
+    return [float(value) for value in blob.reshape(blob.shape[-3], -1).mean(1)]
 
 
 def _scale(layer: Layer) -> float:
@@ -269,17 +289,20 @@ def _bom(layer: Layer, path: str) -> Iterator[Finding]:
 
 
 def _listed(layer: Layer, path: str) -> Iterator[Finding]:
-    if not isinstance(layer, ImageData):
+    """Files that a list of images or of HDF5 files names, and that aren't there."""
+    if not isinstance(layer, (ImageData, HDF5Data)):
         return
     try:
-        entries = read_image_list(path)
+        if isinstance(layer, HDF5Data):
+            names = read_list(path, "list of files").split()
+        else:
+            names = [layer.config.root_folder + name for name, _ in read_image_list(path)]
     except DataError as error:
         yield found("missing-files", [layer.name], str(error))
         return
-    folder = layer.config.root_folder
-    missing = [name for name, _ in entries[:_LISTED_FILES] if find(folder + name, layer.base_dir) is None]
+    missing = [name for name in names[:_LISTED_FILES] if find(name, layer.base_dir) is None]
     if missing:
-        seen = f"{len(missing)} of {len(entries)} files of {path} are missing, first {folder + missing[0]!r}"
+        seen = f"{len(missing)} of {len(names)} files of {path} are missing, first {missing[0]!r}"
         yield found("missing-files", [layer.name], seen)
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcnproto.checking.findings import Finding
+from fcnproto.checking.findings import Finding, listed
 from fcnproto.checking.geometry import sizes_differ
 from fcnproto.checking.kinds import found
+from fcnproto.checking.losses import matrix_differs
 from fcnproto.data.paths import find
 from fcnproto.diagnosis.places import Places, places_in
 from fcnproto.errors import DataError, FcnprotoWarning, GraphError, LayerError, WeightsError
@@ -25,6 +26,7 @@ from fcnproto.layers.base import Shape
 from fcnproto.layers.registry import lookup
 from fcnproto.net import Net
 from fcnproto.net.net import type_facts
+from fcnproto.net.roles import unsplit
 from fcnproto.net.shapes import assumed_shapes, blob_shapes
 from fcnproto.net.weights import CopyReport, MisfitError
 from fcnproto.schema import caffe_pb2
@@ -160,15 +162,34 @@ def _made(source: NetSource, files: list[str], reading: dict[str, Any]) -> Subje
     reports = []
     for file in files:
         try:
-            reports.append((file, net.copy_from(file)))
-        except MisfitError as error:
-            findings.append(found("old-classes", file, str(error).removeprefix(f"{file}: ")))
+            report, misfits = _copied(net, file)
+            findings += misfits
+            reports.append((file, report))
         except WeightsError as error:
             if "fills no layer" not in str(error):
                 raise
             findings.append(found("few-weights", file, str(error).removeprefix(f"{file}: ")))
     net.fill_params()
     return Subject(str(source.file), net, reports=reports, has_weights=bool(files), whole=whole, findings=findings)
+
+
+def _copied(net: Net, file: str) -> tuple[CopyReport, list[Finding]]:
+    """What a file fills of a net; the layers that don't fit are left out and said."""
+    try:
+        return net.copy_from(file), []
+    except MisfitError as error:
+        misfits, first = [error], str(error).removeprefix(f"{file}: ")
+    rest = set(range(len(net.layers)))
+    while True:
+        rest.discard(misfits[-1].index)
+        try:
+            report = net.copy_from(file, only=rest)
+            break
+        except MisfitError as error:
+            misfits.append(error)
+    names = [net.layers[misfit.index].name for misfit in misfits]
+    more = f" ({listed(names[1:])}: neither)" if len(names) > 1 else ""
+    return report, [found("old-classes", file, first + more, layers=names)]
 
 
 def _net(param: caffe_pb2.NetParameter, source: NetSource, files: list[str], reading: dict[str, Any]) -> Net:
@@ -211,22 +232,19 @@ def _why_no_loss(bare: Net, source: NetSource) -> Iterator[Finding]:
         scores, labels = (shapes.get(_plain_name(blob)) for blob in node.bottoms[:2])
         yield from sizes_differ(node, scores, labels)
         if node.type == "InfogainLoss" and scores is not None and len(scores) > 1:
-            yield from _matrix(node.name, node.param, scores[1], source.base_dir)
+            drawn = shapes.get(_plain_name(node.bottoms[2])) if len(node.bottoms) > 2 else None
+            count = _matrix(node.param, source.base_dir) if drawn is None else math.prod(drawn)
+            yield from () if count is None else matrix_differs(node.name, count, scores[1])
 
 
 def _plain_name(blob: Blob) -> str:
-    while blob.producer.type == "Split":
-        blob = blob.producer.bottoms[0]
-    return blob.name
+    return unsplit(blob).name
 
 
-def _matrix(name: str, param: caffe_pb2.LayerParameter, classes: int, base_dir: Path | None) -> Iterator[Finding]:
+def _matrix(param: caffe_pb2.LayerParameter, base_dir: Path | None) -> int | None:
+    """How many values the matrix in an InfogainLoss's file has, where it is there."""
     path = find(param.infogain_loss_param.source, None if base_dir is None else str(base_dir))
-    if path is None:
-        return
-    count = math.prod(read_blob(path).shape)
-    if count != classes**2:
-        yield found("infogain-size", [name], f"H has {count} values, {classes} classes need {classes**2}")
+    return None if path is None else math.prod(read_blob(path).shape)
 
 
 _TOLD_OTHERWISE = (

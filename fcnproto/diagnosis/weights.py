@@ -8,9 +8,11 @@ from fcnproto.checking.findings import Finding, some
 from fcnproto.checking.kinds import found
 from fcnproto.diagnosis.subject import Subject
 from fcnproto.errors import GraphError
+from fcnproto.net import Net
 from fcnproto.net.roles import judged_blobs, score_blobs
-from fcnproto.preprocessing import similar_record
+from fcnproto.preprocessing import similar_records
 
+_RANDOM = ("gaussian", "msra", "positive_unitball", "uniform", "xavier")
 _FEW = 0.5
 """Share of a net's parameters: weights that fill less were made for another net."""
 
@@ -39,15 +41,25 @@ def _few(subject: Subject) -> Iterator[Finding]:
 
 
 def _none(subject: Subject) -> Iterator[Finding]:
-    record = similar_record(subject.net)
-    if record is None or not subject.net.params:
-        return
-    begins = ", ".join(record.initial_weights) or record.name
-    yield found(
-        "no-weights",
-        subject.title,
-        f"its layers are those of {record.name}, which was trained from the weights of {begins}; none are given",
-    )
+    records = similar_records(subject.net) if subject.net.params else []
+    if records:
+        name, begins = records[0].name, ", ".join(records[0].initial_weights) or records[0].name
+        seen = f"its layers are those of {name}, which was trained from the weights of {begins}; none are given"
+        yield found("no-weights", subject.title, seen)
+    elif frozen := list(_drawn_and_frozen(subject.net)):
+        seen = "lr_mult is 0, and the weights are the filler's random numbers; none are given"
+        yield found("no-weights", frozen, seen)
+
+
+def _drawn_and_frozen(net: Net) -> Iterator[str]:
+    """Layers before all that is learned that keep the random numbers that they begin with."""
+    weights = [ref for ref in net.parameter_places() if ref.index == 0]
+    learned = [ref.layer for ref in weights if ref.lr_mult != 0]
+    for ref in weights:
+        layer = net.layers[ref.layer]
+        drawn = bool(layer.blob_fillers) and layer.blob_fillers[0].type in _RANDOM
+        if drawn and ref.lr_mult == 0 and ref.layer < min(learned, default=0):
+            yield layer.name
 
 
 def class_count(subject: Subject, classes: Sequence[str] | None) -> Iterator[Finding]:

@@ -454,10 +454,11 @@ class Net(Described, nn.Module):
                 binding.fill_blob(layers[ref.layer], ref.index)
         self._unfilled.clear()
 
-    def copy_from(self, path: PathLike, *, may_fill_nothing: bool = False) -> CopyReport:
+    def copy_from(self, path: PathLike, *, may_fill_nothing: bool = False, only: set[int] | None = None) -> CopyReport:
         """Copy weights from a .caffemodel or .caffemodel.h5 by layer name, by Caffe's rules, or from a .safetensors.
 
         With `may_fill_nothing` a Caffe file none of whose layers the net has is only warned of, as all that is missing.
+        `only`: the places of the layers to copy to, all others are left as they are.
 
         Layers that the file lacks keep their values; a warning names them. Returns what was copied, left and ignored.
 
@@ -465,7 +466,7 @@ class Net(Described, nn.Module):
             WeightsError: the file is damaged or of another kind; a layer's blobs differ in number or shape (both are
                 named); or the file fills no layer at all.
         """
-        report, filled = copy_weights(self, Path(path), may_fill_nothing)
+        report, filled = copy_weights(self, Path(path), may_fill_nothing, only)
         self._unfilled -= filled
         self._copied.append(Path(path))
         take_meta(self, Path(path))

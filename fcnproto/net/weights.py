@@ -96,7 +96,9 @@ def copy_weights(
                 matched = _match(net, index, layer, source, path, stored.kind == "hdf5")
             except MisfitError as error:
                 pairs = [(one, targets[one.name][1]) for one in stored.layers if one.name in targets]
-                raise MisfitError(f"{error}; {net._assumed or _advice(pairs, path)}") from None
+                said = MisfitError(f"{error}; {net._assumed or _advice(pairs, path)}")
+                said.index = index
+                raise said from None
             if matched:
                 copied.append(source.name)
                 plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
@@ -174,7 +176,9 @@ def warn_missing(paths: Sequence[str | os.PathLike[str]], layers: Sequence[str])
 
 
 class MisfitError(WeightsError):
-    """A layer of the file and the net's layer of its name have other blobs."""
+    """A layer of the file and the net's layer of its name have other blobs. `index`: the net's layer."""
+
+    index: int = -1
 
 
 def _advice(pairs: Sequence[tuple[StoredLayer, Layer]], path: Path) -> str:
