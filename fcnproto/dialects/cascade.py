@@ -15,7 +15,7 @@ from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.examples import Draw, regions
 from fcnproto.layers.registry import register
 
-_MODES = ("IOU", "IOMU", "IOFU")
+MODES = ("IOU", "IOMU", "IOFU")
 """Overlap over the union, over the smaller box, over the kept box."""
 
 
@@ -31,6 +31,13 @@ def share(kept: Tensor, others: Tensor, mode: str, one: float) -> Tensor:
     return torch.where((a > 0) & (b > 0), shared / whole.clamp(min=torch.finfo(whole.dtype).tiny), 0)
 
 
+def middles(height: int, width: int, stride: float, like: Tensor) -> Tensor:
+    """The middles x, y (H * W, 2) of the places of a map that are `stride` pixels apart."""
+    options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    y, x = torch.meshgrid(torch.arange(height, **options), torch.arange(width, **options), indexing="ij")
+    return (torch.stack([x.flatten(), y.flatten()], 1) + 0.5) * stride
+
+
 def field_boxes(values: Tensor, field: Tensor, stride: float, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Boxes as a place of a map predicts them: top left corners (..., H * W, 2) and sizes (..., H * W, 2).
 
@@ -41,16 +48,23 @@ def field_boxes(values: Tensor, field: Tensor, stride: float, bounds: tuple[floa
     """
     height, width = values.shape[-2:]
     by_place = values.flatten(-2).transpose(-1, -2)
-    options: dict[str, Any] = {"dtype": values.dtype, "device": values.device}
-    y, x = torch.meshgrid(torch.arange(height, **options), torch.arange(width, **options), indexing="ij")
-    middle = (torch.stack([x.flatten(), y.flatten()], 1) + 0.5) * stride
+    middle = middles(height, width, stride, values)
     reach, ratio = 1 / bounds[0], math.log(bounds[1])
     centre = by_place[..., :2].clamp(-reach, reach) * field + middle
     size = by_place[..., 2:].clamp(-ratio, ratio).exp() * field
     return centre - size / 2, size
 
 
-class _Normalised(Layer):
+def moved(boxes: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (..., 4) whose last pixel belongs to them, moved by predictions (..., 4): the centre by x and y in units of
+    the size, the size by the exponent of w and h. Returns corners and sizes (..., 2)."""
+    size = boxes[..., 2:] - boxes[..., :2] + 1
+    centre = moves[..., :2] * size + 0.5 * (boxes[..., 2:] + boxes[..., :2])
+    size = size * moves[..., 2:].exp()
+    return centre - (size - 1) / 2, size
+
+
+class Normalised(Layer):
     """A layer whose predictions are divided by `bbox_std` after `bbox_mean` was taken off."""
 
     in_place = False
@@ -75,7 +89,7 @@ class _Normalised(Layer):
         return values * values.new_tensor(self.std).view(shape) + values.new_tensor(self.mean).view(shape)
 
 
-class _FieldOutput(_Normalised):
+class _FieldOutput(Normalised):
     """What BoxOutput and BoxGroupOutput share: suppression of each image's boxes, and the tops (R, 5, 1, 1) of rows
     image, x1, y1, x2, y2 and (R, 6, 1, 1) with the score behind."""
 
@@ -86,8 +100,8 @@ class _FieldOutput(_Normalised):
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.read_normalisation()
         config = self.config
-        if config.nms_type not in _MODES:
-            self.fail(f'nms_type "{config.nms_type}": expected one of {", ".join(_MODES)}')
+        if config.nms_type not in MODES:
+            self.fail(f'nms_type "{config.nms_type}": expected one of {", ".join(MODES)}')
         if not (config.field_xyr > 0 and config.field_whr >= 1):
             self.fail("field_xyr must be positive and field_whr at least 1")
 
@@ -227,7 +241,7 @@ class BoxGroupOutput(_FieldOutput):
 
 
 @register("DecodeBBox")
-class DecodeBBox(_Normalised):
+class DecodeBBox(Normalised):
     """Regions (R, 5) moved by predictions (R, 8), of which the last four count: the centre by x and y in units of the
     size, which is scaled by the exponent of w and h. The top is (R, 5, 1, 1).
 
@@ -265,10 +279,7 @@ class DecodeBBox(_Normalised):
         rows = priors.reshape(count, 5)
         boxes = rows[:, 1:]
         moves = self.as_predicted(values.reshape(count, 8)[:, 4:], 1)
-        size = boxes[:, 2:] - boxes[:, :2] + 1
-        centre = moves[:, :2] * size + 0.5 * (boxes[:, 2:] + boxes[:, :2])
-        size = size * moves[:, 2:].exp()
-        start = centre - (size - 1) / 2
+        start, size = moved(boxes, moves)
         made = torch.cat([rows[:, :1], start, start + size - 1], 1)
         if self.training:
             valid = (made[:, 1:3] <= made[:, 3:]).all(1)

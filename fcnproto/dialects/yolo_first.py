@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.dialects import boxes as box
+from fcnproto.dialects.fields import FieldLoss
 from fcnproto.dialects.yolo import corners, overlap_of
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
@@ -105,7 +106,9 @@ def corner_of(boxes: Tensor, side: int) -> Tensor:
 
 @register("DetectionLoss")
 class DetectionLoss(LossLayer):
-    """The first YOLO's loss, the sum of squares: of how sure boxes are where they are to find nothing, over their
+    """mscnn's loss where `cls_num` is given (`dialects/fields.py`), else the first YOLO's.
+
+    That is the sum of squares: of how sure boxes are where they are to find nothing, over their
     number; over the number of objects those of classes, of the box that overlaps the object most (or, where none does,
     is nearest), and of how sure it is, less 1. Each times its `_scale`.
 
@@ -113,23 +116,38 @@ class DetectionLoss(LossLayer):
     is that of the squares' halves over N, for how sure the box is with its overlap in place of 1, as in the fork.
     """
 
-    fork = "caffe-yolo"
+    fork = "caffe-yolo; mscnn"
     config_field = "detection_loss_param"
+    also_reads = ("bbox_reg_param", "loss_param")
+
+    def __init__(self, param: caffe_pb2.LayerParameter, num_tops: int | None = None) -> None:
+        super().__init__(param, num_tops)
+        self.of_fields = FieldLoss(param, num_tops) if param.detection_loss_param.HasField("cls_num") else None
 
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
+        if self.of_fields is not None:
+            return self.of_fields.suitable_values(bottom, first)
         return one_object if bottom == 1 else None
+
+    def draws_numbers(self) -> bool:
+        return self.of_fields is not None and self.of_fields.draws_numbers()
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)
-        check_counts(self, shapes)
+        if self.of_fields is not None:
+            self.of_fields.setup(shapes)
+        else:
+            check_counts(self, shapes)
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        return [()]
+        return [()] if self.of_fields is None else self.of_fields.top_shapes(shapes)
 
     def plain(self, request: Request) -> Piece:
         raise Unsayable("it is a loss to train a detector with")
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        if self.of_fields is not None:
+            return self.of_fields.forward(x, labels)
         values = at_least_float32(x)
         with torch.no_grad():
             loss, differences = self.compute(values, at_least_float32(labels))

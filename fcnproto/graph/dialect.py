@@ -17,6 +17,7 @@ DIALECTS = (
     "hed",
     "imcl",
     "intel",
+    "mscnn",
     "nvidia",
     "pspnet",
     "segnet",

@@ -35,6 +35,12 @@ _SIGNS: tuple[tuple[str, frozenset[str]], ...] = (
     ("segnet", frozenset({"bn_param.bn_mode", "loss_param.class_weighting", "dense_image_data_param"})),
     ("pspnet", frozenset({"bn_param.slope_filler", "bn_param.frozen", "bn_param.momentum"})),
     ("deeplab1", frozenset({"convolution_param.hole", "convolution_param.hole_h", "softmaxloss_param"})),
+    (
+        "mscnn",
+        frozenset(
+            {"image_gt_data_param", "box_output_param", "detection_accuracy_param", "detection_loss_param.cls_num"}
+        ),
+    ),
     ("cascade-rcnn", frozenset({"bbox_reg_param", "box_group_output_param", "roi_pooling_param.pad_ratio"})),
     ("happynear", frozenset({"normalize_param", "flip_param", "insanity_param"})),
     ("nvidia", frozenset({"batch_norm_param.scale_bias", "pooling_param.torch_pooling"})),

@@ -23,7 +23,7 @@ from fcnproto.schema.text import format_message, parse
 from fcnproto.schema.upgrade import FURTHER_V1_TYPES, V1_TYPES
 
 DIALECTS: dict[str, tuple[str, ...]] = {
-    "cascade-rcnn": ("zhaoweicai/cascade-rcnn", "zhaoweicai/mscnn"),
+    "cascade-rcnn": ("zhaoweicai/cascade-rcnn",),
     "ctpn": ("tianzhi0549/CTPN",),
     "deconvnet": ("HyeonwooNoh/caffe",),
     "deeplab1": ("TheLegendAli/DeepLab-Context",),
@@ -32,6 +32,7 @@ DIALECTS: dict[str, tuple[str, ...]] = {
     "hed": ("s9xie/hed", "zeakey/DeepSkeleton"),
     "imcl": ("cjsure/imcl-caffe",),
     "intel": ("intel/caffe",),
+    "mscnn": ("zhaoweicai/mscnn",),
     "nvidia": ("NVIDIA/caffe",),
     "pspnet": ("hszhao/PSPNet", "yjxiong/caffe"),
     "segnet": ("alexgkendall/caffe-segnet", "TimoSaemann/caffe-enet"),

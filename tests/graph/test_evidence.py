@@ -31,6 +31,7 @@ SIGNS = [
     ('layer { type: "Pooling" pooling_param { pool: AVE } }', None),
     ('layer { type: "Normalize" normalize_param {} }', "happynear"),
     ('layer { type: "ROIPooling" roi_pooling_param { pad_ratio: 0.5 } }', "cascade-rcnn"),
+    ('layer { type: "BboxAccuracy" bbox_reg_param {} } layer { type: "BoxOutput" box_output_param {} }', "mscnn"),
     ('layers { type: CONVOLUTION convolution_param { hole: 2 } }', "deeplab1"),
     (PRIORS.format("min_size: 30 max_size: 60 aspect_ratio: 2", 16), "ssd"),
     (PRIORS.format("min_size: 30 max_size: 60 aspect_ratio: 2 aspect_ratio: 5 flip: false", 32), "textboxes"),
