@@ -10,16 +10,8 @@ from PIL import Image
 
 from fcnproto.data.published import load_color
 from fcnproto.errors import DataError, FcnprotoWarning, WeightsError
-from fcnproto.images import (
-    Preprocessing,
-    find_images,
-    limit_side,
-    parse_mean,
-    read_depth,
-    read_image,
-    read_mean,
-    to_blob,
-)
+from fcnproto.image_files import find_images
+from fcnproto.images import Preprocessing, limit_side, parse_mean, read_depth, read_image, read_mean, to_blob
 from fcnproto.schema.weights import write_blob
 
 

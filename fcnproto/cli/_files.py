@@ -195,7 +195,7 @@ def _what_input(path: Path, given: Path) -> str:
 
 def _read_from(path: Path, inputs: Sequence[Path]) -> Path | None:
     """The input folder among whose images the output is already; None where it is in none."""
-    from fcnproto.images import SUFFIXES
+    from fcnproto.image_files import SUFFIXES
 
     if not path.is_file() or path.suffix.lower() not in SUFFIXES:
         return None

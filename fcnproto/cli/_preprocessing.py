@@ -51,7 +51,7 @@ def input_values(
 
     A picture after `--input` counts as one after `--image`. Raises `UsageError` and `DataError`.
     """
-    from fcnproto.images import SUFFIXES
+    from fcnproto.image_files import SUFFIXES
     from fcnproto.inspect.running import read_array, read_arrays
 
     pictures = [text for text in arrays if Path(text).suffix.lower() in SUFFIXES]

@@ -54,7 +54,7 @@ def command(
 
     With --cluster through Ray, to Parquet: a row an image.
     """
-    from fcnproto.images import find_images
+    from fcnproto.image_files import find_images
     from fcnproto.inspect.features import FORMATS, extract_features, summary
     from fcnproto.net.roles import fixed_image_size, image_inputs
     from fcnproto.preprocessing import preprocessing_of

@@ -32,7 +32,8 @@ def command(depths: Sequence[Path], output: Path, camera: str, unit: float, as_j
 
     from fcnproto.atomic import atomic_write
     from fcnproto.data.hha import hha
-    from fcnproto.images import find_images, read_depth
+    from fcnproto.image_files import find_images
+    from fcnproto.images import read_depth
 
     intrinsics = _camera(camera)
     if not unit > 0:

@@ -77,7 +77,8 @@ def _has_bands(folder: str) -> bool:
     """Whether the first image of a folder is no picture: an array, or of more than three bands."""
     from fcnproto.bands import TIFF
     from fcnproto.data.records import is_leveldb, is_lmdb
-    from fcnproto.images import find_images, read_bands
+    from fcnproto.image_files import find_images
+    from fcnproto.images import read_bands
 
     if is_lmdb(folder) or is_leveldb(folder):
         return False
@@ -92,7 +93,7 @@ def _has_bands(folder: str) -> bool:
 
 def _of_bands(folder: str, output: Path | None, as_json: bool) -> int:
     from fcnproto.data.statistics import band_statistics, write_statistics
-    from fcnproto.images import find_images
+    from fcnproto.image_files import find_images
 
     if output is not None and output.suffix.lower() != ".json":
         raise UsageError(f"{output}: mean and scale of bands are written as .json")

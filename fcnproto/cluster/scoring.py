@@ -19,7 +19,7 @@ from fcnproto.cluster.sinks import Sink, sink_of
 from fcnproto.cluster.sources import Corpus, PathLike
 from fcnproto.cluster.work import Row, Run, Work
 from fcnproto.errors import DataError, UsageError
-from fcnproto.images import SUFFIXES
+from fcnproto.image_files import SUFFIXES
 
 if TYPE_CHECKING:
     from fcnproto.net import Net

@@ -16,7 +16,7 @@ from typing import IO, Any
 from fcnproto.cluster import places
 from fcnproto.cluster.chunks import Chunk, Failure, Item, cut, key
 from fcnproto.errors import DataError, UsageError, first_line
-from fcnproto.images import SUFFIXES, find_images
+from fcnproto.image_files import SUFFIXES, find_images
 
 PathLike = str | os.PathLike[str]
 

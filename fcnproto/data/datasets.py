@@ -27,7 +27,8 @@ from fcnproto.data import published
 from fcnproto.data.mask_sources import ENDINGS, open_masks
 from fcnproto.data.masks import Colour
 from fcnproto.errors import DataError, UsageError
-from fcnproto.images import Picture, Preprocessing, as_image, find_images, to_blob
+from fcnproto.image_files import find_images
+from fcnproto.images import Picture, Preprocessing, as_image, to_blob
 from fcnproto.schema import caffe_pb2
 
 PathLike = str | os.PathLike[str]

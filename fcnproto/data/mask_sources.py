@@ -28,7 +28,7 @@ from fcnproto.data.label_files import (
 from fcnproto.data.masks import ARRAYS, Colour, read_mask
 from fcnproto.data.shapes import Size
 from fcnproto.errors import DataError, UsageError
-from fcnproto.images import SUFFIXES
+from fcnproto.image_files import SUFFIXES
 
 PathLike = str | os.PathLike[str]
 

@@ -22,7 +22,8 @@ from fcnproto.data.paths import find
 from fcnproto.data.published import PublishedLayer
 from fcnproto.diagnosis.subject import Subject
 from fcnproto.errors import DataError, LayerError
-from fcnproto.images import SUFFIXES, find_images, read_image
+from fcnproto.image_files import SUFFIXES, find_images
+from fcnproto.images import read_image
 from fcnproto.layers.source import SourceLayer
 from fcnproto.net.roles import judged_blobs, score_blobs
 

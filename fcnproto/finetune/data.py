@@ -17,7 +17,8 @@ from fcnproto.data.statistics import band_statistics
 from fcnproto.errors import DataError, UsageError
 from fcnproto.finetune.nets import Base
 from fcnproto.finetune.settings import Settings
-from fcnproto.images import find_images, read_bands
+from fcnproto.image_files import find_images
+from fcnproto.images import read_bands
 from fcnproto.net.assigning import assign, by_name
 from fcnproto.preprocessing import Chosen
 from fcnproto.scoring.scoring import nothing_to_see

@@ -11,7 +11,8 @@ from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
     from fcnproto.net.calling import Outputs
-    from fcnproto.net.net import Net, load
+    from fcnproto.net.loading import load
+    from fcnproto.net.net import Net
 
 __all__ = [
     "Net",
@@ -24,6 +25,6 @@ __getattr__, __dir__ = lazily(
     {
         "Net": "fcnproto.net.net",
         "Outputs": "fcnproto.net.calling",
-        "load": "fcnproto.net.net",
+        "load": "fcnproto.net.loading",
     },
 )

@@ -1,4 +1,4 @@
-"""`Net`: a Caffe net as a `torch.nn.Module`, and `load`, which makes one from files."""
+"""`Net`: a Caffe net as a `torch.nn.Module`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ import fcnproto.data
 import fcnproto.dialects
 import fcnproto.layers
 import fcnproto.scenes  # noqa: F401  these register the layer types
-from fcnproto import precision, zoo
+from fcnproto import precision
 from fcnproto.data.alignment import warn_unaligned
-from fcnproto.errors import DataError, FcnprotoWarning, GraphError, LayerError
-from fcnproto.escaping import one_line
+from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
 from fcnproto.graph import Graph, build_graph
 from fcnproto.graph.crops import read_offsets
 from fcnproto.graph.dialect import ALIGNED_CROPS, checked
 from fcnproto.graph.evidence import dialect_of, warn_undecided
 from fcnproto.graph.facts import TypeFacts
-from fcnproto.graph.rules import phase_value
 from fcnproto.layers.base import Layer
 from fcnproto.layers.placeholder import class_for
 from fcnproto.layers.registry import lookup
@@ -39,16 +37,16 @@ from fcnproto.net.locking import Lock
 from fcnproto.net.making import make_layers
 from fcnproto.net.params import LearnableParam
 from fcnproto.net.plan import Plan, make_plan, runnable, why_missing
-from fcnproto.net.refusals import caffe_refusals
+from fcnproto.net.setting_up import set_up
 from fcnproto.net.stored_shapes import StoredShapes
 from fcnproto.net.unknown import Unknown, refuse_unknown, warn_unknown
-from fcnproto.net.weights import CopyReport, copy_all, copy_weights, save_with_meta, warn_missing
+from fcnproto.net.waiting import settle, size_by_weights
+from fcnproto.net.weights import CopyReport, copy_weights, save_with_meta, warn_missing
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.fork_schema import ForkSchema
-from fcnproto.schema.text import read_net
 from fcnproto.schema.upgrade import needs_upgrade, upgrade_net
 
-__all__ = ["LearnableParam", "Net", "Outputs", "load"]
+__all__ = ["LearnableParam", "Net", "Outputs"]
 
 PathLike = str | os.PathLike[str]
 
@@ -133,7 +131,7 @@ class Net(Described, nn.Module):
         folder = None if base_dir is None else Path(base_dir)
         layers = make_layers(self.graph, folder, allow_python, file, allow_writes, dialect, strict)
         warn_unknown(param, self.graph, file, schema)
-        sources, self._assumed = sizing.set_up(self.graph, layers, shapes or {}, StoredShapes(sized_by))
+        sources, self._assumed = set_up(self.graph, layers, shapes or {}, StoredShapes(sized_by))
         self._source_shapes = {blob.name: shape for blob, shape in sources.items()}
         self._looked = False
         self._given_shapes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
@@ -387,7 +385,7 @@ class Net(Described, nn.Module):
         with self._planning:
             layers = self.layers
             try:
-                settled = sizing.settle(self.graph, layers, shapes)
+                settled = settle(self.graph, layers, shapes)
             except LayerError as error:
                 raise LayerError(f"{error}; {self._assumed}" if self._assumed else str(error)) from error
             self._replace(layers, settled)
@@ -399,7 +397,7 @@ class Net(Described, nn.Module):
     def take_sizes(self, stored: StoredShapes) -> None:
         """Give place-holders the blobs of a weight file, and set up waiting layers by it, as far as it says enough."""
         layers = self.layers
-        self._replace(layers, sizing.size_by_weights(self.graph, layers, stored))
+        self._replace(layers, size_by_weights(self.graph, layers, stored))
 
     def _replace(self, layers: list[Layer], indices: Sequence[int]) -> None:
         """Take in layers that have just been set up, at these places, with their parameters."""
@@ -561,96 +559,3 @@ def type_facts(type_name: str, layer_name: str) -> TypeFacts:
 def lookup_facts(type_name: str, layer_name: str) -> TypeFacts:
     """The same for registered types alone; raises `UnsupportedLayerError` for others."""
     return cast("TypeFacts", lookup(type_name, layer_name))
-
-
-def load(
-    net: PathLike | caffe_pb2.NetParameter,
-    weights: PathLike | Sequence[PathLike] | None = None,
-    *,
-    phase: str | int = "test",
-    level: int = 0,
-    stages: Sequence[str] = (),
-    device: str | torch.device | None = None,
-    allow_python: bool = False,
-    allow_writes: bool = False,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    crop: str = "caffe",
-    dialect: str | None = None,
-    caffe_exact: bool = False,
-    strict: bool = False,
-    caffe_proto: PathLike | None = None,
-) -> Net:
-    """Read a net from a prototxt, with its weights.
-
-    Args:
-        net: path of the .prototxt (any version of the format), or an upgraded `NetParameter`; or the name of a net of
-            the zoo (`list_models`), whose deploy.prototxt is read then, for the phase "train" its train.prototxt.
-        weights: path of a .caffemodel, .caffemodel.h5 or .safetensors, or several (later ones overwrite); or the name
-            of a net of the zoo, for the weights that come along or were fetched. Without, and for layers that the file
-            lacks, parameters hold their fillers' values.
-        phase: "train" or "test"; with `level` and `stages` it selects the layers (Caffe: NetState).
-        device: where the parameters go; the CPU by default.
-        allow_python: permit the import of modules that Python layers name (they run with your rights).
-        allow_writes: let layers that write files (HDF5Output) do so; otherwise they do nothing, and a warning tells.
-        shapes: shapes of data tops, by name, for data layers whose source is not at hand.
-        crop: where a Crop without offset begins: "caffe" at 0, with a warning where the coordinate map says another
-            offset; "aligned" there, as in the Caffe that nets of 2015 (the first FCN, HED, RCF) were written for.
-        dialect: the fork of Caffe that the net was written for ("ssd", "segnet", "hed", ...; all of them in
-            `fcnproto.graph.dialect.DIALECTS`), where the same text means something else to it. By default the fields
-            that the text uses decide (`graph/evidence.py`); `Net.dialect` says the outcome.
-        caffe_exact: where layers that share memory make Caffe's gradient another than the true one, compute Caffe's
-            (docs/layers.md lists the places). A net in TRAIN that has such places warns of them otherwise. A net that
-            the original Caffe would refuse, though it runs here, draws a warning that says why.
-        strict: refuse fields and layer types that nobody here knows, and Python layers that may not be imported. Else
-            one warning names them all, and the net computes what doesn't need them (`Net.unknown`).
-        caffe_proto: the `caffe.proto` of the fork that the net was written for; fields that it has are none of those
-            that `strict` refuses.
-
-    No data source is opened, except that the shape of an HDF5Data, Data or ImageData layer's tops is looked up where
-    the shape of a parameter depends on it and the prototxt does not say it.
-
-    Raises:
-        PrototxtError: the text does not follow the schema (file, line and column).
-        GraphError: the layers don't fit together.
-        WeightsError: the weights are damaged, don't fit, or fill nothing.
-        UsageError: torch has no such device.
-    """
-    target = None if device is None else calling.usable_device(device)
-    sources = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights or [])
-    sources = [zoo.located(source, "weights") for source in sources]
-    if isinstance(net, caffe_pb2.NetParameter):
-        name, definition, base_dir, file = "", net, None, None
-    else:
-        file = zoo.located(net, "train" if phase_value(phase) == caffe_pb2.TRAIN else "deploy")
-        base_dir, name = Path(file).resolve().parent, f"{os.fspath(file)}: "
-        definition = read_net(file, strict=strict and caffe_proto is None, quiet=True)
-    try:
-        result = Net(
-            definition,
-            phase,
-            level=level,
-            stages=stages,
-            allow_python=allow_python,
-            allow_writes=allow_writes,
-            base_dir=base_dir,
-            file=file,
-            shapes=shapes,
-            fill=False,
-            crop=crop,
-            dialect=dialect,
-            caffe_exact=caffe_exact,
-            sized_by=sources,
-            strict=strict,
-            caffe_proto=caffe_proto,
-        )
-        if caffe_exact and (refused := caffe_refusals(result)):
-            said = "; ".join(f"{where!r}: {reason}" if where != "net" else reason for where, reason in refused)
-            warnings.warn(f"{name}the original Caffe refuses this net: {said}", FcnprotoWarning, stacklevel=2)
-        if file is not None:
-            take_meta(result, Path(file))
-        copy_all(result, sources)
-        result.fill_params()
-    except (GraphError, DataError) as error:
-        error.args = (one_line(f"{name}{error}"),)
-        raise
-    return result if target is None else result.to(target)

@@ -85,7 +85,7 @@ def from_pretrained(name: PathLike, revision: str | None = None, **options: Any)
     for file in (MODEL, WEIGHTS):
         if not (folder / file).is_file():
             raise DataError(f"{folder}: has no {file}; expected a folder that save_pretrained wrote")
-    from fcnproto.net.net import load
+    from fcnproto.net.loading import load
 
     config = _config(folder / CONFIG)
     reading: dict[str, Any] = {"phase": config.get("phase") or "test", "dialect": config.get("dialect")} | options

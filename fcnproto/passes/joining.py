@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from fcnproto.layers.arithmetic import Eltwise
 from fcnproto.layers.base import Layer
+from fcnproto.layers.eltwise import Eltwise
 from fcnproto.layers.inner_product import InnerProduct
 from fcnproto.passes.fused import FusedConvolution, FusedProduct, Ready
 from fcnproto.passes.kernels import FastConvolution, FastPooling

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcnproto.errors import DataError, UsageError
-from fcnproto.images import find_images
+from fcnproto.image_files import find_images
 
 if TYPE_CHECKING:
     from fcnproto.segment.segmenter import Segmenter

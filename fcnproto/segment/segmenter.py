@@ -22,17 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fcnproto.errors import DataError, Error, FcnprotoWarning, LayerError, UsageError, first_line
-from fcnproto.images import (
-    Picture,
-    Preprocessing,
-    as_image,
-    find_images,
-    limit_side,
-    pixel_count,
-    resize,
-    to_blob,
-    visible,
-)
+from fcnproto.image_files import find_images
+from fcnproto.images import Picture, Preprocessing, as_image, limit_side, pixel_count, resize, to_blob, visible
 from fcnproto.inspect.running import run_with
 from fcnproto.net import Net
 from fcnproto.net.arriving import Arriving, send
@@ -369,7 +360,7 @@ def segment(
 
     Args:
         net: a net, or a `Segmenter` for other than its defaults.
-        images: files and folders; see `images.find_images`. They feed the first of the net's image inputs that is
+        images: files and folders; see `image_files.find_images`. They feed the first of the net's image inputs that is
             not in `inputs`.
         inputs: for every further input a file, or a folder with an image of the same stem for each one.
         with_legend: draw the legend beside the overlay.

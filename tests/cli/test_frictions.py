@@ -20,7 +20,7 @@ import fcnproto
 from fcnproto.cli import _main
 from fcnproto.cli._main import main
 from fcnproto.errors import FcnprotoWarning, GraphError, SolverError
-from fcnproto.images import find_images
+from fcnproto.image_files import find_images
 
 MINI = str(fcnproto.zoo.path("fcn-mini", "deploy"))
 WEIGHTS = str(fcnproto.zoo.path("fcn-mini", "weights"))
