@@ -22,6 +22,7 @@ from fcnproto.export import about_inputs, make_source  # noqa: E402
 from fcnproto.export.shapes import blob_shapes, input_shapes  # noqa: E402
 from fcnproto.export.source import endpoints  # noqa: E402
 from fcnproto.inspect.summary import summarise  # noqa: E402
+from fcnproto.meta import comment  # noqa: E402
 from fcnproto.net import Net  # noqa: E402
 from fcnproto.parity import compare, read_recording  # noqa: E402
 from fcnproto.parity.page import to_html  # noqa: E402
@@ -36,7 +37,8 @@ def exported_module() -> str:
     path = fcnproto.zoo.path(MODEL, "deploy")
     net = Net(read_net(path), file=path, fill=False).to("meta")
     shapes = blob_shapes(net, input_shapes(net, endpoints(net)[0]))
-    return make_source(net, shapes, "voc_fcn8s.safetensors", title=MODEL, about=about_inputs(net)).text
+    made = make_source(net, shapes, "voc_fcn8s.safetensors", title=MODEL, about=about_inputs(net))
+    return comment(net.meta) + made.text
 
 
 def parity_report(round_down: bool) -> str:

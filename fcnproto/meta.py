@@ -29,9 +29,10 @@ PathLike = str | os.PathLike[str]
 
 KEY = "fcnproto.meta"
 """The name of the entry in the header of a .safetensors file, and the "format" of a JSON file."""
+LONGEST_FILE = 2**26  # longer ones are not read
 _COMMENT = "#: "
 _HEADLINE = "# What this net wants of its images, and what its scores mean (fcnproto reads the lines with #:)"
-_LONGEST_FILE, _LONGEST_NAME, _MOST = 2**26, 1000, 65536
+_LONGEST_NAME, _MOST = 1000, 65536
 _ORDERS = {"bgr": "BGR", "rgb": "RGB", "grey": "grey", "depth": "D"}
 
 
@@ -355,7 +356,7 @@ def read_beside(weights: PathLike) -> Meta | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > _LONGEST_FILE:
+        if path.stat().st_size > LONGEST_FILE:
             return None
         content = path.read_bytes()
     except OSError as error:
@@ -390,7 +391,7 @@ def from_comment(path: PathLike) -> Meta | None:
         with open(path, "rb") as file:
             for line in file:
                 length += len(line)
-                if not line.startswith(b"#") or length > _LONGEST_FILE:
+                if not line.startswith(b"#") or length > LONGEST_FILE:
                     break
                 if line.startswith(_COMMENT.encode()):
                     lines.append(line[len(_COMMENT) :])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_nets import colour_net, small_fcn
 
 import fcnproto
+from fcnproto import export, zoo
 from fcnproto import meta as metas
-from fcnproto import zoo
 from fcnproto.cli._main import main
 from fcnproto.errors import DataError
 from fcnproto.images import Preprocessing
@@ -102,6 +104,44 @@ class TestFiles:
         assert (again.preprocess(np.full((2, 2, 3), 9, np.uint8))["data"][0, :, 0, 0].numpy() == [2, 1.75, 1.375]).all()
         image = Image.fromarray(np.zeros((6, 8, 3), np.uint8))
         assert again.segment(image)[0].names == NAMES
+
+    @pytest.mark.parametrize("name", ["w.pt", "w.py", "w.pt2", "w.onnx"])
+    def test_converted_files_carry_it(self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In the file itself, with the endings that --argmax gives a net too; a state_dict brings it home."""
+        if name.endswith(".onnx"):
+            pytest.importorskip("onnxscript")
+        model, weights = colour_net(tmp_path)
+        net = fcnproto.load(model, weights)
+        net.meta = told()
+        net.save(weights)
+        ends = [] if name == "w.pt" else ["--argmax"]
+        assert main(["convert", str(model), str(weights), str(tmp_path / name), *ends]) == 0
+        assert export.read_meta(tmp_path / name) == net.meta
+        if name == "w.pt":
+            state = torch.load(tmp_path / name, weights_only=True)
+            assert state._metadata[""][metas.KEY] == metas.to_text(net.meta)
+            plain = fcnproto.load(model)
+            plain.load_state_dict(state)
+            assert main(["convert", str(model), str(tmp_path / name), str(tmp_path / "home.caffemodel")]) == 0
+            assert fcnproto.load(model, tmp_path / "home.caffemodel").meta == net.meta
+        if name == "w.onnx":
+            monkeypatch.setitem(sys.modules, "onnx", None)
+            with pytest.raises(fcnproto.UsageError, match=r"needs the package onnx: pip install 'fcnproto\[onnx\]'"):
+                export.read_meta(tmp_path / name)
+
+    @pytest.mark.parametrize("name", ["w.pt", "w.pt2", "w.onnx", "w.safetensors"])
+    def test_converted_files_that_say_nothing(self, tmp_path: Path, name: str) -> None:
+        if name.endswith(".onnx"):
+            pytest.importorskip("onnx")
+        else:
+            model, weights = colour_net(tmp_path)
+            assert main(["convert", str(model), str(weights), str(tmp_path / name)]) == 0
+            assert export.read_meta(tmp_path / name) is None
+        (tmp_path / name).write_bytes(b"damaged")
+        with pytest.raises((DataError, fcnproto.WeightsError), match=name):
+            export.read_meta(tmp_path / name)
+        with pytest.raises(DataError, match="no such file"):
+            export.read_meta(tmp_path / f"absent-{name}")
 
     def test_no_absolute_path(self, tmp_path: Path) -> None:
         net = fcnproto.load(zoo.path("fcn-mini", "deploy"), zoo.path("fcn-mini", "weights"))

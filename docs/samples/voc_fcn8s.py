@@ -1,3 +1,16 @@
+# What this net wants of its images, and what its scores mean (fcnproto reads the lines with #:)
+#: { "format": "fcnproto.meta", "version": 1, "name": "voc-fcn8s", "inputs": [ { "blob": "data", "kind": "bgr",
+#: "order": "BGR", "mean": [ 104.00699, 116.66877, 122.67892 ], "scale": 1.0 } ], "outputs": [ { "blob": "score",
+#: "classes": [ "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+#: "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+#: "tvmonitor" ], "label": "label", "ignore_label": 255 } ], "scores": [ { "data": "PASCAL VOC 2011 seg11valid",
+#: "metrics": { "mean IU": 0.655 }, "source": "FCN repository (fcn.berkeleyvision.org)", "verified": true }, {
+#: "data": "PASCAL VOC 2012 test", "metrics": { "mean IU": 0.672 },
+#: "source": "FCN repository (fcn.berkeleyvision.org)", "verified": true }, {
+#: "data": "PASCAL VOC 2011 seg11valid", "metrics": { "pixel accuracy": 0.912, "mean accuracy": 0.776,
+#: "mean IU": 0.655, "frequency weighted IU": 0.845 },
+#: "source": "Shelhamer, Long, Darrell, PAMI 2017; recalled, not checked against the paper", "verified": false } ]
+#: }
 """voc-fcn8s: a Caffe net in plain PyTorch, written by fcnproto.
 
 `load()` gives the module with the weights in voc_fcn8s.safetensors, which lies beside this file.

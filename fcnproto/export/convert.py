@@ -23,11 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from fcnproto.atomic import atomic_write
-from fcnproto.errors import Error, FcnprotoWarning, UsageError, WeightsError, first_line
+from fcnproto.errors import Error, FcnprotoWarning, UsageError, first_line
+from fcnproto.export.carried import described_state, texts
 from fcnproto.export.checking import Example, compare, independent, make_examples, without_chance
 from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
+from fcnproto.export.states import read_state
+from fcnproto.meta import comment
 from fcnproto.net import Net
+from fcnproto.net.described import known_meta
 from fcnproto.net.roles import images_stay_apart
 from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 from fcnproto.net.weights import header
@@ -35,7 +39,6 @@ from fcnproto.preprocessing import preprocessing_of
 from fcnproto.schema.weights import open_weights
 
 FORMATS = (".safetensors", ".pt", ".caffemodel.h5", ".h5", ".caffemodel", ".py", ".pt2", ".onnx")
-STATE_FILES = (".safetensors", ".pt", ".pth")
 
 _OPSET = 18
 _BLOCK = 1 << 24  # bytes copied at once
@@ -143,67 +146,13 @@ def about_inputs(net: Net) -> list[str]:
     return [f"Input {name}: {how}." for name, how in hows.items() if how.why != "assumed"]
 
 
-def load_state(net: Net, path: Path) -> None:
-    """Give a net the values of a PyTorch `state_dict` with the net's names (.pt, .pth or .safetensors).
-
-    Other float types are converted; a `state_dict` key of a checkpoint is looked into; a prefix "module." goes.
-
-    Raises:
-        WeightsError: the file is damaged, or names or shapes differ from the net's.
-    """
-    state = _strip(read_state(path))
-    own = net.state_dict()
-    shared = {name for name in own if name not in state}
-    for name in sorted(shared):  # a parameter that two layers share may be stored once
-        twin = next((other for other in state if other in own and own[other].data_ptr() == own[name].data_ptr()), None)
-        if twin is None or not own[name].numel():
-            raise WeightsError(f"{path}: has no {name!r}; the net's names are {_some(own)}, the file's {_some(state)}")
-        state[name] = state[twin].reshape(own[name].shape)
-    for name, value in state.items():
-        if name not in own:
-            raise WeightsError(f"{path}: {name!r} is no parameter of the net, whose names are {_some(own)}")
-        if value.shape != own[name].shape:
-            raise WeightsError(f"{path}: {name!r} has shape {tuple(value.shape)}, the net's {tuple(own[name].shape)}")
-    net.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
-    net._unfilled.clear()
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors in a .safetensors, .pt or .pth file, by name; no code in it is run. Raises `WeightsError`."""
-    if path.name.lower().endswith(".safetensors"):
-        return read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise WeightsError(f"{path}: not a PyTorch file of tensors ({first_line(error)})") from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path}: holds no state_dict (names with tensors)")
-    return dict(content)
-
-
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "module."
-    return {name[len(prefix) :]: v for name, v in state.items()} if all(n.startswith(prefix) for n in state) else state
-
-
-def _some(names: Mapping[str, Any]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "") if listed else "none"
-
-
 def _convert_weights(net: Net, made: Path, kind: str) -> str:
     state = {name: value.detach().contiguous() for name, value in net.state_dict().items()}
     if kind == ".safetensors":
         net.save(made)
         found: Mapping[str, Tensor] = read_safetensors(made)
     elif kind == ".pt":
-        torch.save({name: value.clone() for name, value in state.items()}, made)
+        torch.save(described_state({name: value.clone() for name, value in state.items()}, net), made)
         found = read_state(made)
     else:
         net.save(made)
@@ -251,11 +200,15 @@ def _convert_net(net: Net, made: Path, kind: str, options: _Options) -> str:
     module.load_state_dict(state, assign=True)  # the net's own memory
     twin = independent(net).eval()
     if kind == ".py":
-        made.write_text(source.text, encoding="utf-8")
+        made.write_text(comment(known_meta(net)) + source.text, encoding="utf-8")
         write_safetensors(made.with_name(weights_name), state, header(net))
         return _check_module(net, twin, source, made, options.size)
-    write = _write_program if kind == ".pt2" else _write_onnx
-    return _write_freely(lambda examples: write(module.eval(), source, made, examples), twin, source, made, options)
+    write, said = _write_program if kind == ".pt2" else _write_onnx, texts(net)
+
+    def attempt(examples: Sequence[Example]) -> str:
+        return write(module.eval(), source, made, examples, said)
+
+    return _write_freely(attempt, twin, source, made, options)
 
 
 def _write_freely(
@@ -354,12 +307,16 @@ def _extents(examples: Sequence[Example], name: str) -> list[set[int]]:
     return [set(sizes) for sizes in zip(*(example.inputs[name].shape for example in examples), strict=True)]
 
 
-def _write_program(module: nn.Module, source: Source, made: Path, examples: Sequence[Example]) -> str:
-    torch.export.save(_exported(module, source, examples), made)
+def _write_program(
+    module: nn.Module, source: Source, made: Path, examples: Sequence[Example], said: Mapping[str, str]
+) -> str:
+    torch.export.save(_exported(module, source, examples), made, extra_files=dict(said))
     return compare(torch.export.load(made).module(), source.inputs, examples)
 
 
-def _write_onnx(module: nn.Module, source: Source, made: Path, examples: Sequence[Example]) -> str:
+def _write_onnx(
+    module: nn.Module, source: Source, made: Path, examples: Sequence[Example], said: Mapping[str, str]
+) -> str:
     program = _exported(module, source, examples)
     # In ONNX an output can't have an input's name, as it has after a layer in place.
     names = [f"{name}_output" if name in source.inputs else name for name in source.outputs]
@@ -375,6 +332,7 @@ def _write_onnx(module: nn.Module, source: Source, made: Path, examples: Sequenc
         )
         assert exported is not None
         _name_axes(exported, source)
+        exported.model.metadata_props.update(said)
         exported.save(made, external_data=_bytes_of(program) > _MOST_ONNX_BYTES)
     try:
         import onnxruntime

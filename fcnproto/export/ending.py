@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fcnproto.errors import UsageError
 from fcnproto.graph import Node
 from fcnproto.net import Net
+from fcnproto.net.described import known_meta
 from fcnproto.net.roles import score_blobs
 from fcnproto.net.weights import definition
 from fcnproto.schema import caffe_pb2
@@ -42,6 +43,8 @@ def with_ends(net: Net, kinds: Sequence[str]) -> Net:
     )
     made.load_state_dict(net.state_dict())
     made._unfilled.clear()
+    if meta := known_meta(net):
+        made.meta = meta
     return made
 
 

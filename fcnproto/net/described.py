@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -109,10 +109,10 @@ def known_meta(net: Described) -> Meta | None:
         return None
 
 
-def take_meta(net: Described, file: Path) -> None:
-    """Let a net take in what a file that it is read from says of it: a prototxt, or weights."""
+def take_meta(net: Described, file: Path, read: Callable[[Path], Meta | None] | None = None) -> None:
+    """Let a net take in what a file that it is read from says of it: a prototxt, or weights; `read` reads others."""
     try:
-        found = told_in(file)
+        found = (read or told_in)(file)
     except DataError as error:
         warnings.warn(f"{error}; it is left out", FcnprotoWarning, stacklevel=4)
         found = None
