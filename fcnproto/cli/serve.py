@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcnproto.cli import _naming, _nets, _output, _preprocessing
+from fcnproto.cli import _naming, _nets, _options, _output, _preprocessing
 from fcnproto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 )
 @click.option("--max-side", type=click.IntRange(min=1), metavar="N", help="Shrink larger images for the net.")
 @_preprocessing.preprocessing_options
+@_options.json_option
 @_nets.net_options()
 def command(
     model: Path,
@@ -56,6 +58,7 @@ def command(
     max_megapixels: float,
     max_megabytes: float,
     max_images: int,
+    as_json: bool,
     nets: _nets.NetOptions,
     **settings: Any,
 ) -> None:
@@ -63,7 +66,8 @@ def command(
     probabilities at each pixel, what a pixel sees, and every blob.
 
     Only this machine can reach the page unless --host names another address; there is no password, so say one only
-    where everybody may use the net. Images are held in memory and are nowhere written.
+    where everybody may use the net. Images are held in memory and are nowhere written. With --json the address and the
+    nets are printed as soon as the page can be reached.
     """
     try:
         import starlette  # noqa: F401
@@ -78,6 +82,9 @@ def command(
     listening, address = _listen(host, port)
     anywhere = host in ("0.0.0.0", "::")
     hosts = ["*"] if anywhere and not names else [*_LOCAL, "[::1]", host, *names]
+    if as_json:
+        _output.print_json({"address": f"http://{address}/", "nets": [one.title for one in served]})
+        sys.stdout.flush()  # a program that has started this one waits for it
     _output.note(f"http://{address}/  (Ctrl-C ends it)")
     server = uvicorn.Server(uvicorn.Config(application(desk, hosts), log_level="warning", lifespan="off"))
     with listening:

@@ -26,7 +26,7 @@ PathLike = str | os.PathLike[str]
 
 NEW_NAMES = (
     *("meta", "preprocess", "segment", "unknown", "feature_info", "save_pretrained", "from_pretrained"),
-    *("give_sizes", "take_sizes"),
+    *("push_to_hub", "give_sizes", "take_sizes"),
 )
 """Attributes of nets whose names were free for layers once: state dicts of that time are read too."""
 
@@ -85,8 +85,17 @@ class Described:
 
     def save_pretrained(self, folder: PathLike) -> list[Path]:
         """Write the net to a folder in the layout of the Hugging Face hub (deploy.prototxt, model.safetensors,
-        config.json, README.md), for `huggingface_hub.upload_folder`; returns the files."""
+        config.json, README.md); returns the files."""
         return cast("list[Path]", later("fcnproto.net.pretrained:save_pretrained")(self, folder))
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Bring the net to a repository of the Hugging Face hub ("user/name"), made where there is none; returns the
+        address of the commit. What is written is what `save_pretrained` writes, a README.md that is there stays.
+
+        Options are huggingface_hub's: `commit_message`, `private`, `token` (else the one of its login), `branch`,
+        `create_pr`. Raises `UsageError` without that package, `DataError` where the hub refuses or can't be reached.
+        """
+        return cast("str", later("fcnproto.net.pretrained:push_to_hub")(self, name, **options))
 
     @classmethod
     def from_pretrained(cls, name: PathLike, revision: str | None = None, **options: Any) -> Net:

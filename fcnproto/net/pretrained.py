@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,42 @@ def save_pretrained(net: Net, folder: PathLike) -> list[Path]:
         with atomic_write(place / CARD, "w") as file:
             file.write(_card(net))
     return [place / name for name in (MODEL, WEIGHTS, CONFIG, CARD)]
+
+
+def push_to_hub(
+    net: Net,
+    name: str,
+    *,
+    commit_message: str = "Upload of a net with fcnproto",
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    create_pr: bool | None = None,
+) -> str:
+    """Write a net's folder to a repository of the hub: see `Net.push_to_hub`."""
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UsageError(
+            "the hub's nets go there by the package huggingface_hub (pip install 'fcnproto[hub]')"
+        ) from None
+    with tempfile.TemporaryDirectory(prefix="fcnproto-") as folder:
+        save_pretrained(net, folder)
+        try:
+            hub = HfApi(token=token)
+            full_name = hub.create_repo(name, private=private, exist_ok=True).repo_id
+            has_card = hub.file_exists(full_name, CARD, revision=branch)
+            made = hub.upload_folder(
+                repo_id=full_name,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=branch,
+                create_pr=create_pr,
+                ignore_patterns=[CARD] if has_card else None,
+            )
+        except Exception as error:  # those of the hub and of the library that it is reached by, of several kinds
+            raise DataError(f"{printable(name, 200)}: not brought to the hub: {first_line(error)}") from error
+    return str(made.pr_url if create_pr else made.commit_url)
 
 
 def _card(net: Net) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,54 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert Net.from_pretrained("somebody/net", revision="v1").graph.name == net.graph.name
     assert asked == [("somebody/net", "v1", ["config.json", "deploy.prototxt", "model.safetensors"])]
+
+
+class Hub:
+    """What `push_to_hub` uses of `huggingface_hub.HfApi`, with the real one's parameters; uploads are kept."""
+
+    def __init__(self, real: type) -> None:
+        self.real, self.asked = real, list[tuple[str, dict]]()
+        self.files: dict[str, bytes] = {}
+
+    def call(self, name: str, *arguments: object, **settings: object) -> object:
+        bound = inspect.signature(getattr(self.real, name)).bind(self, *arguments, **settings)
+        given = {key: value for key, value in bound.arguments.items() if key != "self"}
+        self.asked.append((name, given))
+        if name == "create_repo":
+            return types.SimpleNamespace(repo_id=f"me/{given['repo_id']}")
+        if name == "file_exists":
+            return given["filename"] in self.files
+        ignored = given["ignore_patterns"] or []
+        found = {path.name: path.read_bytes() for path in Path(given["folder_path"]).iterdir()}
+        self.files |= {key: value for key, value in found.items() if key not in ignored}
+        return types.SimpleNamespace(commit_url="https://hub/commit/1", pr_url="https://hub/discussions/1")
+
+    def __getattr__(self, name: str) -> object:
+        return functools.partial(self.call, name)
+
+
+def test_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is uploaded is what `save_pretrained` writes; a card that is there stays."""
+    hub = pytest.importorskip("huggingface_hub")
+    net, api = fcnproto.load(*small_fcn(tmp_path)), Hub(hub.HfApi)
+    monkeypatch.setattr(hub, "HfApi", lambda **settings: api)
+    assert net.push_to_hub("net", private=True, commit_message="one") == "https://hub/commit/1"
+    assert set(api.files) == {"deploy.prototxt", "model.safetensors", "config.json", "README.md"}
+    (_, made), (_, uploaded) = api.asked[0], api.asked[-1]
+    assert made == {"repo_id": "net", "private": True, "exist_ok": True}
+    assert uploaded["repo_id"] == "me/net" and uploaded["commit_message"] == "one"
+    api.files["README.md"] = b"mine"
+    assert net.push_to_hub("net", branch="next", create_pr=True) == "https://hub/discussions/1"
+    assert api.files["README.md"] == b"mine" and api.asked[-1][1]["revision"] == "next"
+    for name, content in api.files.items():
+        (tmp_path / name).write_bytes(content)
+    assert Net.from_pretrained(tmp_path).params.keys() == net.params.keys()
+    monkeypatch.setattr(api, "call", lambda *arguments, **settings: 1 / 0)
+    with pytest.raises(fcnproto.DataError, match="net: not brought to the hub: division by zero"):
+        net.push_to_hub("net")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(fcnproto.UsageError, match=r"fcnproto\[hub\]"):
+        net.push_to_hub("net")
 
 
 def test_feature_info() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,17 @@ def test_a_command_s_status_and_its_errors(tmp_path: Path, capsys: pytest.Captur
     for wrong in (["nowhere.py"], ["-c"], ["-x"], ["-m", "no.such_module_here"]):
         assert main(["python", *wrong]) == 2
         assert "fault of the program" not in capsys.readouterr().err
+
+
+def test_json_of_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script's own prints go to stderr; what comes after its name is its own, --json too."""
+    script = tmp_path / "old.py"
+    script.write_text("import sys\nprint 'said', sys.argv[1:]\nsys.exit(3)\n")
+    assert main(["python", "--json", str(script), "--json", "x"]) == 3
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found == {"arguments": [str(script), "--json", "x"], "status": 3, "translated": [str(script)]}
+    assert "said ['--json', 'x']" in captured.err
 
 
 def test_names_under_which_the_module_is_imported(tmp_path: Path) -> None:

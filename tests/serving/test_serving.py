@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -91,6 +92,17 @@ def key(port: int, scene: Image.Image) -> str:
     assert answer.status == 201
     assert (answer.json()["width"], answer.json()["height"]) == scene.size
     return str(answer.json()["id"])
+
+
+def test_json_of_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The address and the nets, before it serves."""
+    from fcnproto.cli._main import main
+
+    said = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: said.append(capsys.readouterr().out))
+    assert main(["serve", "fcn-mini", "fcn-mini", "--port", "0", "--json"]) == 0
+    found = json.loads(said[0])
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", found["address"]) and len(found["nets"]) == 1
 
 
 class TestServer:
