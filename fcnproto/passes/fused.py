@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from fcnproto.layers.base import Activation, Layer, Shape
 from fcnproto.layers.inner_product import InnerProduct
 from fcnproto.layers.pooling import looks_finite
-from fcnproto.passes import onednn, products
+from fcnproto.passes import onednn, products, tuning
 from fcnproto.passes.keeping import Derived, Watch
 from fcnproto.passes.kernels import FastConvolution, channels_last
+from fcnproto.passes.tuning import Trial
 
 _SHAPES_KEPT = 64
 # Convolutions of one position with more weights than that are products with the weights where they lie: no second copy.
 _MOST_WEIGHTS = 1 << 22
+# Ways are close where so much more or less work would make the rule choose another one.
+_CLOSE = 2
 
 
 class Ready(nn.Module):
@@ -83,14 +86,23 @@ class FusedConvolution(nn.Module):
     net's inputs and the convolutions' weights don't, and are looked at.
     """
 
-    def __init__(self, fast: FastConvolution, following: Sequence[Layer], *, first: bool, doubtful: bool) -> None:
+    def __init__(
+        self,
+        fast: FastConvolution,
+        following: Sequence[Layer],
+        *,
+        first: bool,
+        doubtful: bool,
+        tuning: bool = False,
+    ) -> None:
         super().__init__()
+        self._tuning = tuning
         self._doubtful = doubtful
         self._fast, self._first = [fast], first
         self.following = tuple(following)
         behind = next((layer.activation() for layer in following if layer.activation()), None)
         self._activation: Activation | None = ("relu", ()) if fast.relu else behind
-        self._ways: dict[Shape, str] = {}
+        self._ways: dict[tuple[int, Shape], str | Trial] = {}
         window = fast.layer.window
         self._settings = (tuple(window.pad), tuple(window.stride), tuple(window.dilation), fast.layer.groups)
         self._arranged: Derived[tuple[Tensor, Tensor | None]] | None = None
@@ -106,7 +118,7 @@ class FusedConvolution(nn.Module):
             assert other is None or isinstance(other, Tensor)
             way = self._kept_way(x, other)
             if way != "plain" and (not self._doubtful or _look_finite(x, other)):
-                return self._quickly(x, other, way)
+                return self._quickly(x, other, way) if isinstance(way, str) else self._timed(x, other, way)
         y: Tensor = self.fast(x)
         for layer in self.following:
             if len(layer.param.bottom) == 2:
@@ -115,38 +127,64 @@ class FusedConvolution(nn.Module):
                 y = layer(y)
         return y
 
-    def _kept_way(self, x: Tensor, other: Tensor | None) -> str:
-        """`way` for these bottoms."""
+    def _kept_way(self, x: Tensor, other: Tensor | None) -> str | Trial:
+        """The way for these bottoms on as many threads, or those that are being tried."""
         if x.dtype != torch.float32 or (other is not None and other.dtype != torch.float32):
             return "plain"
-        key = tuple(x.shape) if other is None else (*x.shape, *other.shape)
+        key = torch.get_num_threads(), tuple(x.shape) if other is None else (*x.shape, *other.shape)
         way = self._ways.get(key)
         if way is None:
-            way = self.way(x.shape, None if other is None else other.shape)
+            ways = self.ways(x.shape, None if other is None else other.shape)
+            way = self._trial(key, ways) if self._tuning and len(ways) > 1 else ways[0]
             if len(self._ways) >= _SHAPES_KEPT:
                 self._ways.clear()
             self._ways[key] = way
-        return way
+        return way if isinstance(way, str) else way.chosen or way
+
+    def _trial(self, key: tuple[int, Shape], ways: Sequence[str]) -> Trial:
+        pad, stride, dilation, groups = self._settings
+        work = f"{key[1]} by {tuple(self.fast.layer.blob(0).shape)} {pad} {stride} {dilation} {groups}"
+        return Trial(f"convolution {work} threads {key[0]}", ways)
 
     def way(self, shape: Sequence[int], other: Sequence[int] | None = None) -> str:
-        """How bottoms of these shapes are computed: "direct", by "winograd", or as the "plain" layers do it."""
+        """How bottoms of these shapes are computed where nothing is timed."""
+        return self.ways(shape, other)[0]
+
+    def ways(self, shape: Sequence[int], other: Sequence[int] | None = None) -> tuple[str, ...]:
+        """How bottoms of these shapes may be computed: "direct", by "winograd", as a "product", or as the "plain"
+        layers do it. The first is the rule's, others are as exact and may be faster."""
         layer, window = self.fast.layer, self.fast.layer.window
         layer.check_bottom(shape)
         size = window.narrowed(shape[2:])
         layer.check_size(size, shape)
         if 0 in size or 0 in shape or any(window.shortfall(shape[2:])):
-            return "plain"
+            return ("plain",)
         if other is not None and tuple(other) != (shape[0], layer.outputs, *size):
-            return "plain"
-        is_small = max(window.kernel) == 1 and layer.blob(0).numel() <= _MOST_WEIGHTS
-        if not is_small and products.suits(layer, layer.blob(0), size, shape[0]):
-            return "plain"
+            return ("plain",)
+        weight, batch = layer.blob(0), shape[0]
+        if max(window.kernel) > 1 or weight.numel() > _MOST_WEIGHTS:
+            suits = products.suits(layer, weight, size, batch)
+            if suits != products.suits(layer, weight, size, batch * _CLOSE if suits else max(1, batch // _CLOSE)):
+                return ("product", "direct") if suits else ("direct", "product")
+            if suits:
+                return ("product",)
         padded = [n + 2 * pad for n, pad in zip(shape[2:], window.pad, strict=True)]
-        return "winograd" if self.fast.suits_winograd(shape[0], padded) else "direct"
+        suits = self.fast.suits_winograd(batch, padded)
+        if suits and self.fast.suits_winograd(batch, padded, 1 / _CLOSE):
+            return ("winograd",)
+        close = suits or self.fast.suits_winograd(batch, padded, _CLOSE)
+        return ("winograd", "direct") if suits else ("direct", "winograd") if close else ("direct",)
+
+    def _timed(self, x: Tensor, other: Tensor | None, trial: Trial) -> Tensor:
+        way = trial.turn()
+        start = tuning.clock()
+        y = self._quickly(x, other, way)
+        trial.note(way, tuning.clock() - start)
+        return y
 
     def _quickly(self, x: Tensor, other: Tensor | None, way: str) -> Tensor:
-        if way == "winograd":
-            y = self.fast.by_winograd(x)
+        if way != "direct":
+            y = self.fast.by_winograd(x) if way == "winograd" else self.fast.by_product(x)
             return onednn.activated(y if other is None else y.add_(other), self._activation)
         if self._arranged is None:
             self._arranged = self.fast.derived("arranged", partial(self._arrange, tuple(x.shape)))

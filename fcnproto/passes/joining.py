@@ -69,7 +69,7 @@ def _fuse_convolution(
         last = found[0]
         following.append(found[1])
     doubts = not doubtful.isdisjoint(bottoms)
-    fused = FusedConvolution(fast, following, first=first, doubtful=doubts)
+    fused = FusedConvolution(fast, following, first=first, doubtful=doubts, tuning=rewriter.tuning)
     rewriter.note("onednn", [*rewriter.layers_of(node), *following], fused)
     call = rewriter.put(last, fused, [*bottoms, ready])
     if doubts:

@@ -248,16 +248,21 @@ class FastConvolution(nn.Module):
         weight, bias = self._transformed(), self._bias(x.dtype)
         return winograd.convolve(channels_last(x), weight, bias, self.layer.window.pad, self._watch.room)
 
+    def by_product(self, x: Tensor) -> Tensor:
+        """The convolution alone as one matrix product, for bottoms that leave no output empty; no gradients."""
+        return self._product(x, self.layer.window.narrowed(x.shape[2:]))
+
     def _suits_winograd(self, x: Tensor, pad: Sequence[int]) -> bool:
         size = [n + 2 * p for n, p in zip(x.shape[2:], pad, strict=True)]
         return x.device.type == "cpu" and x.dtype == torch.float32 and self.suits_winograd(len(x), size)
 
-    def suits_winograd(self, batch: int, size: Sequence[int]) -> bool:
-        """Whether bottoms of `size`, padding included, are convolved by Winograd's method on a CPU in float32."""
+    def suits_winograd(self, batch: int, size: Sequence[int], leniency: float = 1) -> bool:
+        """Whether bottoms of `size`, padding included, are convolved by Winograd's method on a CPU in float32; with
+        another `leniency` than 1, whether they would be with so many times the channels and positions."""
         window, weight = self.layer.window, self.layer.blob(0)
         return winograd.suits(
-            window.kernel, window.stride, window.dilation, self.layer.groups, weight
-        ) and winograd.has_enough(batch, size)
+            window.kernel, window.stride, window.dilation, self.layer.groups, weight, leniency
+        ) and winograd.has_enough(batch, size, leniency)
 
     def _transformed(self) -> Tensor:
         """The weight as `winograd.convolve` takes it, made once until the blobs change."""

@@ -24,10 +24,12 @@ from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net, Outputs, calling
 from fcnproto.net.plan import Plan
 from fcnproto.passes import joining
+from fcnproto.passes.choosing import ChosenPlan
 from fcnproto.passes.folding import FoldedChain, Step
 from fcnproto.passes.graphs import GraphedPlan, Recorder
 from fcnproto.passes.keeping import Latest, Watch
 from fcnproto.passes.kernels import FastConvolution, FastPooling, stored_blobs
+from fcnproto.passes.tuning import is_on
 from fcnproto.passes.upsampling import FastDeconvolution
 from fcnproto.precision import canonical
 from fcnproto.schema import caffe_pb2
@@ -51,12 +53,13 @@ class OptimizedNet(Net):
     """A net whose calls run a rewritten plan. Parameters are those of the net it was made from.
 
     Values derived from them are made anew when they change. `precision`, `cuda_graphs` and `passes` are as given to
-    `optimize`.
+    `optimize`; `tuning` tells whether ways are timed.
     """
 
     precision: str
     cuda_graphs: bool
     passes: tuple[str, ...] = PASSES
+    tuning: bool = False
     _fast_plans: Latest[tuple[object, ...], Plan]
     _watch: Watch
     _recorder: Recorder
@@ -81,12 +84,17 @@ class OptimizedNet(Net):
         with self._planning:
             plan = self._fast_plans.get(key)
             if plan is None:
-                plan = rewrite(self.plan(inputs, blobs), self._watch, self.passes)[0]
+                plain = self.plan(inputs, blobs)
+                plan = rewrite(plain, self._watch, self.passes, self.tuning)[0]
+                module: Any = plan.module
                 if self.cuda_graphs and not any(training):
-                    graphed: Any = GraphedPlan(plan.module, self._state, self._recorder, self.layers)
-                    plan = replace(plan, module=graphed)
+                    module = GraphedPlan(module, self._state, self._recorder, self.layers)
+                elif not any(training) and self.precision == "fp32" and self.passes == PASSES:
+                    module = ChosenPlan(plan, plain, self._watch.look, tuned=self.tuning)
+                plan = replace(plan, module=module)
                 self._fast_plans.put(key, plan)
-        self._watch.look()
+        if not isinstance(plan.module, ChosenPlan):
+            self._watch.look()
         return plan
 
     def _state(self) -> Hashable:
@@ -111,7 +119,12 @@ def _at_least_float32(value: Tensor) -> Tensor:
 
 
 def optimize(
-    net: Net, *, precision: str = "fp32", cuda_graphs: bool = False, passes: Sequence[str] | None = None
+    net: Net,
+    *,
+    precision: str = "fp32",
+    cuda_graphs: bool = False,
+    passes: Sequence[str] | None = None,
+    tuning: bool | None = None,
 ) -> OptimizedNet:
     """A net that takes the same calls and gives the same outputs (to rounding, 1e-5) faster, in either phase.
 
@@ -130,9 +143,12 @@ def optimize(
             that names the layer.
         passes: some of `PASSES`, by name (`fcnproto optimize --explain` shows what each does); all by default. They run
             in their own order, whatever order is given.
+        tuning: on a CPU and without gradients, time the ways that are close to one another at the first calls of a size
+            and take the fastest from then on: outputs of these calls differ in rounding. By default as the environment
+            variable `FCNPROTO_TUNING` says, "on" or "off"; where off, the same inputs give the same bits at every call.
 
     Raises:
-        UsageError: an unknown precision or pass.
+        UsageError: an unknown precision or pass, another value of the variable.
     """
     chosen, wanted = canonical(precision), chosen_passes(passes)
     if cuda_graphs and net.device.type != "cuda":
@@ -144,7 +160,8 @@ def optimize(
     fast = OptimizedNet.__new__(OptimizedNet)
     state = net.__getstate__()
     state["_modules"] = dict(state["_modules"])
-    fast.__setstate__({**state, **_nothing_kept(), "precision": chosen, "cuda_graphs": cuda_graphs, "passes": wanted})
+    own = {"precision": chosen, "cuda_graphs": cuda_graphs, "passes": wanted, "tuning": is_on(tuning)}
+    fast.__setstate__({**state, **_nothing_kept(), **own})
     return fast
 
 
@@ -160,15 +177,17 @@ def chosen_passes(passes: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name for name in PASSES if name in passes)
 
 
-def rewrite(plan: Plan, watch: Watch, passes: Sequence[str] = PASSES) -> tuple[Plan, list[Change]]:
+def rewrite(
+    plan: Plan, watch: Watch, passes: Sequence[str] = PASSES, tuning: bool = False
+) -> tuple[Plan, list[Change]]:
     """A plan with the same inputs and outputs, rewritten by some of `PASSES`, and what these did.
 
-    Each pass keeps all outputs.
+    Each pass keeps all outputs. With `tuning`, ways to compute a layer that are close are timed when it runs.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(plan.module.graph, {}))
     trace = fx.GraphModule(plan.module, graph, "OptimizedPlan")
-    rewriter = Rewriter(trace, watch)
+    rewriter = Rewriter(trace, watch, tuning)
     for name in passes:
         getattr(rewriter, name)()
     rewriter.drop_unread()
@@ -180,8 +199,8 @@ def rewrite(plan: Plan, watch: Watch, passes: Sequence[str] = PASSES) -> tuple[P
 class Rewriter:
     """The passes, each over the fx graph of one plan; `changes` tells what they did."""
 
-    def __init__(self, trace: fx.GraphModule, watch: Watch) -> None:
-        self.trace, self.watch = trace, watch
+    def __init__(self, trace: fx.GraphModule, watch: Watch, tuning: bool = False) -> None:
+        self.trace, self.watch, self.tuning = trace, watch, tuning
         self.count = 0
         self.changes: list[Change] = []
         # Layers that nobody reads, but that run for what they do (HDF5Output, a BatchNorm's sums).

@@ -29,20 +29,27 @@ _AT_ONCE = 64
 _BYTES_AT_ONCE = 4 * 2**20
 
 
-def suits(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int, weight: Tensor) -> bool:
-    """Whether a convolution's settings and widths make this the faster way."""
+def suits(
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    weight: Tensor,
+    leniency: float = 1,
+) -> bool:
+    """Whether a convolution's settings and widths (times `leniency`) make this the faster way."""
     return (
         tuple(kernel) == (_KERNEL, _KERNEL)
         and tuple(stride) == tuple(dilation) == (1, 1)
         and groups == 1
-        and min(weight.shape[:2]) >= _LEAST_CHANNELS
+        and min(weight.shape[:2]) * leniency >= _LEAST_CHANNELS
     )
 
 
-def has_enough(batch: int, size: Sequence[int]) -> bool:
+def has_enough(batch: int, size: Sequence[int], leniency: float = 1) -> bool:
     """Whether a bottom of `size` (rows, columns; padding included) has so many positions that larger weights pay."""
     rows, columns = (n - _KERNEL + 1 for n in size)
-    return batch * -(-rows // _OUTPUTS) * -(-columns // _OUTPUTS) >= _LEAST_TILES
+    return batch * -(-rows // _OUTPUTS) * -(-columns // _OUTPUTS) * leniency >= _LEAST_TILES
 
 
 SAVED = 1 - _WINDOW**2 / (_OUTPUTS * _KERNEL) ** 2
