@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import platform
 import threading
@@ -62,26 +63,28 @@ class Trial:
         """The way that is to be taken now."""
         if self.chosen is not None:
             return self.chosen
-        return min(self._ways, key=lambda way: len(self._seconds[way]))
+        return min(self._open() or self._ways, key=lambda way: len(self._seconds[way]))
 
     def note(self, way: str, seconds: float) -> None:
-        """A run of `way` took so long; a way that is twice as slow as the rule's even at its best is given up."""
+        """A run of `way` took so long."""
         with self._lock:
             Trial.noted += 1
-            if self.chosen is not None:
-                return
             self._seconds[way].append(seconds)
-            best = {each: min(times[1:]) for each, times in self._seconds.items() if len(times) > 1}
-            first = best.get(self._ways[0])
-            open_ways = [
-                each
-                for each, times in self._seconds.items()
-                if len(times) <= _TIMED and not (first and best.get(each, 0) > 2 * first)
-            ]
-            if first is not None and not open_ways:
-                fastest = min(best, key=lambda each: best[each])
-                self.chosen = fastest if best[fastest] <= _BETTER * first else self._ways[0]
-                _choices.put(self.key, self.chosen)
+            if self.chosen is not None or self._open():
+                return
+            best = {each: min(times[1:]) for each, times in self._seconds.items()}
+            fastest, first = min(best, key=lambda each: best[each]), self._ways[0]
+            self.chosen = fastest if best[fastest] <= _BETTER * best[first] else first
+            _choices.put(self.key, self.chosen)
+
+    def _open(self) -> list[str]:
+        """The ways that have to be timed yet: one that took twice as long as the rule's has not."""
+        first = min(self._seconds[self._ways[0]][1:], default=math.inf)
+        return [
+            way
+            for way, times in self._seconds.items()
+            if len(times) <= _TIMED and not min(times[1:], default=0) > 2 * first
+        ]
 
 
 class _Choices:
