@@ -146,7 +146,7 @@ def command(
     where = _cluster.cluster_of(settings, nets) if corpus else None
     net = nets.load(model, weights, device="cpu" if corpus else None)
     segmenter = Segmenter(
-        net if no_optimize else fcnproto.optimize(net, cuda_graphs=settings["cuda_graphs"]),
+        net if no_optimize else fcnproto.optimize(net, cuda_graphs=settings["cuda_graphs"], tuning=False),
         blobs=settings["blobs"],
         classes=None if classes is None else read_class_names(classes),
         longest_side=settings["max_side"],

@@ -110,7 +110,7 @@ class Segmenter:
         own = getattr(self.net, "precision", "fp32")
         self.precision = canonical(self.precision or own)
         if own != "fp32":
-            self.net = optimize(self.net)  # of the same weights; so that float32 can be computed too
+            self.net = optimize(self.net, tuning=False)  # of the same weights; so that float32 can be computed too
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"batch must be 1 or more, not {self.batch}")
         self._means = sending.Means()

@@ -83,7 +83,7 @@ class Engine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         if options.compile:
             net.transform = _compiled
-        self._called = optimize(net) if options.optimize else net
+        self._called = optimize(net, tuning=False) if options.optimize else net
         self._module: nn.Module = _WithLoss(self._called)
         self.feeder = Feeder(self._called, reads_ahead=device.type == "cuda")
         trainable = any(parameter.requires_grad for parameter in net.parameters())
