@@ -93,7 +93,7 @@ def test_the_rule_for_layers(name: str) -> None:
     settings, shape, way = CLASSIC[name]
     layer = next(layer for layer in made(settings, shape[1]).layers if layer.name == "c")
     assert isinstance(layer, Convolution)
-    fast = FusedConvolution(Watch(), FastConvolution(Watch(), layer), (), first=True, doubtful=False)
+    fast = FusedConvolution(FastConvolution(Watch(), layer), (), first=True, doubtful=False)
     assert fast.way(shape) == way
 
 
