@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import text_format
 from PIL import Image
 
 import fcnproto.data
@@ -19,12 +18,12 @@ from fcnproto.data.datum import array_to_datum
 from fcnproto.data.writing import new_database
 from fcnproto.layers.registry import lookup
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.text import parse
 
 
 def make_source(text: str, base_dir: Path | None = None, train: bool = False, allow_python: bool = False) -> Any:
     """The data layer that `text` (a `LayerParameter` without a name) describes, set up as a net does it."""
-    param = caffe_pb2.LayerParameter(name="source")
-    text_format.Merge(text, param)
+    param = parse(f'name: "source" {text}', caffe_pb2.LayerParameter)
     layer = lookup(param.type)(param)
     layer.base_dir = None if base_dir is None else str(base_dir)
     layer.allow_python = allow_python

@@ -148,7 +148,8 @@ class _Parser:
                 tokens.accept(",", ";")
                 continue
             if not field.repeated:
-                if token.text in seen and field.number >= FIRST_ADDED and not self.strict:
+                recurs = f"{table.name}.{field.name}" in unknown.RECURRING
+                if token.text in seen and field.number >= FIRST_ADDED and (recurs or not self.strict):
                     unknown_texts.append(unknown.read_field(tokens, token.text))  # it has several in another fork
                     tokens.accept(",", ";")
                     continue

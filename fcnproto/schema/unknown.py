@@ -30,6 +30,9 @@ except ImportError:  # protobuf 4.21
 
 NUMBER = (1 << 29) - 2
 """The field number under which texts are kept: the last but one that there is, and no fork's."""
+RECURRING = frozenset({"TransformationParameter.resize_param"})
+"""Fields that have one value to most forks and several to another (MobileNet-YOLO): further ones are kept as texts, and
+are no unknown fields."""
 _DEEPEST = 100
 _CLOSING = {"{": "}", "<": ">"}
 _MOST_NAMED = 12
@@ -60,6 +63,17 @@ def name_of(text: str) -> str:
     return text.partition(" ")[0].partition(":")[0]
 
 
+def further(message: Message, name: str) -> list[str]:
+    """The texts within the further messages of a field that recurs."""
+    found = (text.split("\n") for text in kept(message) if name_of(text) == name)
+    return ["\n".join(lines[1:-1]) for lines in found]
+
+
+def recurs(message: Message, name: str) -> bool:
+    """Whether a field of a message is one that recurs."""
+    return f"{fields_of(message.DESCRIPTOR).name}.{name}" in RECURRING
+
+
 def kept_within(message: Message) -> Iterator[tuple[Message, str]]:
     """All kept texts in a message and the messages in it, each with the message where it stands."""
     for text in kept(message):
@@ -78,6 +92,8 @@ def unknown_fields(message: Message) -> Counter[str]:
     found: Counter[str] = Counter()
     for owner, text in kept_within(message):
         table, name = fields_of(owner.DESCRIPTOR), name_of(text)
+        if recurs(owner, name):
+            continue
         found[f"{table.name}.{text if name in table.by_name else name}"] += 1
     return found
 
@@ -85,7 +101,11 @@ def unknown_fields(message: Message) -> Counter[str]:
 def unknown_values(message: Message) -> list[str]:
     """The settings in a message whose value nobody here knows, as `field: VALUE`: nothing here computes that. An
     `engine` isn't among them, as it chooses how to compute, not what."""
-    found = [text for owner, text in kept_within(message) if name_of(text) in fields_of(owner.DESCRIPTOR).by_name]
+    found = [
+        text
+        for owner, text in kept_within(message)
+        if name_of(text) in fields_of(owner.DESCRIPTOR).by_name and not recurs(owner, name_of(text))
+    ]
     return [_shortened(text) for text in found if name_of(text) != "engine"]
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from data_layers import assert_resumes, batches, make_source, write_lmdb
 from PIL import Image
 
 from fcnproto.data.annotations import Annotations, Window, coverage, meets, sample_window, sample_windows
 from fcnproto.data.writing import new_database
 from fcnproto.errors import DataError, LayerError
-from fcnproto.schema import caffe_pb2
+from fcnproto.schema import caffe_pb2, unknown
+from fcnproto.schema.text import format_message, parse
 
 pytest.importorskip("lmdb")
 
@@ -294,3 +296,62 @@ def test_units_of_the_small_side() -> None:
     objects = Annotations(BOXES[:1], np.zeros((1, 3), np.float32))
     found = objects.extrapolated(20, 40, Window(0, 0, 0.5, 1), settings).boxes
     np.testing.assert_allclose(found, [[0.25, 0.2, 1.25, 1.0]], rtol=1e-6)
+
+
+SIZES = " ".join(
+    f"resize_param {{ prob: {prob} height: {height} width: {width} interp_mode: LINEAR }}"
+    for prob, height, width in ((0.5, 32, 48), (0.25, 40, 40), (0.25, 64, 32))
+)
+
+
+def test_labels_of_mobilenet_yolo(database: Path) -> None:
+    layer = source(database, "", "yolo_data_type: 1 yolo_data_jitter: 0", batch=3)
+    _, label = layer()
+    assert label.shape == (3, 1, 300, 5) and layer.top_shapes([])[1] == (3, 1, 300, 5)
+    for item, objects in enumerate(OBJECTS):
+        rows = [row[1:] for row in expected_rows() if row[0] == item]
+        wanted = [[r[0] - 1, (r[2] + r[4]) / 2, (r[3] + r[5]) / 2, r[4] - r[2], r[5] - r[3]] for r in rows]
+        assert np.allclose(label[item, 0, : len(objects)].numpy(), np.array(wanted).reshape(-1, 5), atol=1e-6)
+        assert not label[item, 0, len(objects) :].any()
+    _, easy = source(database, "", "yolo_data_type: 1 yolo_data_jitter: 0 train_diffcult: false", batch=3)()
+    assert int((easy[0, 0, :, 3] > 0).sum()) == len(OBJECTS[0]) - 1
+
+
+def test_a_size_is_drawn_for_ten_batches(database: Path) -> None:
+    layer = source(database, SIZES, "yolo_data_type: 1 yolo_data_jitter: 0", batch=1)
+    assert layer.top_shapes([])[0] == (1, 3, None, None)
+    shapes = [tuple(layer()[0].shape[2:]) for _ in range(120)]
+    tens = [shapes[at : at + 10] for at in range(0, 120, 10)]
+    assert all(len(set(ten)) == 1 for ten in tens)
+    assert {ten[0] for ten in tens} == {(32, 48), (40, 40), (64, 32)}
+    assert_resumes(lambda: source(database, SIZES, "yolo_data_type: 1", batch=1), 13)
+
+
+def test_windows_by_jitter(database: Path) -> None:
+    layer = source(database, SIZES.partition(" resize_param")[0], "yolo_data_type: 1 yolo_data_jitter: 0.6", batch=1)
+    torch.manual_seed(2)
+    seen = []
+    for _ in range(30):
+        image, label = layer()
+        first = label[0, 0, 0].numpy()
+        if first[3]:
+            middle = image[0, :, int(first[2] * 32), int(first[1] * 48)]  # its colour is 60 times the label
+            assert abs(float(middle[0]) / 60 - (first[0] + 1)) < 0.2
+            seen.append(float(first[3]))
+    assert len({round(width, 4) for width in seen}) > 3 and max(seen) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"), [(SIZES.replace("0.5", "0.1"), "the prob of all 3"), (SIZES + " resize_param { }", "a height")]
+)
+def test_sizes_that_do_not_go(database: Path, sizes: str, words: str) -> None:
+    with pytest.raises(LayerError, match=words):
+        source(database, sizes)
+
+
+def test_several_sizes_are_no_unknown_fields() -> None:
+    text = f'layer {{ name: "d" type: "AnnotatedData" top: "d" transform_param {{ {SIZES} }} }}'
+    for strict in (True, False):
+        net = parse(text, caffe_pb2.NetParameter, strict=strict)
+        assert not unknown.unknown_fields(net)
+        assert " ".join(format_message(net).split()) == text

@@ -31,8 +31,8 @@ def load(text: str, strict: bool = False) -> fcnproto.Net:
             "tf of Synopsys",
         ),
         (
-            'type: "AnnotatedData" top: "y" transform_param { resize_param { height: 2 } resize_param { height: 3 } }',
-            "a further resize_param",
+            'type: "AnnotatedData" top: "y" transform_param { noise_param { prob: 1 } noise_param { prob: 0 } }',
+            "a further noise_param",
         ),
     ],
 )
