@@ -43,6 +43,7 @@ class Watch:
         self._bits: dict[_Version, tuple[Tensor, Tensor]] = {}
         self._fingerprints: tuple[list[_Version], Fingerprints] | None = None
         self._taken: Tensor | None = None
+        self._has_gpus = False
         self.room = Room()
         self._late = LateSums()
 
@@ -96,22 +97,34 @@ class Watch:
         # As a whole: of two looks at once, the one that read earlier must not have the last word.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             # Versions are read once and before the bits: what is written in between shows at the next look.
-            groups = {key: list(name()) for key, name in self._sources.items()}
+            groups = {key: name() for key, name in self._sources.items()}
             seen = {key: [_version(tensor) for tensor in tensors] for key, tensors in groups.items()}
-            tensors = {
-                version: tensor
-                for key, versions in seen.items()
-                for version, tensor in zip(versions, groups[key], strict=True)
-            }
-            changed = self._changed_on_gpus({v: t for v, t in tensors.items() if t.is_cuda})
-            changed |= self._changed_bits({_place(v): t for v, t in tensors.items() if not t.is_cuda})
-            if not changed and seen == self._seen:
-                return
-            for key, versions in seen.items():
-                if versions != self._seen[key] or not changed.isdisjoint(map(_place, versions)):
-                    self._generations[key] += 1
-                    self._changes += 1
-            self._seen = seen
+            if not self._is_as_seen(seen):
+                self._compare(groups, seen)
+
+    def _is_as_seen(self, seen: Mapping[Hashable, Sequence[_Version]]) -> bool:
+        """Whether nothing at all has changed, which is the rule and found out quickly."""
+        known, taken = self._fingerprints, self._taken
+        if self._has_gpus or known is None or taken is None or seen != self._seen:
+            return False
+        return torch.equal(known[1].take(), taken)
+
+    def _compare(self, groups: Mapping[Hashable, Sequence[Tensor]], seen: dict[Hashable, list[_Version]]) -> None:
+        """Find the groups that have changed, one tensor after the other."""
+        tensors = {
+            version: tensor
+            for key, versions in seen.items()
+            for version, tensor in zip(versions, groups[key], strict=True)
+        }
+        on_gpus = {version: tensor for version, tensor in tensors.items() if tensor.is_cuda}
+        self._has_gpus = bool(on_gpus)
+        changed = self._changed_on_gpus(on_gpus)
+        changed |= self._changed_bits({_place(v): t for v, t in tensors.items() if not t.is_cuda})
+        for key, versions in seen.items():
+            if versions != self._seen[key] or not changed.isdisjoint(map(_place, versions)):
+                self._generations[key] += 1
+                self._changes += 1
+        self._seen = seen
 
     def _changed_bits(self, tensors: Mapping[_Version, Tensor]) -> set[Hashable]:
         """The places among those of `tensors` whose bits are others than they were."""
@@ -120,12 +133,7 @@ class Watch:
         if known is None or known[0] != places:
             known = places, Fingerprints(list(tensors.values()))
             self._fingerprints = known if known[1].is_lasting else None
-            self._taken = None
-        before = self._taken
-        taken = known[1].take()
-        if before is not None and torch.equal(taken, before):
-            return set()
-        self._taken = taken.clone()
+        self._taken = known[1].take().clone()
         known_bits, self._bits = self._bits, _by_place(known[1], places, self._taken)
         return {
             place
@@ -208,10 +216,9 @@ class Latest(Generic[_Key, _Kept]):
             self._values.clear()
 
 
-def _version(tensor: Tensor) -> _Version:
+def _version(t: Tensor) -> _Version:
     """How often torch saw a tensor written to, and its place."""
-    writes = None if tensor.is_inference() else tensor._version
-    return writes, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    return None if t.is_inference() else t._version, t.data_ptr(), t.shape, t.stride(), t.dtype, t.device
 
 
 def _place(version: _Version) -> _Version:
