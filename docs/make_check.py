@@ -18,6 +18,7 @@ Made by `make docs` from the findings' own texts; a test keeps it current.
 ```
 fcnproto check solver.prototxt weights.caffemodel               # or a net's prototxt, examined in phase TRAIN
 fcnproto check net.prototxt --images photos --masks masks --classes classes.txt
+fcnproto check two-headed.prototxt --images photos --masks sem=masks --masks geo=others     # a folder for each label
 fcnproto check solver.prototxt W --steps 20 --html check.html   # watch the first steps, on a copy; nothing is written
 fcnproto check solver.prototxt W --overfit                      # can it learn one batch by heart? the surest test
 fcnproto check net.prototxt --caffe                             # does it load and train in the original Caffe?

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 @click.argument("net", metavar="NET_OR_SOLVER", type=_nets.MODEL)
 @click.argument("weights", type=_nets.WEIGHTS, nargs=-1)
 @click.option("--images", metavar="DIR", type=click.Path(path_type=Path), help="Images, instead of the net's own data.")
-@click.option("--masks", metavar="DIR", type=click.Path(path_type=Path), help="Their masks, of the same names.")
-@click.option("--classes", metavar="FILE", type=click.Path(path_type=Path), help="The classes' names, one a line.")
+@click.option(
+    "--masks",
+    metavar="[BLOB=]DIR",
+    multiple=True,
+    help="Their masks, of the same names; repeat for further labellings.",
+)
+@click.option(
+    "--classes", metavar="[BLOB=]FILE", multiple=True, help="The classes' names, one a line; for each labelling."
+)
 @click.option("--steps", type=click.IntRange(0), default=0, metavar="N", help="Train a copy for N steps and watch it.")
 @click.option("--overfit", is_flag=True, help="Try to learn one batch by heart (in --steps steps, 100 by default).")
 @_options.binary_masks_option
@@ -33,8 +40,8 @@ def command(
     net: Path,
     weights: Sequence[Path],
     images: Path | None,
-    masks: Path | None,
-    classes: Path | None,
+    masks: Sequence[str],
+    classes: Sequence[str],
     steps: int,
     overfit: bool,
     binary_masks: bool,
@@ -55,8 +62,8 @@ def command(
         net,
         weights,
         images=images,
-        masks=masks,
-        classes=classes,
+        masks=_options.named(masks, "--masks") or None,
+        classes=_options.named(classes, "--classes") or None,
         steps=steps,
         overfit=overfit,
         binary_masks=binary_masks,

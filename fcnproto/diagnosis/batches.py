@@ -47,8 +47,8 @@ class Batches:
 
 
 def make_batches(subject: Subject, net: Net, labellings: Sequence[Labelling], given: bool) -> Batches:
-    """The batches for `net`, a copy of the subject's, on its device; `given`: the first labelling's images were given
-    as folders."""
+    """The batches for `net`, a copy of the subject's, on its device; `given`: the labellings' images were given as
+    folders."""
     made = _batches(subject, net, labellings, given)
     for batch in made.items:
         batch.values = {name: value.to(net.device) for name, value in batch.values.items()}
@@ -57,23 +57,27 @@ def make_batches(subject: Subject, net: Net, labellings: Sequence[Labelling], gi
 
 def _batches(subject: Subject, net: Net, labellings: Sequence[Labelling], given: bool) -> Batches:
     if given and labellings:
-        found = list(itertools.islice(_of_samples(net, labellings[0]), _MOST))
+        found = list(itertools.islice(_of_samples(net, labellings), _MOST))
         if found:
             return Batches(found)
     return Batches(_own(net) or [_drawn(subject, net)])
 
 
-def _of_samples(net: Net, labelling: Labelling) -> Iterator[Batch]:
+def _of_samples(net: Net, labellings: Sequence[Labelling]) -> Iterator[Batch]:
+    """The images that can be used, with the labels of all labellings."""
     blob = image_blob(net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FcnprotoWarning)
         how = preprocessing_of(net, blob)
-    for sample in labelling.samples:
-        if sample.pixels is None or sample.labels is None or sample.faults:
+    by_name = [{sample.name: sample for sample in labelling.samples} for labelling in labellings]
+    for sample in labellings[0].samples:
+        alike = [samples.get(sample.name) for samples in by_name]
+        if sample.pixels is None or any(one is None or one.labels is None or one.faults for one in alike):
             continue
         values = {blob: torch.from_numpy(to_blob(Image.fromarray(sample.pixels), how))[None]}
-        if labelling.judged:
-            values[labelling.blob] = torch.from_numpy(sample.labels.astype(np.float32))[None, None]
+        for labelling, one in zip(labellings, alike, strict=True):
+            if labelling.judged and one is not None and one.labels is not None:
+                values[labelling.blob] = torch.from_numpy(one.labels.astype(np.float32))[None, None]
         yield Batch(sample.name, values, sample)
 
 

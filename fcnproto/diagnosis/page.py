@@ -102,10 +102,12 @@ def _address(picture: Image.Image) -> str:
 
 
 def _course(course: Course) -> Iterator[str]:
-    if course.losses:
-        chance = "" if course.chance is None else f" (ln K is {course.chance:.4g})"
-        yield f"<h2>The loss of a label</h2><p>From {course.losses[0]:.4g} to {course.losses[-1]:.4g} in "
-        yield f"{len(course.losses)} steps{chance}.</p>"
+    judged = [head for head in course.heads if head.losses]
+    yield "<h2>The loss of a label</h2>" if judged else ""
+    for head in judged:
+        chance = "" if head.chance is None else f" (ln K is {head.chance:.4g})"
+        yield f"<p>{markup(head.score, _LONGEST)}: from {head.losses[0]:.4g} to {head.losses[-1]:.4g} in "
+        yield f"{len(head.losses)} steps{chance}.</p>"
     if course.overfit is not None:
         done, before, after = course.overfit
         yield f"<p>One batch by heart: from {before:.4g} to {after:.4g} in {done} steps.</p>"

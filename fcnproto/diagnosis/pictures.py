@@ -45,13 +45,14 @@ def labelling_rules(subject: Subject, labelling: Labelling, allow_empty: bool = 
         yield from _objects(subject, labelling)
     if labelling.classes is not None and counts:
         yield from _values(labelling, counts, labelling.classes, allow_empty)
-    if not labelling.standard:
+    if not labelling.standard and not labelling.again:
         yield from _same_in(labelling)
 
 
 def _of_samples(labelling: Labelling) -> Iterator[Finding]:
     """One finding for each kind of fault of single images."""
-    for code in ("unreadable", "size-mismatch", "colour-masks", "dark-images"):
+    of_images = () if labelling.again else ("dark-images",)
+    for code in ("unreadable", "size-mismatch", "colour-masks", *of_images):
         bad = [sample for sample in labelling.samples if code in sample.faults]
         if bad:
             more = f" ({len(bad)} of {len(labelling.samples)} images)" if len(bad) > 1 else ""

@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from fcnproto.checking.kinds import found as of_kind
 from fcnproto.diagnosis.batches import image_blob, make_batches
 from fcnproto.diagnosis.pictures import labelling_rules, shared_images
 from fcnproto.diagnosis.places import located
-from fcnproto.diagnosis.samples import Labelling, of_folders, own_labellings, value_counts
+from fcnproto.diagnosis.samples import Labelling, labels_of, of_folders, own_labellings, value_counts
 from fcnproto.diagnosis.solvers import solver_rules
 from fcnproto.diagnosis.sources import source_rules
 from fcnproto.diagnosis.steps import OVERFIT_STEPS, Course, memorise, run_steps
@@ -26,6 +26,7 @@ from fcnproto.diagnosis.subject import Subject, read_subject
 from fcnproto.diagnosis.weights import class_count, weights_rules
 from fcnproto.errors import DataError, FcnprotoWarning, GraphError, UsageError
 from fcnproto.net import Net
+from fcnproto.net.assigning import assign
 from fcnproto.preprocessing import read_class_names
 from fcnproto.solver import Solver
 
@@ -69,8 +70,8 @@ def examine(
     weights: PathLike | Sequence[PathLike] = (),
     *,
     images: PathLike | None = None,
-    masks: PathLike | None = None,
-    classes: PathLike | Sequence[str] | None = None,
+    masks: PathLike | Mapping[str, PathLike] | None = None,
+    classes: PathLike | Sequence[str] | Mapping[str, PathLike | Sequence[str]] | None = None,
     steps: int = 0,
     overfit: bool = False,
     binary_masks: bool = False,
@@ -85,8 +86,10 @@ def examine(
     Args:
         net: without a solver, a net that has no loss counts as one for use, whose Input layers the caller fills.
         weights: files, copied in this order; without, the solver's own.
-        images, masks: folders of images and of masks of the same names, looked at in place of the net's own data.
-        classes: the names of the classes, or a file with one a line.
+        images, masks: folders of images and of masks of the same names, looked at in place of the net's own data. Of
+            nets with several labels a folder for each, by the blob of the label or of its scores; one alone is the
+            first one's.
+        classes: the names of the classes, or a file with one a line; or several, likewise.
         steps: so many steps are done with the solver (without one with Adam) on a copy of the net, on these images,
             else on the net's own data, else on random numbers.
         overfit: try to learn one batch by heart, in `steps` steps (100 by default).
@@ -105,14 +108,14 @@ def examine(
         raise UsageError("images and masks go together: give both folders, or neither for the net's own data")
     files = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
     subject = read_subject(net, files, **reading)
-    names = list(read_class_names(classes)) if isinstance(classes, (str, os.PathLike)) else list(classes or ())
+    labels = labels_of(subject.net)
+    names = {blob: _names(one) for blob, one in assign(classes, "classes", labels, needed=False).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FcnprotoWarning)
         found = [*subject.findings, *_of_files(subject, names)]
-        if images is not None and masks is not None:
-            labelling, more = of_folders(subject, os.fspath(images), os.fspath(masks), names, binary_masks)
-            labellings = [labelling]
-            more += geometry.padding(subject.net, _sizes(subject, labelling))
+        if images is not None:
+            folders = assign(masks, "masks", labels, needed=False)
+            labellings, more = _given(subject, os.fspath(images), folders, names, binary_masks)
         else:
             labellings, more = list(own_labellings(subject)), list(shared_images(subject))
         found += more
@@ -150,9 +153,27 @@ def _few_steps(
     return course, found
 
 
-def _sizes(subject: Subject, labelling: Labelling) -> dict[str, tuple[int, int]]:
+def _given(
+    subject: Subject, images: str, folders: Mapping[str, Any], names: Mapping[str, Sequence[str]], binary: bool
+) -> tuple[list[Labelling], list[Finding]]:
+    """The labellings of the images of a folder by the masks for each label, and what is wrong with the folders."""
+    labellings: list[Labelling] = []
+    findings: list[Finding] = []
+    for blob, folder in folders.items():
+        labelling, more = of_folders(subject, blob, images, os.fspath(folder), names.get(blob, ()), binary)
+        labelling.again = bool(labellings)
+        labellings.append(labelling)
+        findings += more
+    return labellings, [*findings, *geometry.padding(subject.net, _sizes(subject, labellings))]
+
+
+def _names(classes: PathLike | Sequence[str]) -> Sequence[str]:
+    return read_class_names(classes) if isinstance(classes, (str, os.PathLike)) else list(classes)
+
+
+def _sizes(subject: Subject, labellings: Sequence[Labelling]) -> dict[str, tuple[int, int]]:
     """(height, width) of the smallest of the images that were given, for the net's image blob."""
-    shapes = [sample.pixels.shape[:2] for sample in labelling.samples if sample.pixels is not None]
+    shapes = [one.pixels.shape[:2] for each in labellings for one in each.samples if one.pixels is not None]
     return {image_blob(subject.net): min(shapes, key=min)} if shapes else {}
 
 
@@ -169,7 +190,7 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(dict.fromkeys(findings), key=lambda finding: LEVELS.index(finding.level))
 
 
-def _of_files(subject: Subject, classes: Sequence[str]) -> Iterator[Finding]:
+def _of_files(subject: Subject, classes: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
     """What the files alone show."""
     net = subject.net
     if not subject.is_deploy and subject.whole:

@@ -21,11 +21,12 @@ from fcnproto.data.masks import read_mask
 from fcnproto.data.paths import find
 from fcnproto.data.published import PublishedLayer
 from fcnproto.diagnosis.subject import Subject
-from fcnproto.errors import DataError, LayerError
+from fcnproto.errors import DataError, GraphError, LayerError
 from fcnproto.image_files import SUFFIXES, find_images
 from fcnproto.images import read_image
 from fcnproto.layers.source import SourceLayer
-from fcnproto.net.roles import judged_blobs, score_blobs
+from fcnproto.net import Net
+from fcnproto.net.roles import judged_blobs, score_blobs, unsplit
 
 Array = np.ndarray
 
@@ -59,6 +60,7 @@ class Labelling:
         standard: whether the samples come from one of the published data sets, whose classes are known to be there.
         complete: whether all images were looked at.
         names: the classes' names, where they are known.
+        again: whether another labelling has the same images.
     """
 
     blob: str
@@ -72,18 +74,34 @@ class Labelling:
     samples: list[Sample] = field(default_factory=list)
     layers: tuple[str, ...] = ()
     maps: bool = True
+    again: bool = False
 
     def title(self, label: int) -> str:
         """A class for people."""
         return f"{self.names[label]!r} (label {label})" if label < len(self.names) else f"label {label}"
 
 
+def labels_of(net: Net) -> dict[str, tuple[str, ...]]:
+    """The blobs that masks may be given for, with the other names that each goes by: the labels that the net judges
+    scores by, or its scores where it judges none."""
+    judged = judged_blobs(net)
+    if judged:
+        return {label: tuple(score for score in judged if judged[score] == label) for label in judged.values()}
+    try:
+        return dict.fromkeys(score_blobs(net), ())
+    except GraphError:
+        return {"label": ()}
+
+
 def of_folders(
-    subject: Subject, images: str, masks: str, names: Sequence[str], binary: bool
+    subject: Subject, blob: str, images: str, masks: str, names: Sequence[str], binary: bool
 ) -> tuple[Labelling, list[Finding]]:
-    """The images of a folder with the masks of the same names, and what is wrong with the folders."""
-    blob, classes, ignored, judged = _label_of(subject, names)
-    labelling = Labelling(blob, masks, classes, ignored, judged, names=names)
+    """The images of a folder with the masks of the same names for one of `labels_of`, and what is wrong with the
+    folders."""
+    score = next(iter(labels_of(subject.net).get(blob, ())), None)
+    classes = len(names) or _channels(subject, score or blob)
+    ignored = ignored_label(subject.net, blob) if score else None
+    labelling = Labelling(blob, masks, classes, ignored, score is not None, names=names)
     source = open_masks(masks, names, binary=binary)
     pairs, findings = _pairs(images, source)
     labelling.complete = len(pairs) <= _MOST_FILES
@@ -92,34 +110,19 @@ def of_folders(
     return labelling, findings
 
 
-def _label_of(subject: Subject, names: Sequence[str]) -> tuple[str, int | None, int | None, bool]:
-    """The net's label blob, its number of classes, the label that its loss ignores, whether there is a loss."""
-    judged = judged_blobs(subject.net)
-    for score, label in judged.items():
-        return label, len(names) or _channels(subject, score), _ignored(subject, label), True
-    scores = score_blobs(subject.net)
-    return "label", len(names) or (_channels(subject, scores[0]) if scores else None), None, False
-
-
 def _channels(subject: Subject, blob: str) -> int | None:
     shapes = {one.name: shape for one, shape in subject.shapes.items()}
     shape = shapes.get(blob, ())
     return shape[1] if len(shape) > 1 else None
 
 
-def _ignored(subject: Subject, label: str) -> int | None:
-    for node, layer in zip(subject.net.graph.nodes, subject.net.layers, strict=True):
-        if node.facts.is_loss and len(node.bottoms) > 1 and _plain(node.bottoms[1].name, subject) == label:
+def ignored_label(net: Net, label: str) -> int | None:
+    """The value of a label blob that its loss leaves out; None without one."""
+    for node, layer in zip(net.graph.nodes, net.layers, strict=True):
+        if node.facts.is_loss and len(node.bottoms) > 1 and unsplit(node.bottoms[1]).name == label:
             ignored: int | None = getattr(layer, "ignore_label", None)
             return ignored
     return None
-
-
-def _plain(name: str, subject: Subject) -> str:
-    blob = subject.net.graph.blob(name)
-    while blob.producer.type == "Split":
-        blob = blob.producer.bottoms[0]
-    return blob.name
 
 
 def _pairs(images: str, masks: MaskSource) -> tuple[list[tuple[str, str, str]], list[Finding]]:
@@ -222,7 +225,7 @@ def own_labellings(subject: Subject, most: int = _MOST_FILES) -> Iterator[Labell
         layer = dict(zip(subject.net.graph.nodes, subject.net.layers, strict=True))[node]
         if not isinstance(layer, SourceLayer) or node.type == "Input" or node.facts.makes_data:
             continue
-        labelling = Labelling(label, layer.name, _channels(subject, score), _ignored(subject, label), True)
+        labelling = Labelling(label, layer.name, _channels(subject, score), ignored_label(subject.net, label), True)
         labelling.layers = (layer.name,)
         try:
             if isinstance(layer, ImageMaskLayer):

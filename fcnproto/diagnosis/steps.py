@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from fcnproto.checking.findings import Finding
 from fcnproto.checking.kinds import found
 from fcnproto.diagnosis.batches import Batch, Batches
+from fcnproto.diagnosis.samples import ignored_label
 from fcnproto.diagnosis.subject import Subject
 from fcnproto.diagnosis.watching import Row, Watch, tiny_weights, updates, weights_now
 from fcnproto.errors import GraphError, LayerError
@@ -41,24 +43,56 @@ OVERFIT_STEPS = 100
 
 
 @dataclass
+class Head:
+    """A blob of scores with the blob of its labels.
+
+    Attributes:
+        score, label: the blobs; no label in a net for use.
+        ignored: the label that the loss leaves out.
+        losses: the mean loss of a label in each step (natural logarithm), as far as there are labels.
+        last: the scores of the last step.
+    """
+
+    score: str
+    label: str | None = None
+    ignored: int | None = None
+    losses: list[float] = field(default_factory=list)
+    last: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def chance(self) -> float | None:
+        """The loss of who knows nothing: ln K."""
+        return math.log(self.last.shape[1]) if self.last.dim() > 1 and self.last.shape[1] > 1 else None
+
+    def loss(self, values: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> float | None:
+        """The mean loss of a label of a batch; None without labels."""
+        if self.label is None or self.label not in values:
+            return None
+        return mean_loss(outputs[self.score], values[self.label], self.ignored)
+
+
+@dataclass
 class Course:
     """What some steps showed.
 
     Attributes:
-        losses: the mean loss of a label in each step (natural logarithm), as far as there are labels.
-        chance: ln K.
+        heads: what has scores and labels.
         rows: gradients, updates and activations by layer, of the last step.
         images: names of images with their loss after the steps, the worst first.
         fastest: the largest update over weights of any step, by layer.
         overfit: steps done on one batch, and its loss before and after; None where that was not asked.
     """
 
-    losses: list[float] = field(default_factory=list)
-    chance: float | None = None
+    heads: list[Head] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     images: list[tuple[Batch, float]] = field(default_factory=list)
     fastest: dict[str, float] = field(default_factory=dict)
     overfit: tuple[int, float, float] | None = None
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of a label of the first head, in each step."""
+        return self.heads[0].losses if self.heads else []
 
 
 def mean_loss(scores: Tensor, labels: Tensor, ignored: int | None) -> float | None:
@@ -75,19 +109,11 @@ def mean_loss(scores: Tensor, labels: Tensor, ignored: int | None) -> float | No
     return float(-rows.double().log_softmax(1)[keep].gather(1, index[keep, None]).mean())
 
 
-def _judged(net: Net) -> tuple[str, str | None, int | None]:
-    """The first score blob, its label blob and the label that the loss leaves out."""
-    for score, label in judged_blobs(net).items():
-        ignored = next(
-            (
-                getattr(layer, "ignore_label", None)
-                for node, layer in zip(net.graph.nodes, net.layers, strict=True)
-                if node.facts.is_loss
-            ),
-            None,
-        )
-        return score, label, ignored
-    return score_blobs(net)[0], None, None
+def heads_of(net: Net) -> list[Head]:
+    """What has scores: with the labels that they are judged by, where the net knows them. `GraphError` without any."""
+    judged = judged_blobs(net)
+    found = [Head(score, label, ignored_label(net, label)) for score, label in judged.items()]
+    return found or [Head(score) for score in score_blobs(net)[:1]]
 
 
 def run_steps(subject: Subject, net: Net, batches: Batches, steps: int) -> tuple[Course, list[Finding]]:
@@ -95,39 +121,41 @@ def run_steps(subject: Subject, net: Net, batches: Batches, steps: int) -> tuple
     param = _solver_of(subject)
     course, watch = Course(), Watch(net)
     try:
-        score, label, ignored = _judged(net)
+        course.heads = heads_of(net)
     except GraphError:
         return course, []
     optimizer, policy = make_optimizer(param, net), LearningRatePolicy(param)
-    last: Tensor | None = None
     for index in range(steps):
         batch = batches.turn(index)
         optimizer.zero_grad(set_to_none=True)
         before = weights_now(net)
         with watch:
-            outputs = net(batch.values, blobs=[score])
+            outputs = net(batch.values, blobs=[head.score for head in course.heads])
             loss = net.loss(outputs) if net.graph.weighted() else None
             if loss is not None and loss.requires_grad:
                 loss.backward()
-        last = outputs[score].detach()
         if watch.broken is not None:
             name, blob = watch.broken
             seen = f"step {index}: blob {blob!r} is the first that holds values that are no numbers ({batch.name})"
             return course, [found("not-a-number", [name], seen)]
-        if label is not None and label in batch.values:
-            value = mean_loss(last, batch.values[label], ignored)
-            course.losses += [] if value is None else [value]
-        for group in optimizer.param_groups:
-            group["lr"], group["iteration"] = policy(index), index
-        optimizer.step()
+        for head in course.heads:
+            head.last = outputs[head.score].detach()
+            value = head.loss(batch.values, outputs)
+            head.losses += [] if value is None else [value]
+        _update(optimizer, policy, index)
         changes = updates(net, before)
         course.rows = watch.rows(changes)
         course.fastest = {name: max(value, course.fastest.get(name, 0.0)) for name, value in changes.items()}
-    if last is None:
+    if not steps:
         return course, []
-    course.chance = math.log(last.shape[1]) if last.dim() > 1 and last.shape[1] > 1 else None
-    course.images = _by_image(net, batches, score, label, ignored)
-    return course, list(_rules(subject, net, course, watch, score, last))
+    course.images = _by_image(net, batches, course.heads)
+    return course, list(_rules(subject, net, course, watch))
+
+
+def _update(optimizer: Any, policy: LearningRatePolicy, index: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"], group["iteration"] = policy(index), index
+    optimizer.step()
 
 
 def _solver_of(subject: Subject) -> caffe_pb2.SolverParameter:
@@ -146,39 +174,39 @@ def _adam(rate: float) -> caffe_pb2.SolverParameter:
     )
 
 
-def _by_image(
-    net: Net, batches: Batches, score: str, label: str | None, ignored: int | None
-) -> list[tuple[Batch, float]]:
-    """The batches with their mean losses, the worst first."""
+def _by_image(net: Net, batches: Batches, heads: Sequence[Head]) -> list[tuple[Batch, float]]:
+    """The batches with their mean losses (the sum of all heads'), the worst first."""
     result = []
     with torch.no_grad():
         for batch in batches.items:
-            if label is not None and label in batch.values and not batch.drawn:
-                value = mean_loss(net(batch.values, blobs=[score])[score], batch.values[label], ignored)
-                result += [] if value is None else [(batch, value)]
+            outputs = {} if batch.drawn else net(batch.values, blobs=[head.score for head in heads])
+            values = [value for head in heads if outputs and (value := head.loss(batch.values, outputs)) is not None]
+            result += [(batch, sum(values))] if values else []
     return sorted(result, key=lambda pair: -pair[1])
 
 
-def _rules(subject: Subject, net: Net, course: Course, watch: Watch, score: str, scores: Tensor) -> Iterator[Finding]:
-    yield from _loss(course, score)
+def _rules(subject: Subject, net: Net, course: Course, watch: Watch) -> Iterator[Finding]:
+    for head in course.heads:
+        yield from _loss(head)
     yield from _gradients(net, course.rows)
     for name, share, channels in watch.dead():
         if share >= _DEAD:
             seen = f"{round(share * channels)} of {channels} channels are 0 everywhere in every step"
             yield found("dead-relu", [name], seen)
-    yield from _scores(course, score, scores)
+    for head in course.heads:
+        yield from _scores(head)
     if subject.solver is not None:
         yield from _updates(watch.untrained, course, subject.solver)
 
 
-def _loss(course: Course, score: str) -> Iterator[Finding]:
-    if course.chance is None or len(course.losses) < _FEW:
+def _loss(head: Head) -> Iterator[Finding]:
+    if head.chance is None or len(head.losses) < _FEW:
         return
-    first, end = course.losses[0], course.losses[-1]
-    near = abs(first - course.chance) < _LIKE_CHANCE * course.chance
-    if near and max(course.losses) - min(course.losses) < _STAYS * course.chance:
-        seen = f"the loss of a label is {first:.5g}, after {len(course.losses)} steps {end:.5g}; ln K is"
-        yield found("constant-loss", f"blob {score!r}", f"{seen} {course.chance:.5g}")
+    first, end = head.losses[0], head.losses[-1]
+    near = abs(first - head.chance) < _LIKE_CHANCE * head.chance
+    if near and max(head.losses) - min(head.losses) < _STAYS * head.chance:
+        seen = f"the loss of a label is {first:.5g}, after {len(head.losses)} steps {end:.5g}; ln K is"
+        yield found("constant-loss", f"blob {head.score!r}", f"{seen} {head.chance:.5g}")
 
 
 def _gradients(net: Net, rows: Sequence[Row]) -> Iterator[Finding]:
@@ -199,14 +227,15 @@ def _gradients(net: Net, rows: Sequence[Row]) -> Iterator[Finding]:
         yield found("exploding-gradient", [first.name], seen)
 
 
-def _scores(course: Course, score: str, scores: Tensor) -> Iterator[Finding]:
+def _scores(head: Head) -> Iterator[Finding]:
+    scores = head.last
     if scores.dim() < 2 or scores.shape[1] < 2:
         return
-    where, largest = f"blob {score!r}", float(scores.abs().max())
+    where, largest = f"blob {head.score!r}", float(scores.abs().max())
     best = scores.topk(2, dim=1).values
     gap = float((best[:, 0] - best[:, 1]).median())
-    if gap > _GAP and course.chance is not None and course.losses and course.losses[-1] > course.chance:
-        seen = f"the best score leads by {gap:.3g} in half of the places, and a label costs {course.losses[-1]:.3g}"
+    if gap > _GAP and head.chance is not None and head.losses and head.losses[-1] > head.chance:
+        seen = f"the best score leads by {gap:.3g} in half of the places, and a label costs {head.losses[-1]:.3g}"
         yield found("saturated-scores", where, seen)
     if not largest > 0:
         return
@@ -245,21 +274,19 @@ def memorise(net: Net, batches: Batches, steps: int) -> tuple[tuple[int, float, 
     """Try to learn one batch by heart with Adam: (steps, loss before, loss after), and a finding where it failed.
 
     The batch is the one whose labels differ most. Learned by heart is what has half of the loss of the best constant
-    answer. `net` is not changed.
+    answer; the losses of several labellings are added. `net` is not changed.
     """
     try:
-        score, label, ignored = _judged(net)
+        heads = [head for head in heads_of(net) if head.label is not None]
     except GraphError:
         return None, []
-    if label is None or not net.graph.weighted():
-        return None, []
-    known = [(entropy(one.values[label], ignored), one) for one in batches.items if label in one.values]
-    if not known:
+    known = [(least, one) for one in batches.items if (least := _least(heads, one.values)) is not None]
+    if not known or not net.graph.weighted():
         return None, []
     constant, batch = max(known, key=lambda pair: pair[0])
     results = []
     for rate in _RATES:
-        done, before, after = _learn(copy.deepcopy(net), batch, steps, rate, (score, label, ignored), constant)
+        done, before, after = _learn(copy.deepcopy(net), batch, steps, rate, heads, constant)
         results.append((done, before, after))
         if after < _MEMORISED * max(constant, 1e-3):
             return results[-1], []
@@ -268,7 +295,13 @@ def memorise(net: Net, batches: Batches, steps: int) -> tuple[tuple[int, float, 
         f"{batch.name}: after {best[0]} steps of Adam (rates {', '.join(map(str, _RATES))}) a label costs "
         f"{best[2]:.3g}, before {best[1]:.3g}; the best constant answer costs {constant:.3g}"
     )
-    return best, [found("not-memorised", f"blob {score!r}", seen)]
+    return best, [found("not-memorised", f"blob {heads[0].score!r}", seen)]
+
+
+def _least(heads: Sequence[Head], values: Mapping[str, Tensor]) -> float | None:
+    """The loss of the best constant answers; None without labels."""
+    labelled = [(values[head.label], head.ignored) for head in heads if head.label is not None and head.label in values]
+    return sum(entropy(labels, ignored) for labels, ignored in labelled) if labelled else None
 
 
 def entropy(labels: Tensor, ignored: int | None) -> float:
@@ -283,26 +316,23 @@ def entropy(labels: Tensor, ignored: int | None) -> float:
 
 
 def _learn(
-    net: Net, batch: Batch, steps: int, rate: float, judged: tuple[str, str, int | None], constant: float
+    net: Net, batch: Batch, steps: int, rate: float, heads: Sequence[Head], constant: float
 ) -> tuple[int, float, float]:
-    score, label, ignored = judged
     param = _adam(rate)
     optimizer, policy = make_optimizer(param, net), LearningRatePolicy(param)
     first = last = math.inf
     for index in range(steps):
         optimizer.zero_grad(set_to_none=True)
         try:
-            outputs = net(batch.values, blobs=[score])
+            outputs = net(batch.values, blobs=[head.score for head in heads])
         except LayerError:
             break
-        value = mean_loss(outputs[score], batch.values[label], ignored)
-        last = math.inf if value is None or not math.isfinite(value) else value
+        values = [value for head in heads if (value := head.loss(batch.values, outputs)) is not None]
+        last = sum(values) if values and all(map(math.isfinite, values)) else math.inf
         first = last if index == 0 else first
         loss = net.loss(outputs)
         if last < _MEMORISED * max(constant, 1e-3) or not loss.requires_grad or not math.isfinite(last):
             return index, first, last
         loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"], group["iteration"] = policy(index), index
-        optimizer.step()
+        _update(optimizer, policy, index)
     return steps, first, last

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fcnproto.checking.findings import Finding, some
 from fcnproto.checking.kinds import found
+from fcnproto.diagnosis.samples import labels_of
 from fcnproto.diagnosis.subject import Subject
-from fcnproto.errors import GraphError
+from fcnproto.graph import Node
 from fcnproto.net import Net
-from fcnproto.net.roles import judged_blobs, score_blobs
 from fcnproto.preprocessing import similar_records
 
 _RANDOM = ("gaussian", "msra", "positive_unitball", "uniform", "xavier")
@@ -62,18 +62,26 @@ def _drawn_and_frozen(net: Net) -> Iterator[str]:
             yield layer.name
 
 
-def class_count(subject: Subject, classes: Sequence[str] | None) -> Iterator[Finding]:
-    """Score layers with another number of classes than there are names."""
-    if not classes:
-        return
-    try:
-        blobs = list(judged_blobs(subject.net)) or score_blobs(subject.net)[:1]
-    except GraphError:
-        return
+def class_count(subject: Subject, classes: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """Score layers with another number of classes than there are names for their label (see `labels_of`)."""
     shapes = {blob.name: shape for blob, shape in subject.shapes.items()}
-    for name in blobs:
-        shape = shapes.get(name)
-        if len(blobs) == 1 and shape is not None and len(shape) > 1 and shape[1] != len(classes):
-            yield found(
-                "old-classes", f"blob {name!r}", f"{shape[1]} scores for {len(classes)} classes ({some(classes)})"
-            )
+    for label, scores in labels_of(subject.net).items():
+        names = classes.get(label, ())
+        for score in scores or (label,):
+            shape = shapes.get(score, ())
+            if names and len(shape) > 1 and shape[1] != len(names):
+                layers = () if (node := _maker(subject.net, score)) is None else (node.name,)
+                seen = f"{shape[1]} scores for {len(names)} classes ({some(names)})"
+                yield found("old-classes", f"blob {score!r}", seen, layers=layers)
+
+
+def _maker(net: Net, score: str) -> Node | None:
+    """The last layer that says how many channels a blob has: what `num_output` is to be changed of."""
+    node = net.graph.blob(score).producer
+    while node.bottoms and not node.is_data:
+        if node.type in ("Convolution", "InnerProduct") or (
+            node.type == "Deconvolution" and node.param.convolution_param.group == 1
+        ):
+            return node
+        node = node.bottoms[0].producer
+    return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sick_nets import DUMMY, LOSS, SCORE, SOLVER, examined, grave, one, write
 
@@ -288,3 +291,57 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "[class-never-occurs]" in capsys.readouterr().out
     assert main(["check", str(write(tmp_path)), *folders, "--allow-empty-classes"]) == 0
     assert main(["check", str(write(tmp_path)), "--masks", str(masks)]) == 2
+
+
+HEADS = (
+    'layer { name: "in" type: "DummyData" top: "data" top: "sem" top: "geo" dummy_data_param {\n'
+    "  shape { dim: 1 dim: 3 dim: 16 dim: 16 } shape { dim: 1 dim: 1 dim: 16 dim: 16 }\n"
+    "  shape { dim: 1 dim: 1 dim: 16 dim: 16 }\n"
+    '  data_filler { type: "gaussian" std: 1 } data_filler { value: 1 } data_filler { value: 1 } } }\n'
+    + SCORE.replace('"score"', '"score_sem"')
+    + SCORE.replace('"score"', '"score_geo"').replace("num_output: 3", "num_output: 2")
+    + LOSS.replace('"score"', '"score_sem"').replace('"label"', '"sem"').replace('"loss"', '"loss_sem"')
+    + LOSS.replace('"score"', '"score_geo"').replace('"label"', '"geo"').replace('"loss"', '"loss_geo"')
+)
+
+
+def test_two_labellings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks of both heads are judged, each by its own classes; both are learned in the steps."""
+    images, sem = draw(tmp_path)
+    geo = tmp_path / "geo"
+    geo.mkdir()
+    for path in sem.glob("*.png"):
+        with Image.open(path) as image:
+            Image.fromarray((np.asarray(image) > 0).astype(np.uint8)).save(geo / path.name)
+    (tmp_path / "geo.txt").write_text("flat\nupright\n")
+    path = write(tmp_path, HEADS, SOLVER.replace("0.01", "1e-5"))
+    both = {"images": images, "masks": {"sem": sem, "score_geo": geo}}
+    torch.manual_seed(1)
+    assert not grave(examined(path, **both, classes={"geo": ["flat", "upright"]}, steps=6))
+    assert not grave(examined(path, **both, overfit=True))
+    arguments = ["check", str(path), "--images", str(images), "--masks", f"sem={sem}", "--masks", f"geo={geo}"]
+    assert main([*arguments, "--classes", f"geo={tmp_path / 'geo.txt'}", "--steps", "2", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["pixels"]) == {"sem", "geo"}
+    change(geo, lambda labels: labels * np.uint8(255))
+    finding = one(examined(path, **both), "binary-masks")
+    assert finding.level == "fault" and str(geo) in finding.where
+    three = examined(path, **both, binary_masks=True, classes={"geo": ["flat", "upright", "sky"]})
+    assert "'sky'" in one(three, "class-never-occurs").seen and "'score_geo'" in one(three, "old-classes").where
+    change(geo, lambda labels: np.minimum(labels, 1))
+    change(sem, lambda labels: labels + np.uint8(1))
+    assert str(sem) in one(examined(path, **both), "label-out-of-range").where
+    assert one(examined(path, images=images, masks=sem), "label-out-of-range")  # one alone is the first one's
+    assert main([*arguments[:4], "--masks", f"depth={sem}"]) == 2
+    assert "the net has nothing called 'depth'" in capsys.readouterr().err
+
+
+def test_a_head_that_stands_still(tmp_path: Path) -> None:
+    """What a few steps show is said of every head."""
+    images, sem = draw(tmp_path)
+    still = HEADS.replace('"score_geo"\n', '"score_geo" param { lr_mult: 0 } param { lr_mult: 0 }\n').replace(
+        'num_output: 2 kernel_size: 3 pad: 1 weight_filler { type: "xavier" }', "num_output: 2 kernel_size: 3 pad: 1"
+    )
+    geo = shutil.copytree(sem, tmp_path / "geo")
+    change(geo, lambda labels: np.minimum(labels, 1))
+    findings = examined(write(tmp_path, still), images=images, masks={"sem": sem, "geo": geo}, steps=6)
+    assert "'score_geo'" in one(findings, "constant-loss").where
