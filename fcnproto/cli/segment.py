@@ -33,6 +33,20 @@ class SegmentCommand(_naming.NetCommand):
         return super().parse_args(ctx, spelt)
 
 
+class TileType(click.ParamType):
+    """auto, off or the pixels of a tile's side."""
+
+    name = "tile"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The word, or the number from 1 on."""
+        if value in ("auto", "off"):
+            return str(value)
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is not auto, off or a number of pixels from 1 on.", param, ctx)
+        return int(value)
+
+
 @click.command("segment", cls=SegmentCommand)
 @click.argument("model", type=_nets.MODEL)
 @click.argument("weights", type=_nets.WEIGHTS)
@@ -93,6 +107,14 @@ class SegmentCommand(_naming.NetCommand):
     help="Write the results in N processes of their own: for a GPU that is quicker than two threads.",
 )
 @click.option("--cuda-graphs", is_flag=True, help="On a GPU: record the net's work for each size and replay it.")
+@click.option(
+    "--tile",
+    type=TileType(),
+    default="auto",
+    metavar="auto|N|off",
+    show_default=True,
+    help="Compute images in tiles of N pixels a side, with the whole image's result; auto: where memory is short.",
+)
 @click.option("--max-side", type=click.IntRange(min=1), metavar="N", help="Shrink larger images for the net.")
 @_cluster.cluster_options()
 @click.option(
@@ -154,6 +176,7 @@ def command(
         probabilities=settings["probs"],
         precision=settings["precision"],
         batch=settings["batch"],
+        tile=settings["tile"],
         crf=parse_crf(settings["crf_parameters"] or "") if settings["crf"] else None,
     )
     segmenter.preprocessing = {

@@ -136,7 +136,7 @@ def _summary(
             )
         )
     parameters = sum(layer.parameters for layer in layers)
-    everything, peak = _blob_bytes(net.graph.nodes, known)
+    everything, peak = blob_bytes(net.graph.nodes, known)
     return NetSummary(
         name=net.graph.name,
         inputs={blob.name: known.get(blob, OPEN) for node in net.graph.nodes if node.is_data for blob in node.tops},
@@ -198,7 +198,7 @@ def _root(blob: Blob) -> Blob:
     return _root(blob.producer.bottoms[0]) if blob.producer.automatic else blob
 
 
-def _blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[int, int]:
+def blob_bytes(nodes: Sequence[Node], shapes: Mapping[Blob, Shape]) -> tuple[int, int]:
     """(bytes of all blobs, greatest sum alive at one time). Tops that are their bottom's memory, as those of Split,
     Flatten and layers in place, are no copies."""
     sizes = {blob: _BYTES * math.prod(shape) for blob, shape in shapes.items() if _holder(blob) is blob}

@@ -11,7 +11,8 @@ import ctypes
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +30,51 @@ def uninitialised(shape: Sequence[int]) -> Tensor:
         if first < last:  # advice only: where it is refused, nothing is lost
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_HUGEPAGE)
     return tensor
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """The bytes that may still be taken on a device: of a CPU those that the machine, the process's limits and its
+    control group leave, None where nobody says it."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    found = [*_left_by_the_machine(), *_left_by_limits(), *_left_by_the_group()]
+    return max(min(found), 0) if found else None
+
+
+def _left_by_the_machine() -> Iterator[int]:
+    for line in _text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _left_by_limits() -> Iterator[int]:
+    pages = _text("/proc/self/statm").split()
+    if not pages:
+        return
+    import resource  # where there is a /proc, there is this module
+
+    for limit, place in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY:
+            yield most - int(pages[place]) * resource.getpagesize()
+
+
+def _left_by_the_group() -> Iterator[int]:
+    for folder, most, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        limit, now = (_text(f"{folder}/{name}").strip() for name in (most, used))
+        if limit.isdigit() and now.isdigit():
+            yield int(limit) - int(now)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 class Room(threading.local):

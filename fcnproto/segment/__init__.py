@@ -11,13 +11,9 @@ from fcnproto.lazy import lazily
 
 if TYPE_CHECKING:
     from fcnproto.net.roles import score_blobs
+    from fcnproto.segment.files import segment
     from fcnproto.segment.results import Result, Segmentation
-    from fcnproto.segment.segmenter import (
-        Scene,
-        Segmenter,
-        is_out_of_memory,
-        segment,
-    )
+    from fcnproto.segment.segmenter import Scene, Segmenter, is_out_of_memory
 
 __all__ = [
     "Result",
@@ -38,6 +34,6 @@ __getattr__, __dir__ = lazily(
         "Segmenter": "fcnproto.segment.segmenter",
         "is_out_of_memory": "fcnproto.segment.segmenter",
         "score_blobs": "fcnproto.net.roles",
-        "segment": "fcnproto.segment.segmenter",
+        "segment": "fcnproto.segment.files",
     },
 )

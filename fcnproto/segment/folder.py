@@ -1,6 +1,6 @@
 """The files around segmenting: which images belong to a net's inputs, and whether the folder suits the results.
 
-Internal to `segment/segmenter.py`.
+Internal to `segment/files.py`.
 """
 
 from __future__ import annotations

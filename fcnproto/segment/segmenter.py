@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
@@ -21,24 +20,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fcnproto.errors import DataError, Error, FcnprotoWarning, LayerError, UsageError, first_line
-from fcnproto.image_files import find_images
-from fcnproto.images import Picture, Preprocessing, as_image, limit_side, pixel_count, resize, to_blob, visible
+from fcnproto.errors import DataError, FcnprotoWarning, LayerError, UsageError, first_line
+from fcnproto.images import (
+    Picture,
+    Preprocessing,
+    as_image,
+    limit_side,
+    resize,
+    to_blob,
+    visible,
+)
 from fcnproto.inspect.running import run_with
 from fcnproto.net import Net
 from fcnproto.net.arriving import Arriving, send
 from fcnproto.net.roles import image_inputs, images_stay_apart, score_blobs
 from fcnproto.passes import optimize
 from fcnproto.precision import canonical, computing
-from fcnproto.preprocessing import background_labels, class_names, preprocessing_of, published_with
+from fcnproto.preprocessing import class_names, preprocessing_of, published_with
 from fcnproto.segment import sending
 from fcnproto.segment.crf import DenseCrf
 from fcnproto.segment.fetching import Labelled, fetch
-from fcnproto.segment.folder import Partners, check_folder, sources
-from fcnproto.segment.pipeline import Stages, overlap
-from fcnproto.segment.polygons import PolygonFiles
-from fcnproto.segment.results import MOST_CLASSES, Result, Segmentation
-from fcnproto.segment.writing import Writers
+from fcnproto.segment.results import MOST_CLASSES, Segmentation
+from fcnproto.segment.tiles import AUTO, Labels, Tiles, WholeScores
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
@@ -84,6 +87,9 @@ class Segmenter:
         batch: the most images of one size that go through the net together; by default as many as have a quarter of
             a megapixel (on a GPU four) in all, at most 16. Always one where the net's layers mix the images of a batch.
         crf: a dense CRF on the image's pixels that sharpens probabilities and labels.
+        tile: the pixels of a side of the tiles in which images are computed, each from the part of the image that it
+            depends on, so that the result is the whole image's; "auto" does so where memory would not suffice for the
+            whole, "off" never.
     """
 
     net: Net
@@ -96,6 +102,7 @@ class Segmenter:
     precision: str | None = None
     batch: int | None = None
     crf: DenseCrf | None = None
+    tile: int | str = AUTO
 
     def __post_init__(self) -> None:
         self._given_blobs, self._told = bool(self.blobs), False
@@ -115,6 +122,7 @@ class Segmenter:
             raise UsageError(f"batch must be 1 or more, not {self.batch}")
         self._means = sending.Means()
         self._may_batch = images_stay_apart(self.net, self.blobs)
+        self._tiles = Tiles(self.net, self.blobs, self.tile)
 
     def most_at_once(self, scene: Scene) -> int:
         """How many scenes like this one may go through the net together."""
@@ -193,10 +201,10 @@ class Segmenter:
 
     def _run_together(self, scenes: Sequence[Scene]) -> list[list[Segmentation] | Exception]:
         try:
-            maps = [self._scores(scenes, self.precision or "fp32")]
+            found = [self._labels(scenes, self.precision or "fp32")]
             if self.precision != "fp32" and any(scene.compare for scene in scenes):
-                maps.append(self._scores(scenes, "fp32"))
-            return self._segmentations(scenes, maps)
+                found.append(self._labels(scenes, "fp32"))
+            return self._segmentations(scenes, found)
         except DataError as error:
             return [_without_values(error)] * len(scenes)
         except (RuntimeError, MemoryError) as error:
@@ -205,19 +213,15 @@ class Segmenter:
             return [_without_values(_too_large(scenes[0], error))] * len(scenes)
 
     def _segmentations(
-        self, scenes: Sequence[Scene], maps: Sequence[Mapping[str, Tensor]]
+        self, scenes: Sequence[Scene], found: Sequence[Sequence[Sequence[Labelled]]]
     ) -> list[list[Segmentation] | Exception]:
-        """Each scene's results from the maps of scores in this precision and, where asked for, in float32."""
+        """Each scene's results from its labels in this precision and, where asked for, in float32."""
         given = [
-            [
-                self._labelled(blob, scores[k : k + 1], scene)
-                for outputs in maps[: 2 if scene.compare else 1]
-                for blob, scores in outputs.items()
-            ]
+            [each for labels in found[: 2 if scene.compare else 1] for each in labels[k]]
             for k, scene in enumerate(scenes)
         ]
         fetch(label for labels in given for label in labels)
-        return [self._results(labels, len(maps[0])) for labels in given]
+        return [self._results(labels, len(found[0][0])) for labels in given]
 
     def _results(self, labels: Sequence[Labelled], count: int) -> list[Segmentation] | Exception:
         """A scene's results: the first `count` are those asked for, the rest the same in float32."""
@@ -239,10 +243,46 @@ class Segmenter:
         )
 
     @torch.no_grad()
-    def _scores(self, scenes: Sequence[Scene], precision: str) -> dict[str, Tensor]:
-        """The maps of class scores of all scenes, by blob."""
+    def _labels(self, scenes: Sequence[Scene], precision: str) -> list[list[Labelled]]:
+        """For each scene its labels by every score blob; in smaller tiles where memory doesn't suffice for larger."""
         values = {name: self._value(name, scenes).to(self.net.dtype) for name in self.inputs}
-        height, width = scenes[0].shape[2:]
+        while True:
+            try:
+                return self._labels_of(values, scenes, precision)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._tiles.shrink(values):
+                    raise
+                _without_values(error)
+
+    def _labels_of(self, values: dict[str, Tensor], scenes: Sequence[Scene], precision: str) -> list[list[Labelled]]:
+        tiled = self._tiles.cutting(values)
+        if tiled is None:
+            maps = self._scores(values, precision)
+            return [
+                [self._labelled(blob, scores[k : k + 1], scene) for blob, scores in maps.items()]
+                for k, scene in enumerate(scenes)
+            ]
+        cutting, side = tiled
+        found: dict[str, WholeScores | Labels] = {}
+        for part in cutting.run(values, side, lambda tile: self._scores(tile, precision)):
+            if part.blob not in found:
+                extents = cutting.extents(part.blob)
+                at_once = self.crf is None and all(scene.size == extents for scene in scenes)
+                found[part.blob] = Labels(extents, self.probabilities) if at_once else WholeScores(extents)
+            found[part.blob].put(part)
+        return [[self._put_together(blob, found[blob], scenes, k) for blob in found] for k in range(len(scenes))]
+
+    def _put_together(self, blob: str, found: WholeScores | Labels, scenes: Sequence[Scene], k: int) -> Labelled:
+        """What tiles have given for scene `k`."""
+        if isinstance(found, WholeScores):
+            return self._labelled(blob, found.scores[k : k + 1], scenes[k])
+        labels, probabilities = found.of(k)
+        arriving = None if probabilities is None else Arriving(probabilities)
+        return Labelled(blob, found.classes, labels, found.finite[k], arriving)
+
+    def _scores(self, values: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
+        """The maps of class scores of all scenes, by blob."""
+        count, _, height, width = next(iter(values.values())).shape
         try:
             with computing(precision, self.net.device):
                 outputs = run_with(self.net, values, self.blobs)
@@ -250,7 +290,7 @@ class Segmenter:
             if is_out_of_memory(error):
                 raise
             raise DataError(f"the net can't work on {width}x{height} pixels: {first_line(error)}") from error
-        maps = {blob: outputs[blob] for blob in self.blobs if self._is_map(blob, outputs[blob], len(scenes))}
+        maps = {blob: outputs[blob] for blob in self.blobs if self._is_map(blob, outputs[blob], count)}
         if not maps:
             shapes = ", ".join(f"{blob!r} {tuple(outputs[blob].shape)}" for blob in self.blobs)
             raise UsageError(f"the net gives no map of class scores ({shapes}); `fcnproto run` shows what it gives")
@@ -332,124 +372,3 @@ def _without_values(error: Exception) -> Exception:
         clear_frames(found.__traceback__)
         found = found.__cause__ or found.__context__
     return error
-
-
-def segment(
-    net: Net | Segmenter,
-    images: PathLike | Sequence[PathLike],
-    out_dir: PathLike,
-    *,
-    inputs: Mapping[str, PathLike] | None = None,
-    with_legend: bool = True,
-    recursive: bool = False,
-    workers: int = 2,
-    writers: int = 0,
-    compared: int = 5,
-    polygons: Sequence[str] = (),
-) -> Iterator[Result]:
-    """Segment image files and folders, write the results to `out_dir`, and give a `Result` for each image.
-
-    For an image "cat.jpg" and each score blob: `cat_labels.png` (a palette image whose pixels are the labels, in VOC's
-    colours), `cat_overlay.png` (the labels' colours over the image, with a legend beside it), and `cat_probs.npz` if
-    the segmenter computes probabilities ("probs": float32, 4 bytes for each pixel and class; "classes": their names).
-    Where the net has several score blobs their names are in between: `cat_score_geo_labels.png`. Files that exist are
-    replaced, but never an image that is read. An image that fails gives a Result with `error`; the rest go on.
-
-    While the net works on some images the next are read and the last are written, by threads; of every 16 images (of 16
-    megapixels at most) those of one size go through the net together. Results come in the order of the images.
-
-    Args:
-        net: a net, or a `Segmenter` for other than its defaults.
-        images: files and folders; see `image_files.find_images`. They feed the first of the net's image inputs that is
-            not in `inputs`.
-        inputs: for every further input a file, or a folder with an image of the same stem for each one.
-        with_legend: draw the legend beside the overlay.
-        recursive: look into subfolders (but not into `out_dir`); results go to subfolders of the same names.
-        workers: threads that read, and as many that write.
-        writers: processes that write instead (0: none), for a GPU that is quicker than the threads. They import the
-            script that calls this, so there the call must stand behind `if __name__ == "__main__":`.
-        compared: in another precision than float32, the number of images (spread evenly over all) whose labels are
-            compared with those that float32 gives; see `Segmentation.agreement`.
-        polygons: "labelme" (cat.json for cat.jpg) and "coco" (annotations.coco.json for all, at the end): the label
-            maps as polygons, too.
-
-    Raises:
-        UsageError: the options don't fit the net, or there are no images. Raised before anything is done, or
-            with the first image where only running the net can tell.
-    """
-    segmenter = net if isinstance(net, Segmenter) else Segmenter(net)
-    main, further = sources(segmenter, inputs or {})
-    given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
-    folder = Path(out_dir)
-    files = find_images(given, recursive, leave_out=folder, arrays=segmenter.preprocessing[main].kind == "bands")
-    check_folder(folder, given)
-    if not files:
-        raise UsageError(f"no images in {', '.join(map(str, given)) or 'an empty list'}")
-    if workers < 1 or writers < 0:
-        what, least, given_number = ("workers", 1, workers) if workers < 1 else ("writers", 0, writers)
-        raise UsageError(f"{what} must be {least} or more, not {given_number}")
-    partners = {
-        blob: Partners(place, arrays=segmenter.preprocessing[blob].kind == "bands") for blob, place in further.items()
-    }
-    count = min(compared, len(files)) if segmenter.precision != "fp32" else 0
-    chosen = {(2 * k + 1) * len(files) // (2 * count) for k in range(count)}
-    jobs = [_Job(index, path, name, index in chosen) for index, (path, name) in enumerate(files)]
-    pen = Writers(writers, {os.path.realpath(path) for path, _ in files})
-
-    def read(job: _Job) -> Scene:
-        paths = {main: job.path} | {blob: found.of(job.path) for blob, found in partners.items()}
-        return replace(segmenter.prepare(segmenter.read(paths)), compare=job.compare)
-
-    def write_files(job: _Job, scene: Scene, found: list[Segmentation]) -> Result:
-        bare = [background_labels(one.names) for one in found]
-        written = pen.write(scene.images[main], found, folder / job.name, bare, with_legend)
-        return Result(job.path, job.index, len(files), tuple(written), tuple(found))
-
-    def failed(job: _Job, error: Exception) -> Result:
-        if isinstance(error, UsageError) or not isinstance(error, (Error, OSError)):
-            raise error
-        message = str(error)
-        if os.fspath(job.path) not in message:
-            message = f"{job.path}: {message}"
-        return Result(job.path, job.index, len(files), error=message)
-
-    stages: Stages[_Job, Scene, list[Segmentation], Result] = Stages(
-        read,
-        segmenter.run,
-        write_files,
-        failed,
-        kind=lambda scene: scene.shape,
-        most=segmenter.most_at_once,
-        size=lambda job: pixel_count(job.path),
-    )
-    workers = max(workers, writers)
-    results = _ended_by(pen.close, overlap(jobs, stages, ahead=AHEAD, limit=PIXELS_AHEAD, workers=workers))
-    if not polygons:
-        return results
-    return _with_polygons(results, PolygonFiles(folder, polygons), [folder / job.name for job in jobs])
-
-
-def _with_polygons(results: Iterator[Result], files: PolygonFiles, stems: Sequence[Path]) -> Iterator[Result]:
-    for result in results:
-        if result.segmentations:
-            written = files.add(result.source, stems[result.index], result.segmentations)
-            result = replace(result, files=(*result.files, *written))
-        yield result
-    files.finish()
-
-
-def _ended_by(end: Callable[[], None], results: Iterator[Result]) -> Iterator[Result]:
-    try:
-        yield from results
-    finally:
-        end()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """An image to be segmented."""
-
-    index: int
-    path: Path
-    name: str
-    compare: bool

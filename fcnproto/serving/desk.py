@@ -19,11 +19,11 @@ from fcnproto import zoo
 from fcnproto.errors import DataError, GraphError, UsageError
 from fcnproto.images import as_image, limit_side, visible
 from fcnproto.net import Net
+from fcnproto.net.reach import reach, within
 from fcnproto.pictures.labels import label_image
 from fcnproto.pictures.weights import activation_grid
 from fcnproto.preprocessing import background_labels
 from fcnproto.segment import Segmentation, Segmenter
-from fcnproto.serving.reach import reach, within
 
 _RESULTS = 4
 _NUMBERS = 32

@@ -28,9 +28,9 @@ from fcnproto.segment import Segmenter
 pytest.importorskip("starlette", reason="starlette is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
+from fcnproto.net.reach import reach, within  # noqa: E402
 from fcnproto.serving.app import application  # noqa: E402
 from fcnproto.serving.desk import Desk, Limits, served  # noqa: E402
-from fcnproto.serving.reach import reach, within  # noqa: E402
 
 HEADERS = {"Host": "localhost"}
 

@@ -8,7 +8,7 @@ a resizing by the blob's size), everything is in reach.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fcnproto.errors import GraphError
@@ -18,7 +18,7 @@ from fcnproto.layers.convolution import Convolution, Deconvolution
 from fcnproto.layers.normalisation import LRN
 from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
-from fcnproto.net import Net
+from fcnproto.net.net import Net
 
 Span = tuple[float, float]
 """First and last position along an axis, both within; -inf and inf where everything is."""
@@ -44,25 +44,26 @@ def reach(net: Net, blob: str, row: int, column: int) -> dict[str, Box]:
 
     Raises `GraphError` for an unknown blob.
     """
-    start = net.graph.blob(blob)
-    wanted: dict[Blob, Box] = {start: Box((row, row), (column, column))}
-    found: dict[str, Box] = {}
+    boxes = needed(net, {net.graph.blob(blob): Box((row, row), (column, column))})
+    return {found.name: box for found, box in boxes.items() if found.producer.is_data}
+
+
+def needed(net: Net, wanted: Mapping[Blob, Box]) -> dict[Blob, Box]:
+    """For each blob that the positions `wanted` of some blobs depend on: the box of its positions that they need."""
+    boxes = dict(wanted)
     for node, layer in reversed(list(zip(net.graph.nodes, net.layers, strict=True))):
-        tops = [top for top in node.tops if top in wanted]
-        if not tops:
+        tops = [top for top in node.tops if top in boxes]
+        if not tops or node.is_data:
             continue
-        box = wanted[tops[0]]
+        box = boxes[tops[0]]
         for top in tops[1:]:
-            box = box.around(wanted[top])
-        if node.is_data:
-            found.update({top.name: wanted[top] for top in tops})
-            continue
+            box = box.around(boxes[top])
         for place, bottom in enumerate(node.bottoms):
             if place in node.facts.size_bottoms:
                 continue
             below = _below(node, layer, box)
-            wanted[bottom] = below.around(wanted[bottom]) if bottom in wanted else below
-    return found
+            boxes[bottom] = below.around(boxes[bottom]) if bottom in boxes else below
+    return boxes
 
 
 def _below(node: Node, layer: Layer, box: Box) -> Box:
