@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 @click.argument("weights", type=_nets.WEIGHTS)
 @click.argument("out", type=_files.OutputFile(makes_folder=True))
 @_files.format_option("safetensors", "pt", "caffemodel", "caffemodel.h5", "pt2", "onnx")
-@click.option("--input-size", metavar="HxW", callback=_options.size, help="Size of image inputs that a .py speaks of.")
+@click.option(
+    "--input-size",
+    metavar="HxW",
+    callback=_options.size,
+    help="Size of image inputs: what a .py speaks of, and what --fixed means.  [default: the prototxt's]",
+)
+@click.option("--fixed", is_flag=True, help="A .pt2 or .onnx for this size alone, one image at a time.")
 @click.option("--softmax", is_flag=True, help="End each map of scores in a Softmax: probabilities.")
 @click.option("--argmax", is_flag=True, help="End each map of scores in an ArgMax: labels (N, 1, height, width).")
 @click.option("--losses", is_flag=True, help="Keep losses and accuracies in .py, .pt2 and .onnx, labels being inputs.")
@@ -38,6 +44,7 @@ def command(
     chosen_format: str | None,
     input_size: tuple[int, int] | None,
     losses: bool,
+    fixed: bool,
     softmax: bool,
     argmax: bool,
     as_json: bool,
@@ -53,12 +60,12 @@ def command(
     ends = [kind for kind, wanted in (("Softmax", softmax), ("ArgMax", argmax)) if wanted]
     if is_stream(out):
         with _spooled(out, chosen_format) as made:
-            done = _convert(model, weights, made, input_size, losses, ends, nets)
+            done = _convert(model, weights, made, input_size, losses, fixed, ends, nets)
         files = [out]
     elif chosen_format is not None and not out.name.lower().endswith(f".{chosen_format}"):
         raise UsageError(f"--format {chosen_format}: {out} says another format by its ending")
     else:
-        done = _convert(model, weights, out, input_size, losses, ends, nets)
+        done = _convert(model, weights, out, input_size, losses, fixed, ends, nets)
         files = list(done.files)
     if as_json:
         _output.print_json({"files": files, "checked": done.checked})
@@ -86,6 +93,7 @@ def _convert(
     out: Path,
     input_size: tuple[int, int] | None,
     losses: bool,
+    fixed: bool,
     ends: Sequence[str],
     nets: _nets.NetOptions,
 ) -> Conversion:
@@ -101,4 +109,4 @@ def _convert(
         from fcnproto.export.ending import with_ends
 
         net = with_ends(net, ends)
-    return convert(net, out, size=input_size, title=title, about=about, losses=losses)
+    return convert(net, out, size=input_size, title=title, about=about, losses=losses, fixed=fixed)

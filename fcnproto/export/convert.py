@@ -60,6 +60,7 @@ class _Options:
     title: str
     about: Sequence[str]
     losses: bool
+    fixed: bool
 
 
 def convert(
@@ -70,13 +71,16 @@ def convert(
     title: str = "",
     about: Sequence[str] = (),
     losses: bool = False,
+    fixed: bool = False,
 ) -> Conversion:
     """Write a net in the format of the path's ending, check it, and only then give the files their names.
 
     Args:
-        size: (height, width) of image inputs for the shapes told in a .py; by default the prototxt's.
+        size: (height, width) of image inputs for the shapes told in a .py, and those of a `fixed` .pt2 or .onnx; by
+            default the prototxt's.
         title, about: what a .py calls the net and says of it.
         losses: .py, .pt2 and .onnx keep losses and accuracies, with labels as inputs.
+        fixed: .pt2 and .onnx take this size alone, one image at a time; for runtimes that want to know it.
 
     .pt2 and .onnx take batches and images of any size, as far as the net's layers allow it. They are for inference:
     what the layers of a net in the TRAIN phase do is what they do in TEST. What the net remembers (statistics, states)
@@ -94,7 +98,7 @@ def convert(
     with tempfile.TemporaryDirectory(prefix=f".{out.name[:60]}.", dir=out.parent) as folder:
         made = Path(folder) / out.name
         if kind in (".py", ".pt2", ".onnx"):
-            options = _Options(size, title or net.graph.name or out.stem, about, losses)
+            options = _Options(size, title or net.graph.name or out.stem, about, losses, fixed)
             with torch.device("cpu"):  # where a net is written and checked, whatever the user's default is
                 checked = _convert_net(net, made, kind, options)
         else:
@@ -216,7 +220,8 @@ def _write_freely(
 ) -> str:
     """Write a net for batches and images of any size as far as that can be; a warning tells where it can't."""
     apart = bool(source.inputs) and images_stay_apart(twin, source.outputs)
-    freedoms = [(True, batches) for batches in (True, False) if batches <= apart] + [(False, False)]
+    freedoms = [(True, batches) for batches in (True, False) if batches <= apart and not options.fixed]
+    freedoms.append((False, False))
     reasons: dict[tuple[bool, bool], str] = {}
     for vary, batches in freedoms:
         try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fcnproto.errors import Error, first_line
+from fcnproto.errors import Error, FcnprotoWarning, first_line
 from fcnproto.parity import Recording, read_recording
 from fcnproto.schema import caffe_pb2
 from fcnproto.schema.text import read_net_or_solver
@@ -85,7 +86,9 @@ def _files(folder: Path, leave_out: Path) -> Iterator[Path]:
 def _net(path: Path) -> Candidate | None:
     """The net in a text; None for a solver's text and for one that holds no layer."""
     try:
-        definition = read_net_or_solver(path, quiet=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FcnprotoWarning)  # they are told of the net when it is loaded
+            definition = read_net_or_solver(path, quiet=True)
     except Error as error:
         return Candidate(path, error=first_line(error))
     if isinstance(definition, caffe_pb2.SolverParameter) or not definition.layer:

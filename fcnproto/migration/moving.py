@@ -6,6 +6,7 @@ whose files are the same, and whose converted files still lie there as they were
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -162,13 +163,18 @@ def _write(report: dict[str, Any], count: int, files: tuple[Path, Path]) -> None
 
 def _inputs(net: Net) -> dict[str, Array]:
     """Random inputs: of the net's own size where it says one, a batch of one where it can do with that; none for a net
-    that makes its data."""
+    that makes its data. An image of one pixel holds the place of a size (pose nets have it so) and proves little."""
     if all(layer.makes_data for layer in net.layers if layer.is_data):
         return {}
     try:
         inputs = random_inputs(net)
     except UsageError:
         inputs = random_inputs(net, _SIZE)
+    if any(value.ndim == 4 and value.shape[2:] == (1, 1) for value in inputs.values()):
+        with contextlib.suppress(Error, RuntimeError):  # it is made for one pixel, or of another number of values
+            larger = random_inputs(net, _SIZE)
+            reading.own_outputs(net, larger)
+            inputs = larger
     single = {name: value[:1] for name, value in inputs.items()}
     if single.keys() and all(value.ndim and value.shape[0] > 1 for value in inputs.values()):
         try:

@@ -133,7 +133,7 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
         DataError: OpenCV can't read or run the net; the message is its own.
     """
     cv2 = opencv()
-    with _files(net, inputs, explicit=True) as (model, weights):
+    with _files(net, inputs, explicit=True) as (model, weights), _quietly(cv2):
         try:
             reader = cv2.dnn.readNetFromCaffe(str(model), str(weights))
             reader.enableFusion(False)
@@ -155,6 +155,17 @@ def opencv_reference(net: Net, inputs: Mapping[str, Array]) -> Recording:
         if net.graph.blobs[name].producer.type == "DetectionOutput":
             result.blobs[name] = _detections_in_order(result.blobs[name])
     return result
+
+
+@contextmanager
+def _quietly(cv2: Any) -> Iterator[None]:
+    """Without what OpenCV writes to stderr by itself: its errors say the same."""
+    before = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(before)
 
 
 def _detections_in_order(rows: Array) -> Array:

@@ -35,6 +35,16 @@ def output(model: Path, weights: Path, x: torch.Tensor) -> torch.Tensor:
         return fcnproto.load(model, weights)(x)["score"]
 
 
+def test_a_program_of_one_size(small: tuple[Path, Path], tmp_path: Path) -> None:
+    """Some runtimes want to know all shapes: those of the prototxt, or of --input-size."""
+    words = ["convert", *map(str, small), str(tmp_path / "n.pt2"), "--fixed", "--input-size", "24x40"]
+    assert main(words) == 0
+    program = torch.export.load(tmp_path / "n.pt2")
+    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    assert [tuple(node.meta["val"].shape) for node in inputs] == [(1, 3, 24, 40)]
+    assert not program.range_constraints
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
 def test_state_dict_there_and_back(ending: str, small: tuple[Path, Path], tmp_path: Path) -> None:
     model, weights = small

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,27 @@ def test_the_output_is_not_searched(folder: Path) -> None:
     migrate(folder, out, ["safetensors"])
     (out / "later.prototxt").write_text(text())
     assert [net.path.name for net in find(folder, out)] == ["deploy.prototxt"] * 2
+
+
+def test_an_image_of_one_pixel_holds_a_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Pose nets say their size so; they are compared with an image, and neither the search nor OpenCV chatters."""
+    old = 'input: "data" input_dim: 1 input_dim: 3 input_dim: 1 input_dim: 1 '
+    folder = tmp_path / "nets"
+    folder.mkdir()
+    (folder / "pose.prototxt").write_text(text(first=old))
+    dense = 'layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 2 } }'
+    (folder / "vector.prototxt").write_text(old + dense)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for net in find(folder, tmp_path / "out"):
+            with pytest.warns(fcnproto.errors.FcnprotoWarning, match="deprecated"):
+                fcnproto.load(net.path).save(net.path.with_suffix(".caffemodel"))
+        migrate(folder, tmp_path / "out", ["safetensors"])
+    found = entries(tmp_path / "out")
+    assert found["pose.prototxt"]["inputs"]["data"] == [1, 3, 96, 96]
+    assert found["vector.prototxt"]["inputs"]["data"] == [1, 3, 1, 1]
+    assert any("deprecated" in said for said in found["pose.prototxt"]["warnings"])
+    assert capfd.readouterr().err == ""
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
