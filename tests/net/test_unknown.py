@@ -371,7 +371,7 @@ def test_what_other_forks_take_for_a_field_is_kept(tmp_path: Path) -> None:
         assert read_solver(tmp_path / "s.prototxt").device_id == 0
     with pytest.raises(PrototxtError, match="takes one value, not a list"):
         read_solver(tmp_path / "s.prototxt", strict=True)
-    text = "layer { transform_param { resize_param { prob: 1 } resize_param { prob: 2 } } }"
+    text = "layer { transform_param { noise_param { prob: 1 } noise_param { prob: 2 } } }"
     net = parse(text, caffe_pb2.NetParameter, strict=False)
     assert " ".join(format_message(net).split()) == text
     with pytest.raises(PrototxtError, match="set twice"):
