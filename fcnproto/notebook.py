@@ -107,7 +107,7 @@ def of_segmentation(found: Segmentation) -> str:
     order = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))
     for label in map(int, order[:_MOST_CLASSES]):
         box = f'<span style="display:inline-block;width:1em;height:1em;background:rgb{colours[label]}"></span>'
-        share = f"{counts[label] / found.labels.size:.1%}"
+        share = f"{counts[label] / found.labels.size:.3f}"
         rows.append(
             f'<tr><td style="{_CELL}">{box}</td><td style="{_CELL}">{_name(found.name(label))}</td>'
             f'<td style="{_NUMBER}">{share}</td></tr>'

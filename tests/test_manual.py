@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_examples_name_options_that_exist(name: str) -> None:
         while isinstance(command, click.Group):
             command = command.get_command(CONTEXT, words.pop(0))
         assert command is not None, line
-        if not any(isinstance(param, click.Option) for param in command.params):
+        if not command.context_settings.get("allow_interspersed_args", True):
             continue  # what follows is the script's
         known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
         assert {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= known, line
@@ -64,6 +65,19 @@ def test_the_page_of_symptoms_is_current_and_has_every_finding(findings: ModuleT
     assert (DOCS / "troubleshooting.md").read_text() == findings.troubleshooting(), "run `make docs`"
     told = {code for codes in findings.SYMPTOMS.values() for code in codes.split()}
     assert told == {code for group in GROUPS.values() for code in group}
+
+
+def test_the_reference_names_what_there_is() -> None:
+    """The site is built from names; what has moved would break it."""
+    names = [name for file in DOCS.glob("reference/*.md") for name in re.findall(r"^::: (\S+)", file.read_text(), re.M)]
+    assert len(names) > 20
+    missing = []
+    for name in names:
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert not missing
 
 
 def test_the_repository_has_one_address() -> None:

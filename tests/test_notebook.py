@@ -77,7 +77,7 @@ def test_a_net_that_waits(tmp_path: Path) -> None:
 def test_a_segmentation() -> None:
     labels = np.repeat(np.arange(3, dtype=np.uint8), 4)[None].repeat(4, axis=0)
     seen = Seen(Segmentation("score", labels, ("background", "cat", "dog"))._repr_html_())
-    assert seen.elements.count("img") == 2 and "cat33.3%" in seen.text
+    assert seen.elements.count("img") == 2 and "cat0.333" in seen.text
     many = np.arange(100, dtype=np.uint8).reshape(10, 10)
     assert "and 76 more" in Seen(Segmentation("score", many, None)._repr_html_()).text
 

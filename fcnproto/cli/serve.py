@@ -77,7 +77,11 @@ def command(
     from fcnproto.serving.app import application
     from fcnproto.serving.desk import Desk, Limits
 
-    served = [_served(*pair, nets, settings) for pair in ((model, weights), *against)]
+    pairs = ((model, weights), *against)
+    served = [_served(*pair, nets, settings) for pair in pairs]
+    if len({one.title for one in served}) < len(served):  # nets of one name: their files tell them apart
+        for one, (file, values) in zip(served, pairs, strict=True):
+            one.title = f"{one.title} ({Path(file.parent.name, file.name)}, {values.name})"
     desk = Desk(served, Limits(max_megabytes, max_megapixels, max_images))
     listening, address = _listen(host, port)
     anywhere = host in ("0.0.0.0", "::")
@@ -113,7 +117,7 @@ def _served(model: Path, weights: Path, nets: _nets.NetOptions, settings: dict[s
 
     net, classes = nets.load(model, weights), settings["classes"]
     found = served(
-        net.graph.name or model.name,
+        net.graph.name or _options.title(model),
         net,
         fcnproto.optimize(net),
         classes=None if classes is None else read_class_names(classes),

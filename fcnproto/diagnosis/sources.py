@@ -206,7 +206,7 @@ def _stored_order(layer: Data, mean: list[float]) -> Iterator[Finding]:
     red_first = float((means[:, 0] > means[:, 2]).mean())
     first, last = float(means[:, 0].mean()), float(means[:, 2].mean())
     if red_first >= _MOST_ALIKE and first - last > _FARTHER:
-        seen = f"channel 0 is brighter than channel 2 in {red_first:.0%} of {len(means)} images (means {first:.3g} and"
+        seen = f"channel 0 is brighter than channel 2 in {red_first:.2f} of {len(means)} images (means {first:.3g} and"
         yield found(
             "channel-order",
             [layer.name],

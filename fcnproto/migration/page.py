@@ -20,11 +20,19 @@ def to_html(report: Mapping[str, Any]) -> str:
     return fill_template(
         _TEMPLATE,
         FOLDER=markup(report["folder"]),
-        COUNTS=markup(counts),
+        COUNTS=markup(f"{counts}; {report['date']}"),
         ROWS="\n".join(_row(number, net) for number, net in enumerate(report["nets"])),
         NETS="\n".join(_net(number, net) for number, net in enumerate(report["nets"])),
-        ABOUT=_pairs(lines({name: value for name, value in report.items() if name not in ("nets", "counts")})),
+        ABOUT=_pairs(lines({name: _listed(value) for name, value in report.items() if name not in ("nets", "counts")})),
     )
+
+
+def _listed(value: Any) -> Any:
+    """Lists and tables of numbers as text; what stays as it is, the versions among them, has its own form."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    numbers = isinstance(value, Mapping) and all(isinstance(one, float) for one in value.values())
+    return ", ".join(f"{name} {one:g}" for name, one in value.items()) or "-" if numbers else value
 
 
 def _row(number: int, net: Mapping[str, Any]) -> str:

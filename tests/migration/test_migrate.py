@@ -87,6 +87,7 @@ def test_nets_are_paired_compared_converted_and_reported(folder: Path, tmp_path:
     assert report["counts"] == {"nets": 2, "agrees": 2, "departs": 0, "failed": 0, "no weights": 0}
     page = (out / "report.html").read_text()
     assert "a/deploy.prototxt" in page and report["date"] in page and first["files"][0]["sha256"] in page
+    assert "<td>py, safetensors</td>" in page and "float64 1e-05, OpenCV 0.0001" in page
 
 
 def test_the_converted_files_work(folder: Path, tmp_path: Path) -> None:

@@ -100,9 +100,12 @@ def test_json_of_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     said = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: said.append(capsys.readouterr().out))
-    assert main(["serve", "fcn-mini", "fcn-mini", "--port", "0", "--json"]) == 0
+    words = ["serve", "fcn-mini", "fcn-mini", "--port", "0", "--json"]
+    assert main(words) == main([*words, "--against", "fcn-mini", "fcn-mini"]) == 0
     found = json.loads(said[0])
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", found["address"]) and len(found["nets"]) == 1
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", found["address"]) and found["nets"] == ["fcn-mini"]
+    alike = "fcn-mini (fcn-mini/deploy.prototxt, weights.caffemodel)"
+    assert json.loads(said[1])["nets"] == [alike, alike]
 
 
 class TestServer:
