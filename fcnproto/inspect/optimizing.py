@@ -21,6 +21,7 @@ from fcnproto.passes.folding import FoldedChain, Step
 from fcnproto.passes.fused import FusedConvolution, FusedProduct
 from fcnproto.passes.keeping import Watch
 from fcnproto.passes.kernels import FastConvolution, FastPooling
+from fcnproto.passes.normalising import FastNorm
 from fcnproto.passes.rewriting import Change, chosen_passes, rewrite
 from fcnproto.passes.upsampling import FastDeconvolution
 
@@ -69,6 +70,11 @@ def _savings(change: Change, known: dict[str, LayerSummary]) -> Iterator[Saving]
         yield _of_pooling(change.made_by, change.layers, known)
     elif isinstance(module, FastDeconvolution):
         yield _of_deconvolution(change.made_by, module, change.layers, known)
+    elif isinstance(module, FastNorm):
+        what = "one product and sum per channel"
+        if len(names) > 1:
+            what += f"; {', '.join(layer.type for layer in change.layers[1:])} along with it"
+        yield Saving(change.made_by, names, what, 0, sum(_bytes(known[name]) for name in names[1:]))
     elif isinstance(module, FusedConvolution | FusedProduct):
         yield from _of_fused(change.made_by, module, change.layers, known)
     else:

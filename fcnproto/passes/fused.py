@@ -19,6 +19,7 @@ from fcnproto.layers.pooling import looks_finite
 from fcnproto.passes import onednn, products, tuning
 from fcnproto.passes.keeping import Derived, Watch
 from fcnproto.passes.kernels import FastConvolution, channels_last
+from fcnproto.passes.normalising import FastNorm
 from fcnproto.passes.tuning import Trial
 
 _SHAPES_KEPT = 64
@@ -37,12 +38,12 @@ class Ready(nn.Module):
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self._watch = watch
-        self._layers: list[FastConvolution] = []
+        self._layers: list[FastConvolution | FastNorm] = []
         self._verdict: tuple[int, bool] | None = None
 
-    def add(self, convolution: FastConvolution) -> None:
-        """Ask for the weights of this convolution as well."""
-        self._layers.append(convolution)
+    def add(self, layer: FastConvolution | FastNorm) -> None:
+        """Ask for the weights of this one as well."""
+        self._layers.append(layer)
 
     def _has_fit_weights(self) -> bool:
         blobs = (blob for layer in self._layers for blob in layer.sources())

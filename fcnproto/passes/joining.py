@@ -11,6 +11,7 @@ from fcnproto.layers.eltwise import Eltwise
 from fcnproto.layers.inner_product import InnerProduct
 from fcnproto.passes.fused import FusedConvolution, FusedProduct, Ready
 from fcnproto.passes.kernels import FastConvolution, FastPooling
+from fcnproto.passes.normalising import FastNorm
 
 if TYPE_CHECKING:
     from fcnproto.passes.rewriting import Rewriter
@@ -35,18 +36,22 @@ def join(rewriter: Rewriter) -> None:
             _fuse_convolution(rewriter, node, module, call, doubtful)
         else:
             _fuse_product(rewriter, node, module, call, doubtful)
+    for node in graph.nodes:
+        module = rewriter.module(node)
+        if isinstance(module, FastNorm):
+            ready.add(module)
     rewriter.drop_unread()
 
 
 def _doubtful(rewriter: Rewriter) -> set[fx.Node]:
-    """The nodes whose values may be infinite or NaN though inputs and the weights of convolutions are finite."""
+    """The nodes whose values may be infinite or NaN though inputs and what `Ready` looks at are finite."""
     found: set[fx.Node] = set()
     for node in rewriter.trace.graph.nodes:
         module = rewriter.module(node)
         keeps = (
             module.keeps_finite()
             if isinstance(module, Layer)
-            else module is None or isinstance(module, FastConvolution | FastPooling)
+            else module is None or isinstance(module, FastConvolution | FastNorm | FastPooling)
         )
         if not keeps or not found.isdisjoint(node.all_input_nodes):
             found.add(node)

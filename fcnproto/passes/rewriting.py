@@ -23,7 +23,7 @@ from fcnproto.layers.pooling import Pooling
 from fcnproto.layers.shaping import Crop
 from fcnproto.net import Net, Outputs, calling
 from fcnproto.net.plan import Plan
-from fcnproto.passes import joining
+from fcnproto.passes import joining, normalising
 from fcnproto.passes.choosing import ChosenPlan
 from fcnproto.passes.folding import FoldedChain, Step
 from fcnproto.passes.graphs import GraphedPlan, Recorder
@@ -34,7 +34,7 @@ from fcnproto.passes.upsampling import FastDeconvolution
 from fcnproto.precision import canonical
 from fcnproto.schema import caffe_pb2
 
-PASSES = ("remove_dropout", "fold_padding", "convolutions", "pooling", "deconvolutions", "onednn")
+PASSES = ("remove_dropout", "fold_padding", "convolutions", "normalisation", "pooling", "deconvolutions", "onednn")
 """The passes, in the order in which they run: each finds what the ones before left of the graph."""
 
 _PLANS_KEPT = 8
@@ -351,6 +351,15 @@ class Rewriter:
                 self.changes.append(Change("convolutions", layers, fast))
                 self.replace(last, self.put(node, fast, [_source(node)]))
         self.drop_unread()
+
+    def normalisation(self) -> None:
+        """BatchNorm by stored statistics, the Scale and the activation behind it as one product and sum per channel.
+
+        Given a BatchNorm by stored statistics that no convolution has taken in; a Scale per channel and a ReLU or Clip,
+        each the only reader of the one before.
+        Result: one `FastNorm` for them all.
+        """
+        normalising.join(self)
 
     def pooling(self) -> None:
         """Max pooling without the positions of its maxima.

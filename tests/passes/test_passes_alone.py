@@ -52,6 +52,7 @@ CHANGES = {
         "Dropout": -1,
     },
     "convolutions": {"FastConvolution": 4, "Convolution": -4, "ReLU": -2, "BatchNorm": -1, "Scale": -1},
+    "normalisation": {"FastNorm": 1, "BatchNorm": -1, "Scale": -1, "ReLU": -1},
     "pooling": {"FastPooling": 2, "Pooling": -2},
     "deconvolutions": {"FastDeconvolution": 2, "Deconvolution": -2, "Crop": -2},
     "onednn": {},
