@@ -40,8 +40,10 @@ def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
         'layer { name: "d" type: "Input" top: "own" input_param { shape { dim: 1 } } }', encoding="utf-8"
     )
     assert fcnproto.load("fcn-mini").inputs == ["own"]
-    with pytest.raises(fcnproto.Error, match="voc-fcn8"):
+    with pytest.raises(fcnproto.PrototxtError, match='voc-fcn8: .*no such file.*did you mean "voc-fcn8s"'):
         fcnproto.load("voc-fcn8")
+    with pytest.raises(fcnproto.WeightsError, match='fcn-min: .*did you mean "fcn-mini"'):
+        fcnproto.load("voc-fcn8s", "fcn-min")
     with pytest.raises(fcnproto.UsageError, match="voc-fcn8s comes without a weights file; .*zoo fetch voc-fcn8s"):
         fcnproto.load("fcn-mini", "voc-fcn8s")
 
@@ -78,6 +80,10 @@ def test_train_takes_weights_by_name(
     assert given == f"own.caffemodel,{zoo.path('fcn-mini', 'weights')}"
     assert main([*words, "--weights", "voc-fcn8s"]) == 2
     assert "zoo fetch voc-fcn8s" in capsys.readouterr().err
+
+
+def test_check_takes_names() -> None:
+    assert all(finding.level != "fault" for finding in fcnproto.check("fcn-mini", "fcn-mini"))
 
 
 def test_list_models() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import fcnproto
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -28,6 +30,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*command, "-w", str(target), str(source)], check=True, capture_output=True)
     (found,) = target.glob("*.whl")
     return found
+
+
+def test_the_metadata_are_whole() -> None:
+    """`all` brings every extra for users, the classifiers name what `requires-python` allows, the citation this
+    version; what the repository's visitors look for is there."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    (brought,) = extras["all"]
+    assert set(re.findall(r"\w+", brought.partition("[")[2])) == set(extras) - {"all", "dev", "site"}
+    assert {"Homepage", "Documentation", "Changelog", "Issues"} <= set(project["urls"])
+    minors = [int(found) for found in re.findall(r"Python :: 3\.(\d+)", " ".join(project["classifiers"]))]
+    assert project["requires-python"] == f">=3.{minors[0]}" and minors == [*range(minors[0], minors[-1] + 1)]
+    assert f"\nversion: {fcnproto.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    for name in ("CONTRIBUTING.md", "SECURITY.md", "LICENSE", "docs/releasing.md", ".github/ISSUE_TEMPLATE/config.yml"):
+        assert (ROOT / name).is_file(), name
 
 
 @pytest.mark.slow

@@ -84,7 +84,8 @@ def examine(
     """Examine a net's prototxt (as TRAIN), a solver's, a `Net` or a `Solver`. Nothing is written.
 
     Args:
-        net: without a solver, a net that has no loss counts as one for use, whose Input layers the caller fills.
+        net: a name of the zoo stands for its deploy.prototxt. Without a solver, a net that has no loss counts as one
+            for use, whose Input layers the caller fills.
         weights: files, copied in this order; without, the solver's own.
         images, masks: folders of images and of masks of the same names, looked at in place of the net's own data. Of
             nets with several labels a folder for each, by the blob of the label or of its scores; one alone is the

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcnproto import zoo
 from fcnproto.checking.findings import Finding, listed
 from fcnproto.checking.geometry import sizes_differ
 from fcnproto.checking.kinds import found
@@ -113,13 +114,13 @@ def read_subject(
     `level` and `stages` are of a net without a solver. `reading`: `shapes`, `allow_python`, `crop`, `dialect`, `strict`
     and `caffe_proto`, as for `load`. Raises what reading the files raises, but for what becomes findings.
     """
-    files = [os.fspath(path) for path in weights]
+    files = [os.fspath(zoo.located(path, "weights")) for path in weights]
     if isinstance(given, Solver):
         return Subject("solver", given.net, given.param, None, list(given.test_nets), has_weights=True)
     if isinstance(given, Net):
         reports = [(path, given.copy_from(path)) for path in files]
         return Subject(given.graph.name or "net", given, reports=reports, has_weights=True)
-    path = Path(given)
+    path = Path(zoo.located(given))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FcnprotoWarning)

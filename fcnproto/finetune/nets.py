@@ -126,7 +126,7 @@ def read_base(
 
     Raises `UsageError` for nets without images or maps of scores, and for classification nets.
     """
-    path = zoo.path(model, "train") if model in zoo.names() else Path(model)
+    path = Path(zoo.located(model, "train"))
     if not path.is_file():
         raise UsageError(f"{model!r} is neither a prototxt nor a net of the zoo ({', '.join(zoo.names())})")
     param = read_net(path)
@@ -135,7 +135,7 @@ def read_base(
     take_meta(built, path)
     layers = _between_data_and_losses(param, built)
     read = {name for layer in layers.layer for name in layer.bottom if name not in layer.top}
-    record = zoo.info(model) if model in zoo.names() else zoo_record(path)
+    record = zoo.info(name) if (name := zoo.owner(path)) else zoo_record(path)
     images = {name: preprocessing_of(built, name) for name in built.source_shapes if name in read}
     blobs = [name for name in dict.fromkeys(top for layer in layers.layer for top in layer.top) if name not in read]
     if not images or not blobs:

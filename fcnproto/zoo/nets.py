@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fcnproto.errors import Error, UsageError
+from fcnproto.errors import Error, PrototxtError, UsageError, WeightsError
 from fcnproto.schema.fields import suggestion
 from fcnproto.zoo import cache
 
@@ -140,10 +140,17 @@ def path(name: str, kind: str) -> Path:
 def located(model: str | os.PathLike[str], kind: str = "deploy") -> str | os.PathLike[str]:
     """The file that a program's user means: a path as it is, or the net's file of that kind where there is no such file
     and the zoo has a net of that name. A folder of that name (the FCN repository has one for each of its nets) is no
-    file. Raises `UsageError` where that net has no such file."""
+    file. Raises `UsageError` where that net has no such file; `PrototxtError` or `WeightsError`, which say what is
+    near, for what is neither but nearly a name."""
     text = os.fspath(model)
-    is_file = os.path.lexists(text) and not os.path.isdir(text)
-    return model if is_file or text not in names() else path(text, kind)
+    if os.path.lexists(text) and not os.path.isdir(text):
+        return model
+    if text in names():
+        return path(text, kind)
+    if not os.path.lexists(text) and (near := suggestion(text, names())):
+        reason = f"can't be read: no such file, and no net of the zoo{near}"
+        raise WeightsError(f"{text}: {reason}") if kind == "weights" else PrototxtError(reason, text)
+    return model
 
 
 def owner(file: str | os.PathLike[str]) -> str | None:
