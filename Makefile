@@ -45,11 +45,8 @@ test: $(DEV_STAMP)  ## run the tests, without the slow ones and those for a GPU
 test-all: $(DEV_STAMP)  ## run all tests but those on clusters; those for a GPU are skipped where there is none
 	$(RUN) -m pytest --dist loadfile -m "not cluster" $(PYTEST_FLAGS)
 
-# The slow ones kill the driver twenty times instead of seven: make test-cluster CLUSTER=cluster
-CLUSTER ?= cluster and not slow
-
-test-cluster: $(DEV_STAMP)  ## run the tests that start Ray and torchrun (five minutes on two cores)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "$(CLUSTER)"
+test-cluster: $(DEV_STAMP)  ## run the tests that start Ray and torchrun (under five minutes on two cores)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --dist loadfile -n 2 -m cluster
 
 test-gpu: $(DEV_STAMP)  ## run the tests for a GPU
 	$(RUN) -m pytest -m gpu

@@ -6,6 +6,7 @@ is complete; nothing is ever put in its place.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -175,10 +176,17 @@ def tidy(folder: Path) -> None:
             _tidy(Path(inner), 0.0)
 
 
-def _tidy(folder: Path, seconds: float = _STALE_SECONDS) -> None:
-    """Remove the temporary files of processes that were killed in the middle of writing, so long ago at least."""
+def tidy_beside(path: PathLike) -> None:
+    """Remove what killed processes left when they wrote this file, or one whose name is this one's and more."""
+    file = Path(path)
+    _tidy(file.parent, 0.0, f"{file.name[:100]}.")
+
+
+def _tidy(folder: Path, seconds: float = _STALE_SECONDS, start: str = "") -> None:
+    """Remove the temporary files of processes that were killed in the middle of writing, so long ago at least, where
+    the names that they were to have start so."""
     with suppress(OSError):
-        for left in folder.glob(f".*{TEMPORARY}"):
+        for left in folder.glob(f".{glob.escape(start)}*{TEMPORARY}"):
             with suppress(OSError), open(left, "rb") as file:
                 old = time.time() - os.fstat(file.fileno()).st_mtime > seconds
                 if old and _lock(file.fileno()):

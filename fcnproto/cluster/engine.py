@@ -40,7 +40,7 @@ _WRITING_RETRIES = 12  # Ray waits 1, 2, 4, ... 32, 32 seconds between them: abo
 _STARTING_DEATHS = 20
 _MOST_BLOCKS = 10_000
 _FEW_CPUS = 16
-_ROOM = 2**28  # bytes; the object store of a cluster's node has some gigabytes
+_ROOMS = 8  # so many chunks of pixels fill a node's object store
 
 
 def _nothing() -> None:
@@ -110,8 +110,10 @@ class Shares:
     @property
     def most_cpus(self) -> float:
         """The CPUs that a run with so many workers has a use for, the rest being left to others: decoding for a net
-        on CPUs takes one beside each worker at most, for one on a GPU sixteen."""
-        return self.workers * (self.net_cpus + (16 if self.net_gpus else 1) * self.task_cpus)
+        on CPUs takes one beside each worker at most, for one on a GPU sixteen; and every further stage has its own,
+        since one without a share would wait until an earlier one has done the whole corpus."""
+        decoding = self.workers * (16 if self.net_gpus else 1) * self.task_cpus
+        return self.workers * self.net_cpus + decoding + self.task_cpus + 2 * self.waiting_cpus
 
 
 def need_ray() -> Any:
@@ -201,7 +203,7 @@ def shares(ray: Any, cluster: Cluster) -> Shares:
     if cpus <= 0:
         raise UsageError("the cluster has no CPUs")
     task_cpus = 1.0
-    if workers * net_cpus + 1 > cpus or any(0 < node.get("CPU", 0.0) < net_cpus + 1 for node in nodes):
+    if workers * net_cpus + 2 > cpus or any(0 < node.get("CPU", 0.0) < net_cpus + 1 for node in nodes):
         task_cpus, net_cpus = 0.25, min(net_cpus, math.floor(500 * min(1.0, cpus / workers)) / 1000)
     # Where there are few CPUs reading shares a task with decoding, as encoding does with writing: fewer processes.
     return Shares(workers, net_cpus, wanted, task_cpus, task_cpus if cpus <= _FEW_CPUS else task_cpus / 4)
@@ -255,7 +257,8 @@ def run(
         summary.workers = share.workers
         kept = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": _here(ray)}
         ledger = ray.remote(Ledger).options(**kept).remote()
-        room = cluster.object_store // 8 if cluster.address == "local" else _ROOM
+        stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
+        room = int(min(filter(None, stores), default=cluster.object_store)) // _ROOMS
         plan = Plan(work, sink, cluster.resume, cluster.part, column, ledger, cluster.item_timeout, room)
         follow = _Follower(plan, summary, None if corpus.shards else len(corpus.items), told, take)
         dataset = _pipeline(ray, plan, corpus, share, parcel, cluster)

@@ -152,6 +152,13 @@ def writing(address: str) -> Iterator[IO[bytes]]:
             system.mv(beside, path)
 
 
+def remove_file(address: str) -> None:
+    """Remove a file, if it is there."""
+    if exists(address):
+        system, path = file_system(address)
+        system.rm_file(path)
+
+
 def remove_folder(address: str) -> None:
     """Remove a folder and all that is in it, if it is there."""
     if exists(address):

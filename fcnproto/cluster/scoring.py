@@ -18,6 +18,7 @@ from fcnproto.cluster.engine import Cluster, Told, cluster_of, run
 from fcnproto.cluster.sinks import Sink, sink_of
 from fcnproto.cluster.sources import Corpus, PathLike
 from fcnproto.cluster.work import Row, Run, Work
+from fcnproto.data.mask_sources import ListedMasks, MaskSource, file_of, open_masks, read_file, without_images
 from fcnproto.errors import DataError, UsageError
 from fcnproto.image_files import SUFFIXES
 
@@ -71,29 +72,50 @@ class _Scoring(Work):
 
 @dataclass(frozen=True)
 class ScoringFolders(_Scoring):
-    """Pairs of label images; a pair's place is (prediction, truth)."""
+    """Pairs of masks; a pair's place is (prediction, truth).
 
-    classes: int
+    Attributes:
+        names: the classes.
+        ignore_label, colours, binary: as in `fcnproto.scoring.score_folders`.
+        listed: for the predictions and the truth the one file that has all of them, where it is so. Places are names
+            in it.
+    """
+
+    names: tuple[str, ...]
     ignore_label: int
     colours: Mapping[Colour, int] | None
     binary: bool
+    listed: tuple[ListedMasks | None, ListedMasks | None] = (None, None)
     command = "score folders"
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Item], Any]]:
         """Reads the bytes of both."""
-        yield lambda item: item.data or tuple(map(places.read, item.place))
+        yield (
+            lambda item: (
+                item.data
+                or tuple(
+                    b"" if source is not None else places.read(place)
+                    for place, source in zip(item.place, self.listed, strict=True)
+                )
+            )
+        )
 
     def decode(self, item: Item, data: tuple[bytes, bytes], room: int) -> Measured:
         """The confusion matrix."""
-        from fcnproto.data.masks import read_mask
         from fcnproto.scoring.scoring import Measured, pair_confusion
 
         labels, mask = (
-            read_mask(place, self.colours, self.binary, content)
-            for place, content in zip(item.place, data, strict=True)
+            read_file(place, self.names, self.colours, self.binary, content=content)
+            if source is None
+            else source.read(place)
+            for place, content, source in zip(item.place, data, self.listed, strict=True)
         )
-        matrix = pair_confusion(labels, mask, self.classes, self.ignore_label, *item.place)
+        shown = [
+            place if source is None else str(source.place)
+            for place, source in zip(item.place, self.listed, strict=True)
+        ]
+        matrix = pair_confusion(labels, mask, len(self.names), self.ignore_label, *shown)
         return Measured({"": matrix}, 1, None)
 
 
@@ -191,20 +213,23 @@ def score_folders(
     With `out` (a folder, or a .parquet file) the confusion matrix of each image is a row there, and a run that was
     interrupted is resumed. `cluster` and the further options are those of `Cluster`.
     """
-    from fcnproto.scoring.scoring import scored_of
+    from fcnproto.scoring.scoring import pairs_of, scored_of
 
     where = cluster_of(cluster, options)
     first, second = places.address_of(predictions), places.address_of(truth)
-    found, expected = _by_name(first), _by_name(second)
+    found, expected = (_masks(place, names, colours, binary) for place in (first, second))
+    sides = found, expected
+    listed = tuple(side if isinstance(side, ListedMasks) else None for side in sides)
     items = []
-    for name, (place, size) in expected.items():
-        prediction = found.get(name) or found.get(f"{name}_labels")
-        if prediction is None:
-            raise DataError(f"{place}: has no prediction {name}.png or {name}_labels.png in {first}")
-        pair = (prediction[0], place)
+    for name, key in pairs_of(found, expected, first):
+        pair = tuple(
+            one if isinstance(side, ListedMasks) else os.fspath(side.path(one) or "")
+            for side, one in zip(sides, (key, name), strict=True)
+        )
         held = tuple(map(places.read, pair)) if any(map(places.in_memory, pair)) else None
-        items.append(Item(name, pair, size + prediction[1], data=held))  # type: ignore[arg-type]
-    work = ScoringFolders(len(names), ignore_label, colours, binary)
+        size = sum(map(_size, pair, sides))
+        items.append(Item(name, pair, size, data=held))  # type: ignore[arg-type]
+    work = ScoringFolders(tuple(names), ignore_label, colours, binary, listed)  # type: ignore[arg-type]
     sums = _Sums()
     _run(work, items, out, where, sums, told, sources=[first, second])
     matrix = sums.matrices.get("", np.zeros((len(names), len(names)), dtype=np.int64))
@@ -269,15 +294,38 @@ def _run(
         raise DataError(f"{reason if name in reason else f'{name}: {reason}'}{more}")
 
 
-def _by_name(address: str) -> dict[str, tuple[str, int]]:
-    """The images in a folder and its subfolders, with their sizes, by the paths in it without suffixes."""
-    if not places.is_folder(address):
-        raise DataError(f"{address}: no such folder")
-    found = {
-        file[len(address) :].lstrip("/").removesuffix(PurePosixPath(file).suffix): (file, size)
-        for file, size in places.files_in(address)
-        if PurePosixPath(file).suffix.lower() in SUFFIXES
-    }
-    if not found:
-        raise DataError(f"{address}: holds no images")
-    return found
+class _Addressed:
+    """The label images in a folder at one of fsspec's addresses (and its subfolders), by the names of their images."""
+
+    def __init__(self, address: str) -> None:
+        if not places.is_folder(address):
+            raise DataError(f"{address}: no such folder")
+        self.sizes = {
+            file: size for file, size in places.files_in(address) if PurePosixPath(file).suffix.lower() in SUFFIXES
+        }
+        self.files = without_images(
+            {file[len(address) :].lstrip("/").removesuffix(PurePosixPath(file).suffix): file for file in self.sizes}
+        )
+        if not self.files:
+            raise DataError(f"{address}: holds no images")
+
+    def names(self) -> list[str]:
+        """The names of all that has a mask."""
+        return list(self.files)
+
+    def path(self, name: str) -> str | None:
+        """The address of an image's mask."""
+        return file_of(name, self.files)
+
+
+def _masks(
+    address: str, names: Sequence[str], colours: Mapping[Colour, int] | None, binary: bool
+) -> MaskSource | _Addressed:
+    return open_masks(address, names, colours, binary) if places.is_local(address) else _Addressed(address)
+
+
+def _size(place: str, source: MaskSource | _Addressed) -> int:
+    """Bytes of a mask's file; 0 for what is a name in a file of many."""
+    if isinstance(source, _Addressed):
+        return source.sizes[place]
+    return os.path.getsize(place) if os.path.isfile(place) else 0

@@ -197,8 +197,12 @@ class OneFile(Parts):
         return places.exists(self.target) or super().holds_results()
 
     def complete(self) -> bool:
-        """Whether the file is there, and no parts are."""
-        return places.exists(self.manifest) and places.exists(self.target) and not places.exists(self.address)
+        """Whether the file is there and no run is on. Parts of one that was killed at its last step are removed."""
+        noted = places.join(self.address, RECORD)
+        if places.exists(noted) or not places.exists(self.manifest) or not places.exists(self.target):
+            return False
+        places.remove_folder(self.address)
+        return True
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Put the parts together, then write the manifest and remove them."""
@@ -209,6 +213,9 @@ class OneFile(Parts):
         except OSError as error:
             raise SinkError(f"{self.target}: {REFUSES} ({error.strerror or first_line(error)})") from None
         self._write(self.manifest, _as_text(manifest))
+        if places.is_local(self.target):
+            atomic.tidy_beside(self.target)
+        places.remove_file(places.join(self.address, RECORD))  # from here on the file counts, whatever parts are left
         places.remove_folder(self.address)
 
 

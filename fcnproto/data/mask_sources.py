@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from fcnproto.errors import DataError, UsageError
 from fcnproto.image_files import SUFFIXES
 
 PathLike = str | os.PathLike[str]
+File = TypeVar("File", str, Path)
 
 ENDINGS = ("_mask", "_labels", "_label")
 """What a mask's name may have more than its image's."""
@@ -68,30 +70,20 @@ class _Files(MaskSource):
         binary: bool,
     ) -> None:
         super().__init__(place)
-        # Beside cat_mask.png a file called cat is the image.
-        images = {
-            name
-            for name, file in files.items()
-            if file.suffix.lower() in SUFFIXES and any(name + ending in files for ending in ENDINGS)
-        }
-        self.files = {name: file for name, file in files.items() if name not in images}
+        self.files = without_images(files)
         self.classes, self.colours, self.binary = names, colours, binary
 
     def names(self) -> list[str]:
         return list(self.files)
 
     def path(self, name: str) -> Path | None:
-        return next((self.files[key] for key in (name, *(name + end for end in ENDINGS)) if key in self.files), None)
+        return file_of(name, self.files)
 
     def read(self, name: str, size: Size | None = None) -> np.ndarray:
         path = self.path(name)
         if path is None:
             raise DataError(f"{self.place}: holds no mask called {name!r}")
-        suffix = path.suffix.lower()
-        if suffix not in (".json", ".xml"):
-            return read_mask(path, self.colours, self.binary)
-        drawn = read_labelme(path) if suffix == ".json" else read_voc(read_xml(path), os.fspath(path))
-        return paint(drawn, _needed(self.classes, path), size)
+        return read_file(path, self.classes, self.colours, self.binary, size)
 
 
 class ListedMasks(MaskSource):
@@ -125,7 +117,37 @@ class ListedMasks(MaskSource):
         return paint(self.drawn[key], _needed(self.classes, self.place), size)
 
 
-def _needed(names: Sequence[str], path: Path) -> Sequence[str]:
+def without_images(files: Mapping[str, File]) -> dict[str, File]:
+    """Files by name without the images among them: beside cat_mask.png a file called cat is the image."""
+    return {
+        name: file
+        for name, file in files.items()
+        if os.path.splitext(file)[1].lower() not in SUFFIXES or not any(name + ending in files for ending in ENDINGS)
+    }
+
+
+def file_of(name: str, files: Mapping[str, File]) -> File | None:
+    """The one of `files` that has the mask of an image of that name; None where there is none."""
+    return next((files[key] for key in (name, *(name + ending for ending in ENDINGS)) if key in files), None)
+
+
+def read_file(
+    path: PathLike,
+    names: Sequence[str],
+    colours: Mapping[Colour, int] | None = None,
+    binary: bool = False,
+    size: Size | None = None,
+    content: bytes | None = None,
+) -> np.ndarray:
+    """The labels in a file for one image; see `open_masks`. An image of labels may be given by its `content` alone."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in (".json", ".xml"):
+        return read_mask(path, colours, binary, content)
+    drawn = read_labelme(path) if suffix == ".json" else read_voc(read_xml(path), os.fspath(path))
+    return paint(drawn, _needed(names, path), size)
+
+
+def _needed(names: Sequence[str], path: PathLike) -> Sequence[str]:
     if not names:
         raise UsageError(f"{path}: names its classes; say with --classes which labels they are")
     return names

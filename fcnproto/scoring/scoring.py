@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fcnproto.data.datasets import VOID
-from fcnproto.data.mask_sources import ENDINGS, ListedMasks, MaskSource, open_masks
+from fcnproto.data.mask_sources import ENDINGS, ListedMasks, open_masks
 from fcnproto.data.masks import Colour
 from fcnproto.data.published import PublishedLayer
 from fcnproto.errors import DataError, GraphError, LayerError, UsageError
@@ -104,22 +104,55 @@ def score_folders(
     Raises `DataError` naming the file that is missing, can't be read, or has another size or labels than expected.
     """
     found, expected = (open_masks(place, names, colours, binary) for place in (predictions, truth))
-    items = _bare_names(expected)
+    pairs = pairs_of(found, expected, predictions)
     matrix = np.zeros((len(names), len(names)), dtype=np.int64)
-    for number, name in enumerate(items, start=1):
-        path, key = expected.path(name), name
+    for number, (name, key) in enumerate(pairs, start=1):
+        labels, mask = found.read(key), expected.read(name)
+        places = str(found.path(key)), str(expected.path(name))
+        matrix += pair_confusion(labels, mask, len(names), ignore_label, *places)
+        if told:
+            told(number, len(pairs))
+    return scored_of(
+        matrix, names, len(pairs), os.fspath(truth), ignore_label, leave_out, count_absent, allow_empty_classes
+    )
+
+
+class Named(Protocol):
+    """Masks by the names of their images, as `mask_sources.MaskSource` has them."""
+
+    def names(self) -> Sequence[str]:
+        """The names of all that has a mask."""
+
+    def path(self, name: str) -> PathLike | None:
+        """The file that has an image's mask; None where there is none."""
+
+
+def pairs_of(found: Named, expected: Named, predictions: PathLike) -> list[tuple[str, str]]:
+    """The names of the images in `expected`, each with its name in `found`; see `score_folders`.
+
+    Raises `DataError` for one without a prediction; `predictions` says where these were looked for.
+    """
+    pairs = []
+    for name in _bare_names(expected):
+        key = name
         if found.path(name) is None and isinstance(expected, ListedMasks):
             key = name.rpartition("/")[2]  # lists may have folders of their own
-        predicted = found.path(key)
-        if predicted is None:
-            raise DataError(f"{path}: has no prediction {name}.png or {name}_labels.png in {os.fspath(predictions)}")
-        labels, mask = found.read(key), expected.read(name)
-        matrix += pair_confusion(labels, mask, len(names), ignore_label, str(predicted), str(path))
-        if told:
-            told(number, len(items))
-    return scored_of(
-        matrix, names, len(items), os.fspath(truth), ignore_label, leave_out, count_absent, allow_empty_classes
-    )
+        if found.path(key) is None:
+            where = f"{expected.path(name)}: has no prediction {name}.png or {name}_labels.png"
+            raise DataError(f"{where} in {os.fspath(predictions)}")
+        pairs.append((name, key))
+    return pairs
+
+
+def _bare_names(source: Named) -> list[str]:
+    """The names of the images that masks are of: cat for cat_mask.png."""
+    names = source.names()
+    known = set(names)
+    bare = []
+    for name in names:
+        short = next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+        bare.append(short if short and short not in known and source.path(short) is not None else name)
+    return list(dict.fromkeys(bare))
 
 
 def pair_confusion(
@@ -169,17 +202,6 @@ def nothing_to_see(held: str) -> str:
         f"the masks hold {held} (255); are they masks of 0 and 255 (--binary-masks reads these as the labels 0 and 1), "
         "or do colours stand for classes (--colours)? --allow-empty-classes takes them as they are"
     )
-
-
-def _bare_names(source: MaskSource) -> list[str]:
-    """The names of the images that masks are of: cat for cat_mask.png."""
-    names = source.names()
-    known = set(names)
-    bare = []
-    for name in names:
-        short = next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
-        bare.append(short if short and short not in known and source.path(short) is not None else name)
-    return list(dict.fromkeys(bare))
 
 
 def _confusion(

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import corpora
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STORE = 200_000_000
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def nodes() -> Iterator[Any]:
         import ray
 
         try:
-            cluster.add_node(num_cpus=2, object_store_memory=STORE)
+            cluster.add_node(num_cpus=2, object_store_memory=corpora.STORE)
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
             yield cluster
         finally:
@@ -46,13 +46,14 @@ def _head(cpus: int) -> Iterator[Any]:
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # other processes of the machine are none of its business
+        "RAY_worker_niceness": "0",  # as the drivers have, or a busy machine leaves workers no time
         "RAY_AUTH_MODE": "disabled",
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
     }
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False},
+        head_node_args={"num_cpus": cpus, "object_store_memory": corpora.STORE, "include_dashboard": False},
     )
     try:
         yield cluster

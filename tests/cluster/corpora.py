@@ -13,6 +13,8 @@ from fcnproto.images import Preprocessing
 from fcnproto.net import Net
 from fcnproto.segment import Segmenter, segment
 
+STORE = 100_000_000
+"""Bytes of a node's object store, little more than the least that Ray takes."""
 CRASH, HANG, ONCE = (7, 7, 7), (8, 8, 8), (9, 9, 9)
 """Colours of the first pixel of images that `TRAP` stumbles over."""
 

@@ -18,11 +18,9 @@ from PIL import Image
 
 import fcnproto
 from fcnproto import cluster
+from fcnproto.cli._main import main
 from fcnproto.cli._modules import import_layers
-from fcnproto.errors import DataError, UsageError
-from fcnproto.images import Preprocessing
-from fcnproto.inspect.features import extract_features
-from fcnproto.scoring import score_folders, score_net
+from fcnproto.errors import UsageError
 
 pytestmark = pytest.mark.cluster
 
@@ -117,10 +115,55 @@ def test_a_node_goes_in_the_middle(nodes: Any, tmp_path: Path) -> None:
     try:
         summary = run(source, tmp_path / "out", net, told=remove)
     finally:
-        nodes.add_node(num_cpus=2, object_store_memory=200_000_000)
+        nodes.add_node(num_cpus=2, object_store_memory=corpora.STORE)
     assert gone and gone[0] < 200
     assert (summary.done, summary.failed) == (200, [])
     assert corpora.labels(tmp_path / "out") == expected
+
+
+def test_memory_is_bounded_however_long_the_corpus(nodes: Any, tmp_path: Path) -> None:
+    """Of pixels that are half as much again as the object stores hold a part is there at a time, and none on the disk."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    side, count = 500, 384
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (side, side), (200, 100, 50)).save(tmp_path / "images" / "im000.png")
+    for number in range(1, count):
+        (tmp_path / "images" / f"im{number:03d}.png").hardlink_to(tmp_path / "images" / "im000.png")
+    stores = [node["Resources"]["object_store_memory"] for node in ray_nodes()]
+    assert 3 * side**2 * count > sum(stores)
+    state, ended = get_state_from_address(nodes.address), threading.Event()
+    used, spilled, own = [], [], []
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            found = get_memory_info_reply(state).store_stats
+            used.append(found.object_store_bytes_used)
+            spilled.append(found.spilled_bytes_total)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        told = lambda summary, total: own.append(own_memory())  # noqa: E731
+        summary = run(tmp_path / "images", tmp_path / "out.parquet", corpora.plain(tmp_path), workers=1, told=told)
+    finally:
+        ended.set()
+        watching.join()
+    assert (summary.done, summary.failed) == (count, [])
+    assert max(used) < 0.8 * sum(stores) and spilled[-1] == spilled[0]
+    assert max(own) - own[0] < sum(stores) / 4
+
+
+def own_memory() -> int:
+    """The bytes of memory that are this process's alone; what it shares with others (the object store) is not."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def ray_nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def test_shards_in_and_out(nodes: Any, tmp_path: Path) -> None:
@@ -185,43 +228,53 @@ def test_memory_and_lists(nodes: Any, tmp_path: Path) -> None:
         memory.rm("/", recursive=True)
 
 
-def test_scores_and_features_are_those_of_one_process(nodes: Any, tmp_path: Path) -> None:
-    from fcnproto.data.datasets import ImageFolders, Images, Masks
+def printed(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> Any:
+    """The JSON that a command prints."""
+    capsys.readouterr()
+    status = main([*map(str, arguments), "--json"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return json.loads(out)
 
+
+def test_scores_and_features_from_the_command_line(
+    nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the commands print and write with `--cluster` is what they print and write without."""
     source = corpora.images(tmp_path / "images", 20)
-    segmenter = corpora.plain(tmp_path)
-    corpora.reference(segmenter, source, tmp_path / "one")
-    truth = tmp_path / "truth"
-    truth.mkdir()
+    model, weights = corpora.colour_net(tmp_path)
+    corpora.reference(corpora.segmenter(fcnproto.load(model, weights)), source, tmp_path / "one")
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "classes.txt").write_text("b\ng\nr\n")
     rng = np.random.default_rng(1)
     for path in source.iterdir():
         size = Image.open(path).size
-        Image.fromarray(rng.integers(0, 3, size[::-1], dtype=np.uint8)).save(truth / path.name)
-    names, how = ["b", "g", "r"], Preprocessing("bgr")
-    options = {"cluster": cluster.Cluster(workers=1, part=8)}
-    ours = cluster.score_folders(tmp_path / "one", truth, names, **options)
-    assert ours.as_dict() == score_folders(tmp_path / "one", truth, names).as_dict()
+        pixels = rng.integers(0, 3, size[::-1], dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "truth" / f"{path.stem}_mask.png")
+    through = ["--cluster", nodes.address, "--workers", 1, "--part", 8]
 
-    data = ImageFolders({"data": Images(source, how)}, {"label": Masks(truth, 3)})
-    outputs = {"score": ("label", names)}
-    expected = score_net(segmenter.net, (data[index] for index in range(20)), outputs)
-    out = tmp_path / "scores"
-    (ours,) = cluster.score_net(segmenter.net, data, outputs, out=out, **options)
-    assert ours.as_dict() == expected[0].as_dict()
+    folders = ["score", "folders", tmp_path / "one", tmp_path / "truth", "--classes", tmp_path / "classes.txt"]
+    assert printed([*folders, *through], capsys) == printed(folders, capsys)
+
+    scored = ["score", "net", model, weights, "--images", source, "--masks", tmp_path / "truth", "--mean", "none"]
+    scored += ["--classes", tmp_path / "classes.txt"]
+    expected, out = printed(scored, capsys), tmp_path / "scores"
+    assert printed([*scored, *through, "-o", out], capsys) == expected
     sorted(out.glob("part-*.parquet"))[1].unlink()
-    (ours,) = cluster.score_net(segmenter.net, data, outputs, out=out, resume=True, **options)
-    assert ours.as_dict() == expected[0].as_dict()
-    (truth / "im004.png").write_bytes(b"")
-    with pytest.raises(DataError, match="im004.png: "):
-        cluster.score_folders(tmp_path / "one", truth, names, **options)
+    assert main([*map(str, [*scored, *through, "-o", out])]) == 2
+    assert "holds results already; --resume adds what is missing" in capsys.readouterr().err
+    assert printed([*scored, *through, "-o", out, "--resume"], capsys) == expected
+    (tmp_path / "truth" / "im004_mask.png").write_bytes(b"")
+    assert main([*map(str, [*folders, *through])]) == 1
+    assert "im004_mask.png: " in capsys.readouterr().err
 
-    import pyarrow.parquet
-
-    found = [(path, path.stem) for path in sorted(source.iterdir())]
-    extract_features(segmenter.net, found, ["score"], tmp_path / "one.npz", how)
-    cluster.features(segmenter.net, source, ["score"], tmp_path / "features.parquet", how, **options)
+    pq = pytest.importorskip("pyarrow.parquet")
+    featured = ["features", model, weights, source, "--blobs", "score", "--mean", "none"]
+    assert main([*map(str, [*featured, "-o", tmp_path / "one.npz"])]) == 0
+    summary = printed([*featured, *through, "-o", tmp_path / "features.parquet"], capsys)
+    assert (summary["done"], summary["failed"]) == (20, [])
     with np.load(tmp_path / "one.npz") as arrays:
-        for row in pyarrow.parquet.read_table(tmp_path / "features.parquet").to_pylist():
+        for row in pq.read_table(tmp_path / "features.parquet").to_pylist():
             expected_rows = arrays[f"score/{row['name']}"]
             assert tuple(row["score_shape"]) == expected_rows.shape
             assert (np.float32(row["score"]).reshape(expected_rows.shape) == expected_rows).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import sys
 import tarfile
 import threading
@@ -15,14 +16,18 @@ import corpora
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_nets import colour_net, small_fcn
 
 import fcnproto
 from fcnproto.cli._main import main
-from fcnproto.cluster import Cluster, chunks, engine, guard, places, sending, sinks, sources
+from fcnproto.cluster import Cluster, chunks, engine, guard, places, scoring, sending, sinks, sources
 from fcnproto.cluster.chunks import Chunk, Failure, Item
 from fcnproto.cluster.summary import Summary
 from fcnproto.errors import DataError, UsageError
+from fcnproto.scoring import score_folders
+from fcnproto.segment.polygons import CocoFile, labelme_content
+from fcnproto.segment.results import Segmentation
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed (the extra `cluster`)")
 
@@ -322,6 +327,17 @@ class TestShares:
             found = engine.shares(Fake(*nodes), Cluster("auto", workers=2))
             assert found.workers * found.net_cpus + 2 * found.task_cpus <= sum(cpus for cpus, _ in nodes)
 
+    @pytest.mark.parametrize("cpus", [(1,), (2,), (3,), (1, 1), (2, 3), (4,), (16,), (17,), (64,), (32, 32)])
+    @pytest.mark.parametrize("workers", [None, 1, 2, 5])
+    def test_no_stage_is_left_without_a_share(self, cpus: tuple[int, ...], workers: int | None) -> None:
+        """What waits for a share until the net has done all items bounds nothing."""
+        for address in ("local", "auto"):
+            found = engine.shares(Fake(*((count, 0) for count in cpus)), Cluster(address, workers=workers))
+            stages = [found.task_cpus, found.task_cpus]
+            stages += [found.waiting_cpus] * 2 if found.waiting_cpus < found.task_cpus else []
+            least = found.workers * found.net_cpus + sum(stages)
+            assert least <= sum(cpus) + 1e-9 and least <= found.most_cpus
+
     def test_gpus(self) -> None:
         found = engine.shares(Fake((16, 4), (16, 4)), Cluster("auto", gpus_per_worker=0.5))
         assert (found.workers, found.net_gpus) == (16, 0.5)
@@ -359,6 +375,81 @@ class TestCommandLine:
         source = corpora.images(tmp_path / "images", 1)
         assert main(["segment", str(model), str(weights), str(source), "-o", str(tmp_path / "out"), *option]) == 2
         assert f"{option[0]} goes with --cluster" in capsys.readouterr().err
+
+
+class TestScoring:
+    """What workers do of `score_folders`, done here."""
+
+    @pytest.fixture(autouse=True)
+    def here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cloudpickle = pytest.importorskip("ray.cloudpickle", reason="Ray is not installed (the extra `cluster`)")
+
+        def run(work: Any, items: Any, out: Any, where: Any, sums: Any, *rest: Any, **others: Any) -> None:
+            again = pickle.loads(cloudpickle.dumps(work))  # as it travels to them
+            with again.reading() as read:
+                for item in items:
+                    sums.take(item.name, [again.told(again.encode(item, again.decode(item, read(item), 0)))])
+
+        monkeypatch.setattr(scoring, "_run", run)
+
+    @pytest.mark.parametrize("form", ["same", "labels", "mask", "beside", "npy", "labelme", "coco"])
+    def test_files_are_found_as_one_process_finds_them(self, tmp_path: Path, form: str) -> None:
+        names = ["background", "cat", "dog"]
+        rng = np.random.default_rng(3)
+        found, truth = tmp_path / "found", tmp_path / "truth"
+        (found / "day").mkdir(parents=True)
+        truth.mkdir()
+        (truth / "day").mkdir()
+        ending = {"labels": "_labels", "mask": "_mask", "beside": "_mask"}.get(form, "")
+        contents = []
+        for name in ("a", "day/b"):
+            Image.fromarray(rng.integers(0, 3, (6, 8), dtype=np.uint8)).save(found / f"{name}{ending}.png")
+            labels = np.zeros((6, 8), dtype=np.uint8)
+            labels[1:4, 2:7] = 1 + len(contents)
+            if form == "npy":
+                np.save(truth / f"{name}.npy", labels)
+            elif form in ("labelme", "coco"):
+                image = tmp_path / f"{name}.jpg"
+                segmented = Segmentation("score", labels, tuple(names))
+                contents.append((segmented, f"{name}.jpg"))
+                if form == "labelme":
+                    (truth / f"{name}.json").write_text(json.dumps(labelme_content(segmented, image.name)))
+            else:
+                Image.fromarray(labels).save(truth / f"{name}{'_mask' if form == 'beside' else ''}.png")
+            if form == "beside":
+                Image.fromarray(np.zeros((6, 8, 3), dtype=np.uint8)).save(truth / f"{name}.png")
+        if form == "coco":
+            pytest.importorskip("pycocotools")
+            file = CocoFile()
+            for one in contents:
+                file.add(*one)
+            (truth / "all.json").write_text(json.dumps(file.content()))
+        one = score_folders(found, truth, names)
+        assert scoring.score_folders(found, truth, names).as_dict() == one.as_dict()
+        if form in ("npy", "labelme", "coco"):
+            return
+        memory = fsspec.filesystem("memory")
+        for folder in (found, truth):
+            memory.put(str(folder), f"/{folder.name}", recursive=True)
+        try:
+            assert scoring.score_folders("memory://found", "memory://truth", names).as_dict() == one.as_dict()
+        finally:
+            memory.rm("/", recursive=True)
+
+    @pytest.mark.parametrize("head", ["", "memory://"])
+    def test_a_prediction_that_is_missing(self, tmp_path: Path, head: str) -> None:
+        for name in ("found/b", "truth/a"):
+            (tmp_path / name).parent.mkdir()
+            Image.fromarray(np.zeros((2, 2), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+        memory = fsspec.filesystem("memory")
+        for folder in ("found", "truth"):
+            memory.put(str(tmp_path / folder), f"/{folder}", recursive=True)
+        places = [head + name if head else str(tmp_path / name) for name in ("found", "truth")]
+        try:
+            with pytest.raises(DataError, match=r"a.png: has no prediction a.png or a_labels.png in .*found"):
+                scoring.score_folders(*places, ["x", "y"])
+        finally:
+            memory.rm("/", recursive=True)
 
 
 def test_the_lists_of_a_summary_are_in_order() -> None:
