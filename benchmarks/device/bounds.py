@@ -138,7 +138,12 @@ def workers(setting: Setting) -> Iterator[Figures]:
                 said, code = "still running", -1
             right = code == 0 if good else code != 0 and "not as many GPUs" in said
             seconds = time.monotonic() - began
-            yield {"what": f"{count} workers", "seconds": seconds, "end": "" if right else said[-600:], "good": right}
+            yield {"what": f"{count} workers", "seconds": seconds, "end": "" if right else _told(said), "good": right}
+
+
+def _told(text: str) -> str:
+    """Why a worker ended: its own line, before what torchrun says of it, or the end of that."""
+    return next((line for line in text.splitlines() if line.startswith("fcnproto: error")), text[-600:])
 
 
 SECTIONS: dict[str, tuple[int, Callable[[Setting], Iterator[Figures]]]] = {

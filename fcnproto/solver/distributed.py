@@ -68,7 +68,9 @@ def worker_group(device: str | None = None) -> Iterator[str | None]:
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # what workers agree on doesn't wait for their GPUs
+        f"cpu:gloo,cuda:{'nccl' if dist.is_nccl_available() else 'gloo'}"
+        if on_gpu
+        else "gloo",  # what workers agree on doesn't wait for their GPUs
         timeout=_PATIENCE,
         device_id=torch.device(device) if on_gpu and device else None,
     )

@@ -77,6 +77,15 @@ def test_healthy_steps(net: str, tmp_path: Path) -> None:
     assert not grave(examined(write(tmp_path, net), steps=6))
 
 
+@pytest.mark.parametrize(("std", "sick"), [(0.8, False), (1.3, True)])
+def test_gradients_that_grow_within_bounds(std: float, sick: bool, tmp_path: Path) -> None:
+    """Eight layers that each make the gradient twice as large are no reason to worry, 3.7 times is one."""
+    torch.manual_seed(3)
+    path = write(tmp_path, stack(f'type: "gaussian" std: {std}', "", 8), SOLVER.replace("0.01", "1e-9"))
+    codes = [finding.code for finding in examined(path, steps=2)]
+    assert ("exploding-gradient" in codes) is sick
+
+
 def test_updates_that_move_nothing(tmp_path: Path) -> None:
     torch.manual_seed(1)
     path = write(tmp_path, scores(MSRA), SOLVER.replace("0.01", "1e-9"))

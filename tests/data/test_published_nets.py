@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_cases import SHARED
 from PIL import Image
 from test_published_layers import save_image, save_list, save_mat
 from torch.utils.data import DataLoader
@@ -27,6 +28,8 @@ from fcnproto.schema.text import read_net, read_solver, write_message
 
 scipy_io = pytest.importorskip("scipy.io")
 
+AUTHORS = SHARED / "fcn"
+"""The authors' files, where they lie beside the checkout."""
 SIZE = (66, 80)
 SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
 PUBLISHED = [name for name in zoo.names() if name != "fcn-mini"]
@@ -181,6 +184,22 @@ def test_a_check_finds_nothing(tree: Path, tmp_path: Path, name: str) -> None:
     net.save(folder / "w.caffemodel")
     findings = fcnproto.check(solver, folder / "w.caffemodel")
     assert not [str(finding) for finding in findings if finding.level != "note"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if (AUTHORS / name).is_dir()] or ["none"])
+def test_a_check_of_the_published_files_at_full_width(name: str) -> None:
+    """The authors' own files, unchanged, with weights in all layers; their data aren't there, which is a note."""
+    if name == "none":
+        pytest.skip(f"{AUTHORS} is not there")
+    solver = fcnproto.Solver(AUTHORS / name / "solver.prototxt", device="cpu")
+    with torch.no_grad():
+        for blobs in solver.net.params.values():
+            blobs[0].fill_(0.01)
+    surgery.interpolate(solver.net)
+    findings = fcnproto.check(solver)
+    assert not [str(finding) for finding in findings if finding.level != "note"]
+    assert "missing-files" in {finding.code for finding in findings}
 
 
 def reduce_tests(solver: fcnproto.Solver) -> bool:
