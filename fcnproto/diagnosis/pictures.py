@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 
 from fcnproto.checking.findings import Finding, some
 from fcnproto.checking.geometry import receptive_field
 from fcnproto.checking.kinds import found
+from fcnproto.data.database import Data
 from fcnproto.data.folder_layer import ImageMaskLayer
 from fcnproto.data.image_data import ImageData, read_image_list
 from fcnproto.data.paths import find
+from fcnproto.data.records import open_records
 from fcnproto.diagnosis.samples import Array, Labelling, first_with, value_counts
 from fcnproto.diagnosis.subject import Subject
 from fcnproto.errors import DataError
 from fcnproto.layers.base import Layer
 from fcnproto.net.roles import judged_blobs
+from fcnproto.schema import caffe_pb2
 from fcnproto.zoo import palette
 
 VOID = 255
@@ -32,7 +36,7 @@ _REACH, _BETTER, _FEWEST_POINTS = 8, 1.3, 50
 _MOST_POINTS = 4000
 _OBJECT, _FIELD_SHARE = 32, 0.25
 """Pixels: objects from this size on must not be four times the receptive field."""
-_MOST_MAPS = 50
+_MOST_MAPS, _MOST_IMAGES = 50, 500
 
 
 def labelling_rules(subject: Subject, labelling: Labelling, allow_empty: bool = False) -> Iterator[Finding]:
@@ -225,7 +229,7 @@ def _same_in(labelling: Labelling) -> Iterator[Finding]:
     twins = []
     for sample in labelling.samples:
         if sample.pixels is not None and sample.pixels.std() > 0:
-            key = hashlib.sha1(sample.pixels.tobytes(), usedforsecurity=False).digest()
+            key = _digest(sample.pixels.tobytes())
             if key in seen:
                 twins.append((seen[key], sample.name))
             seen.setdefault(key, sample.name)
@@ -244,32 +248,52 @@ def _same_in(labelling: Labelling) -> Iterator[Finding]:
 
 def shared_images(subject: Subject) -> Iterator[Finding]:
     """Images that a solver's train net and one of its test nets both read, by their bytes."""
-    trained = {_digest(path): path for layer in subject.net.data_layers() for path in _image_files(layer)}
-    trained.pop(b"", None)
+    trained = {digest: name for layer in subject.net.data_layers() for digest, name in _images(layer)}
+    sources = {layer.config.source for layer in subject.net.data_layers() if isinstance(layer, Data)}
     for net in subject.tests if trained else []:
+        labels = set(judged_blobs(net).values())
         for layer in net.data_layers():
-            same = [path for path in _image_files(layer) if _digest(path) in trained]
+            if layer.param.top[0] in labels or (isinstance(layer, Data) and layer.config.source in sources):
+                continue  # label maps may well be alike, and one database for both is meant
+            same = [(name, trained[digest]) for digest, name in _images(layer) if digest in trained]
             if same:
-                seen = f"{len(same)} images are trained on, too, first {same[0]} ({trained[_digest(same[0])]})"
+                seen = f"{len(same)} images are trained on, too, first {same[0][0]} ({same[0][1]})"
                 yield found("duplicates", [layer.name], seen)
 
 
-def _image_files(layer: Layer) -> list[str]:
-    """The files of images that a data layer reads, the first few hundred; nothing of the published data sets."""
+def _images(layer: Layer) -> Iterator[tuple[bytes, str]]:
+    """The images that a data layer reads, the first few hundred: digests and names; nothing of the published sets."""
     try:
-        if isinstance(layer, ImageMaskLayer):
-            return [layer.paths(id)[0] for id in layer.read_ids()[:500]]
-        if isinstance(layer, ImageData) and (source := find(layer.config.source, layer.base_dir)):
-            names = [layer.config.root_folder + name for name, _ in read_image_list(source)[:500]]
-            return [path for name in names if (path := find(name, layer.base_dir))]
-    except DataError:
-        pass
+        if isinstance(layer, Data):
+            yield from _records(layer)
+        for path in _image_files(layer):
+            with open(path, "rb") as file:
+                yield _digest(file.read()), path
+    except (DataError, OSError):
+        return
+
+
+def _records(layer: Data) -> Iterator[tuple[bytes, str]]:
+    path = find(layer.config.source, layer.base_dir)
+    if path is None:
+        return
+    with closing(open_records(path, layer.config.backend)) as records:
+        key, value = records.seek(None)
+        for _ in range(min(records.count(), _MOST_IMAGES)):
+            pixels = caffe_pb2.Datum.FromString(value).data
+            if len(set(pixels[:_MOST_POINTS])) > 1:
+                yield _digest(pixels), f"{key.decode(errors='replace')} of {layer.config.source}"
+            key, value = records.next()
+
+
+def _image_files(layer: Layer) -> list[str]:
+    if isinstance(layer, ImageMaskLayer):
+        return [layer.paths(id)[0] for id in layer.read_ids()[:_MOST_IMAGES]]
+    if isinstance(layer, ImageData) and (source := find(layer.config.source, layer.base_dir)):
+        names = [layer.config.root_folder + name for name, _ in read_image_list(source)[:_MOST_IMAGES]]
+        return [path for name in names if (path := find(name, layer.base_dir))]
     return []
 
 
-def _digest(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.sha1(file.read(), usedforsecurity=False).digest()
-    except OSError:
-        return b""
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha1(content, usedforsecurity=False).digest()

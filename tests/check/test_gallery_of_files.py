@@ -281,27 +281,6 @@ def test_labels_that_are_void(tmp_path: Path) -> None:
     assert "void-not-ignored" not in {finding.code for finding in examined(tmp_path / "net.prototxt")}
 
 
-def test_weights(tmp_path: Path) -> None:
-    fat = SCORE.replace("num_output: 3", "num_output: 40").replace("score", "wide")
-    thin = SCORE.replace('bottom: "data"', 'bottom: "wide"')
-    net = write(tmp_path, DUMMY + fat + thin + LOSS)
-    loaded = fcnproto.load(tmp_path / "net.prototxt", phase="train")
-    loaded.save(tmp_path / "all.caffemodel")
-    assert not grave(examined(net, tmp_path / "all.caffemodel"))
-    other = tmp_path / "other"
-    write(other, DUMMY + SCORE + LOSS)
-    first = fcnproto.load(other / "net.prototxt", phase="train")
-    first.save(other / "score.caffemodel")
-    misfit = one(examined(net, other / "score.caffemodel"), "old-classes")
-    assert misfit.level == "suspect" and "(3, 3, 3, 3)" in misfit.seen
-    write(other, DUMMY + SCORE.replace('name: "score"', 'name: "mine"') + LOSS)
-    fcnproto.load(other / "net.prototxt", phase="train").save(other / "mine.caffemodel")
-    assert one(examined(net, other / "mine.caffemodel"), "few-weights").level == "suspect"
-    write(other, DUMMY + fat.replace('name: "wide"', 'name: "mine"') + thin + LOSS)
-    few = one(examined(other / "net.prototxt", tmp_path / "all.caffemodel"), "few-weights")
-    assert "1 of 2 layers" in few.seen and "'mine'" in few.seen
-
-
 def test_forgotten_weights() -> None:
     finding = one(fcnproto.check(fcnproto.zoo.path("voc-fcn-alexnet", "solver")), "no-weights")
     assert finding.level == "suspect" and "voc-fcn-alexnet" in finding.seen
