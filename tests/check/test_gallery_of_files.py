@@ -368,7 +368,7 @@ def test_images_stored_as_red_green_blue(tmp_path: Path) -> None:
         findings = examined(write(tmp_path, net))
         if name == "rgb":
             finding = one(findings, "channel-order")
-            assert finding.level == "suspect" and "'data'" in finding.where and "100% of 10 images" in finding.seen
+            assert finding.level == "suspect" and "'data'" in finding.where and "1.00 of 10 images" in finding.seen
         assert bool(grave(findings)) is (name == "rgb")
 
 
