@@ -48,7 +48,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def stages(segmenter: Segmenter, folder: Path, out: Path, count: int) -> dict[str, float]:
     """Milliseconds of one core for each stage of an image, and the bytes that it moves, in the mean."""
-    work = Segmenting("bgr", "cpu", None, AHEAD)
+    work = Segmenting(segmenter.preprocessing[segmenter.inputs[0]], "cpu", None, "", AHEAD)
     sums = dict.fromkeys(("reading", "decoding", "the net", "encoding", "writing"), 0.0)
     sums |= dict.fromkeys(("bytes read", "bytes of pixels", "bytes of results"), 0.0)
     for path in sorted(folder.iterdir())[:count]:

@@ -6,6 +6,7 @@ Used for nets whose inputs are no photographs (`images.read_bands` opens any fil
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -101,16 +102,18 @@ def as_bands(values: Any, count: int = 0, name: str = "the image") -> Bands:
     return Bands(found)
 
 
-def read_tiff(file: str) -> Array | None:
-    """The values (height, width, bands) or (height, width) of a TIFF's first image; None without tifffile."""
+def read_tiff(file: str, content: bytes | None = None) -> Array | None:
+    """The values (height, width, bands) or (height, width) of a TIFF's first image; None without tifffile.
+
+    With `content` that is the file's, and `file` only its name."""
     try:
         import tifffile
     except ImportError:
         return None
     try:
-        with tifffile.TiffFile(file) as opened:
-            series = opened.series[0]
-            if series.size > _MOST_VALUES or series.size > 4096 * max(os.path.getsize(file), 1):
+        with tifffile.TiffFile(file if content is None else io.BytesIO(content)) as opened:
+            series, size = opened.series[0], os.path.getsize(file) if content is None else len(content)
+            if series.size > _MOST_VALUES or series.size > 4096 * max(size, 1):
                 raise DataError(f"{file}: says that it has {series.size:,} values, too many for an honest image")
             axes, values = series.axes, series.asarray()
     except DataError:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from fcnproto.bands import TIFF, Bands, as_bands, read_tiff
 from fcnproto.errors import DataError, FcnprotoWarning, UsageError
-from fcnproto.schema.arrays import read_npy
+from fcnproto.schema.arrays import npy_shape, read_npy
 
 PathLike = str | os.PathLike[str]
 Array = npt.NDArray[Any]
@@ -33,6 +33,8 @@ Picture = Image.Image | Bands
 UNREADABLE = frozenset({".heic", ".heif", ".jxl", ".cr2", ".nef", ".arw", ".dng"})
 """Names of images that nothing here reads."""
 
+_STARTS = dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), ".tif") | {b"\x93NUMPY": ".npy"}
+"""What TIFF files and arrays begin with."""
 _GREY_WEIGHTS = (0.114, 0.587, 0.299)  # of blue, green and red: ITU-R 601, as OpenCV and hence Caffe
 _RESAMPLING = Image.Resampling.BILINEAR
 
@@ -64,6 +66,10 @@ class Preprocessing:
         if self.kind == "bands":
             return self.bands
         return 3 if self.kind in ("bgr", "rgb") else 1
+
+    def key(self) -> tuple[object, ...]:
+        """What tells it from others: its settings, a mean as its numbers."""
+        return self.kind, None if self.mean is None else self.mean.tolist(), self.scale, self.bands
 
     def __str__(self) -> str:
         if self.mean is None:
@@ -113,46 +119,63 @@ def _why_unknown(file: str, content: bytes | None) -> str:
     return "not an image of a known kind"
 
 
-def pixel_count(path: PathLike | IO[bytes]) -> int:
-    """The number of pixels of an image file (or an open one) by its header; 0 where that can't be read (reading it will
-    say why)."""
+def pixel_count(path: PathLike, content: bytes | None = None) -> int:
+    """The number of pixels of an image file by its header; 0 where that can't be read (reading it will say why).
+
+    With `content` that is the file's, and the path only its name."""
     try:
-        if isinstance(path, (str, os.PathLike)) and os.path.splitext(path)[1].lower() == ".npy":
-            return math.prod(sorted(np.load(path, mmap_mode="r", allow_pickle=False).shape)[-2:])
-        with Image.open(path) as image:
-            return image.width * image.height
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
+            if _suffix(path, content) == ".npy":
+                return math.prod(sorted(npy_shape(file))[-2:])
+            with Image.open(file) as image:
+                return image.width * image.height
     except Exception:  # damaged files raise whatever their decoder meets
         return 0
 
 
-def read_image(path: PathLike) -> Image.Image:
-    """An image file as 8-bit RGB, upright. Raises `DataError`.
+def _suffix(path: PathLike, content: bytes | None) -> str:
+    """The ending of a file's name; of content, whose name may have none, the one that its first bytes mean, if any."""
+    if content is None:
+        return os.path.splitext(path)[1].lower()
+    return next((suffix for start, suffix in _STARTS.items() if content.startswith(start)), "")
+
+
+def read_image(path: PathLike, content: bytes | None = None) -> Image.Image:
+    """An image file as 8-bit RGB, upright. With `content` that is the file's, and the path only its name. Raises
+    `DataError`.
 
     Grey, palette, one-bit, YCbCr and CMYK images (without regard to a colour profile) are converted; transparent pixels
     show white behind them; 16-bit values are divided by 257, also those of colours in TIFF (where tifffile is
     installed) and .npy files. Of animations the first frame is taken.
     """
-    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    suffix = _suffix(path, content)
     if suffix == ".npy":
-        return to_rgb(_from_array(read_npy(Path(path)), "bgr", os.fspath(path)))
-    values = read_tiff(os.fspath(path)) if suffix in TIFF and _has_deep_colours(path) else None
-    image = open_image(path) if values is None else _from_array(values, "bgr", os.fspath(path))
+        return to_rgb(_from_array(read_npy(path, content), "bgr", os.fspath(path)))
+    values = read_tiff(os.fspath(path), content) if suffix in TIFF and _has_deep_colours(path, content) else None
+    image = open_image(path, content) if values is None else _from_array(values, "bgr", os.fspath(path))
     try:
         return to_rgb(image)
     except (OSError, ValueError) as error:
         raise DataError(f"{os.fspath(path)}: {error}") from error
 
 
-def _has_deep_colours(path: PathLike) -> bool:
+def _has_deep_colours(path: PathLike, content: bytes | None) -> bool:
     """Whether a TIFF has several channels of more than eight bits, of which Pillow reads the upper ones, or none."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
             return len(bits) > 1 and max(bits) > 8
     except UnidentifiedImageError:
-        return os.path.getsize(path) > 0
+        return (os.path.getsize(path) if content is None else len(content)) > 0
     except Exception:  # reading it says why
         return False
+
+
+def read_picture(path: PathLike, kind: Kind = "bgr", bands: int = 0, content: bytes | None = None) -> Picture:
+    """The image in a file for a kind of input: `read_bands`, `read_depth` or `read_image`. Raises `DataError`."""
+    if kind == "bands":
+        return read_bands(path, bands, content)
+    return read_depth(path, content) if kind == "depth" else read_image(path, content)
 
 
 def as_image(given: Any, kind: Kind = "bgr", bands: int = 0) -> Picture:
@@ -164,12 +187,12 @@ def as_image(given: Any, kind: Kind = "bgr", bands: int = 0) -> Picture:
 
     Raises `DataError`.
     """
+    if isinstance(given, (str, os.PathLike)):
+        return read_picture(given, kind, bands)
     if kind == "bands":
-        return read_bands(given, bands) if isinstance(given, (str, os.PathLike)) else _bands_of(given, bands)
+        return _bands_of(given, bands)
     if isinstance(given, Bands):
         raise DataError(f"an image of {given.count} bands is given, but this input takes pictures ({kind})")
-    if isinstance(given, (str, os.PathLike)):
-        return read_depth(given) if kind == "depth" else read_image(given)
     image = given if isinstance(given, Image.Image) else _from_array(given, kind)
     try:
         image = ImageOps.exif_transpose(image)
@@ -178,31 +201,31 @@ def as_image(given: Any, kind: Kind = "bgr", bands: int = 0) -> Picture:
         raise DataError(f"an image of mode {image.mode} can't be used: {error}") from error
 
 
-def read_bands(path: PathLike, count: int = 0) -> Bands:
+def read_bands(path: PathLike, count: int = 0, content: bytes | None = None) -> Bands:
     """The image in a .npy file, a TIFF (by tifffile where installed) or any other file that Pillow reads.
 
+    With `content` that is the file's, and the path only its name.
     Raises `DataError` where it can't be read or has another number of bands than `count` (0: any).
     """
-    file = os.fspath(path)
-    suffix = os.path.splitext(file)[1].lower()
+    file, suffix = os.fspath(path), _suffix(path, content)
     if suffix == ".npy":
-        return as_bands(read_npy(Path(file)), count, file)
-    if suffix in TIFF and (found := read_tiff(file)) is not None:
+        return as_bands(read_npy(file, content), count, file)
+    if suffix in TIFF and (found := read_tiff(file, content)) is not None:
         return as_bands(found, count, file)
-    return as_bands(_by_pillow(file), count, file)
+    return as_bands(_by_pillow(file, suffix, content), count, file)
 
 
-def _by_pillow(file: str) -> Array:
-    if os.path.splitext(file)[1].lower() in TIFF:
+def _by_pillow(file: str, suffix: str, content: bytes | None) -> Array:
+    if suffix in TIFF:
         try:
-            image = open_image(file)
+            image = open_image(file, content)
         except DataError as error:
-            if not os.path.isfile(file):
+            if content is None and not os.path.isfile(file):
                 raise
             raise UsageError(f"{error}; TIFFs of many bands need tifffile (pip install 'fcnproto[tiff]')") from None
     else:
-        image = open_image(file)
-        if _is_cut_to_eight_bits(file):
+        image = open_image(file, content)
+        if _is_cut_to_eight_bits(file, content):
             raise DataError(
                 f"{file}: has colours of 16 bits, of which only the upper eight can be read from this kind of file; "
                 "save it as TIFF"
@@ -211,9 +234,9 @@ def _by_pillow(file: str) -> Array:
     return np.asarray(image.convert("RGB") if image.mode == "P" else image)
 
 
-def _is_cut_to_eight_bits(file: str) -> bool:
+def _is_cut_to_eight_bits(file: str, content: bytes | None) -> bool:
     """Whether Pillow leaves the lower bits of a file's colours out (PNG of 16 bits a colour)."""
-    with Image.open(file) as image:
+    with Image.open(file if content is None else io.BytesIO(content)) as image:
         return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
 
 
@@ -274,9 +297,9 @@ def _eight_bits(image: Image.Image) -> Array:
     return np.rint(values / 257.0).astype(np.uint8)
 
 
-def read_depth(path: PathLike) -> Image.Image:
+def read_depth(path: PathLike, content: bytes | None = None) -> Image.Image:
     """A one-channel image of any depth (8, 16, 32 bits, float), its values as they are (mode F), upright."""
-    return _depth(open_image(path), os.fspath(path))
+    return _depth(open_image(path, content), os.fspath(path))
 
 
 def _depth(image: Image.Image, name: str) -> Image.Image:

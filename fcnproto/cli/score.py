@@ -135,6 +135,12 @@ def _where(settings: Mapping[str, Any], nets: _nets.NetOptions | None = None) ->
 @click.option("--voc", type=_path, help="For --data context: the folder that holds VOC2010.")
 @click.option("--year", type=int, default=2012, show_default=True, help="For --data voc.")
 @click.option("--iterations", type=click.IntRange(min=1), help="Forward passes on the net's own data layers.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --cluster: most images of one size that go through the net together.  [default: 1]",
+)
 @_result_options
 @_corpus_options
 @_nets.net_options()
@@ -155,6 +161,8 @@ def net_command(
     from fcnproto.preprocessing import zoo_record
     from fcnproto.scoring import score_net
 
+    if settings["batch"] is not None and settings["cluster"] is None:
+        raise UsageError("--batch goes with --cluster")
     where = _where(settings, nets)
     net = nets.load(model, weights, device=None if where is None else "cpu")
     record = zoo_record(model, weights)
@@ -173,7 +181,14 @@ def net_command(
             raise UsageError("--cluster: the net's own data layers read one after another; give --images and --masks")
         with _cluster.progress() as told_corpus:
             scored = cluster.score_net(
-                net, items, outputs, cluster=where, out=settings["output"], told=told_corpus, **how
+                net,
+                items,
+                outputs,
+                cluster=where,
+                out=settings["output"],
+                batch=settings["batch"] or 1,
+                told=told_corpus,
+                **how,
             )
     else:
         with _progress() as told:

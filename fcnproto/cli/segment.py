@@ -161,8 +161,8 @@ def command(
     if settings["crf_parameters"] is not None and not settings["crf"]:
         raise UsageError("--crf-parameters are those of --crf, which is not given")
     corpus = settings["cluster"] is not None
-    if corpus and (settings["crf"] or settings["polygons"]):
-        raise UsageError("--crf and --polygons go without --cluster")
+    if corpus and settings["polygons"]:
+        raise UsageError("--polygons goes without --cluster")
     if not corpus:
         _cluster.refuse_without({**settings, "format": chosen_format})
     where = _cluster.cluster_of(settings, nets) if corpus else None

@@ -211,7 +211,7 @@ def shares(ray: Any, cluster: Cluster) -> Shares:
 
 def record(work: Work, parcel: Parcel | None, corpus: Corpus, part: int) -> dict[str, Any]:
     """What makes a run another: by digests, the net with its settings, and the corpus; and the chunks' length."""
-    net, items = hashlib.sha256(work.command.encode()), hashlib.sha256()
+    net, items = hashlib.sha256(f"{work.command} {work.settings}".encode()), hashlib.sha256()
     for array in parcel.arrays if parcel is not None else ():
         net.update(array.tobytes())
     for item in corpus.items:

@@ -45,13 +45,18 @@ class Featuring(Work):
     step: int
     command = "features"
 
+    @property
+    def settings(self) -> str:
+        """What the values depend on beside the net."""
+        return repr((self.how.key(), self.size, self.crop, self.pool, self.blobs))
+
     def reading(self) -> AbstractContextManager[Callable[[Item], Any]]:
         """Reads the bytes."""
         return closing(Reader(self.column))
 
     def decode(self, item: Item, data: bytes, room: int) -> np.ndarray:
         """The pixels."""
-        return decoded(item, data, self.how.kind)
+        return decoded(item, data, self.how)
 
     def on_worker(self, net: Net) -> Net:
         """The net on the worker's device."""
@@ -163,5 +168,5 @@ def features(
     address = address_of(out)
     sink = sink_of(address, None, work.schema(), None)
     given = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    found = corpus(given, recursive, leave_out=address)
+    found = corpus(given, recursive, leave_out=address, arrays=work.how.kind == "bands")
     return run(work, found, sink, where, net=net, sources=list(map(str, given)), column=column, told=told)

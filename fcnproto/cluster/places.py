@@ -63,8 +63,9 @@ def file_system(address: str) -> tuple[Any, str]:
 
     try:
         return cast("tuple[Any, str]", url_to_fs(address))
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{address}: {first_line(error)}") from None
+    except (ImportError, ValueError, OSError) as error:
+        hint = "; hdfs:// goes through pyarrow, which wants Java and Hadoop's libhdfs" if "hdfs://" in address else ""
+        raise UsageError(f"{address}: {first_line(error)}{hint}") from None
 
 
 def read(address: str) -> bytes:

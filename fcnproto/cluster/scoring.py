@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fcnproto.cluster import places
-from fcnproto.cluster.chunks import Chunk, Item
+from fcnproto.cluster.chunks import Chunk, Failure, Item
 from fcnproto.cluster.engine import Cluster, Told, cluster_of, run
+from fcnproto.cluster.guard import attempt
 from fcnproto.cluster.sinks import Sink, sink_of
 from fcnproto.cluster.sources import Corpus, PathLike
 from fcnproto.cluster.work import Row, Run, Work
@@ -88,6 +89,11 @@ class ScoringFolders(_Scoring):
     listed: tuple[ListedMasks | None, ListedMasks | None] = (None, None)
     command = "score folders"
 
+    @property
+    def settings(self) -> str:
+        """What a confusion matrix depends on."""
+        return repr((self.names, self.ignore_label, self.colours, self.binary))
+
     @contextmanager
     def reading(self) -> Iterator[Callable[[Item], Any]]:
         """Reads the bytes of both."""
@@ -127,7 +133,13 @@ class ScoringNet(_Scoring):
     pairs: Mapping[str, tuple[str, Sequence[str]]]
     ignore_label: int
     device: str
+    step: int = 1
     command = "score net"
+
+    @property
+    def settings(self) -> str:
+        """What a confusion matrix depends on beside the net."""
+        return repr((self.ignore_label, {blob: label for blob, (label, _) in self.pairs.items()}))
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Item], Any]]:
@@ -143,29 +155,45 @@ class ScoringNet(_Scoring):
         return net.to(self.device)
 
     def run(self, net: Net, chunk: Chunk, run: Run) -> dict[int, Any]:
-        """Run the net on each item and count."""
-        found: dict[int, Any] = {}
+        """Run the net and count: of `step` items those of one size together, where that makes no difference."""
+        from fcnproto.net.roles import images_stay_apart
+
+        has_loss = any(node.facts.is_loss for node in net.graph.nodes)
+        together = self.step > 1 and not has_loss and images_stay_apart(net, list(self.pairs))
+        groups: dict[Any, list[int]] = {}
         for place in chunk.open_places():
-            if place not in chunk.done:
-                found |= run({place: chunk.items[place].name}, partial(self._measured, net, chunk))
+            shapes = tuple((key, value.shape) for key, value in chunk.values[place].items())
+            groups.setdefault((place // self.step, shapes) if together else place, []).append(place)
+        found: dict[int, Any] = {}
+        for group in groups.values():
+            if not set(group) <= chunk.done:
+                names = {place: chunk.items[place].name for place in group}
+                found |= run(names, partial(self._measured, net, chunk))
         return found
 
     def _measured(self, net: Net, chunk: Chunk, numbers: Sequence[int]) -> list[Any]:
         import torch
 
-        from fcnproto.cluster.guard import attempt
-        from fcnproto.scoring.scoring import measure
+        from fcnproto.scoring.scoring import measure_together
 
-        def one(place: int) -> Measured:
-            item = {
-                key: torch.from_numpy(value)[None] if value.ndim == 3 else torch.from_numpy(value)
-                for key, value in chunk.values[place].items()
-            }
-            number = chunk.items[place].place + 1
+        def some(wanted: Sequence[int]) -> list[Measured]:
+            items = [
+                {
+                    key: torch.from_numpy(value)[None] if value.ndim == 3 else torch.from_numpy(value)
+                    for key, value in chunk.values[place].items()
+                }
+                for place in wanted
+            ]
+            places = [chunk.items[place].place + 1 for place in wanted]
             with torch.no_grad():
-                return measure(net, item, self.pairs, self.ignore_label, number)
+                return measure_together(net, items, self.pairs, self.ignore_label, places)
 
-        return [attempt(partial(one, place)) for place in numbers]
+        found = attempt(partial(some, numbers))
+        if type(found) is not Failure:
+            return list(found)
+        if len(numbers) == 1:
+            return [found]
+        return [self._measured(net, chunk, [number])[0] for number in numbers]  # whose fault it is
 
 
 @dataclass
@@ -247,16 +275,18 @@ def score_net(
     leave_out: Collection[int] = (),
     count_absent: bool = False,
     allow_empty_classes: bool = False,
+    batch: int = 1,
     told: Told | None = None,
     **options: Any,
 ) -> list[Scored]:
-    """As `fcnproto.scoring.score_net`, on Ray. `items` is a data set of `fcnproto.data.datasets` (or anything else that
+    """As `fcnproto.scoring.score_net`, on Ray; up to `batch` items of one size go through the net together, where it
+    has no loss and keeps images apart. `items` is a data set of `fcnproto.data.datasets` (or anything else that
     can be pickled and gives items by number) whose files all machines see; for `out` see `score_folders`."""
     from fcnproto.scoring.scoring import default_pairs, results_of
 
     where = cluster_of(cluster, options)
     pairs = dict(outputs) if outputs is not None else {blob: (label, ()) for blob, label in default_pairs(net).items()}
-    work = ScoringNet(items, pairs, ignore_label, "cuda" if where.gpus_per_worker else "cpu")
+    work = ScoringNet(items, pairs, ignore_label, "cuda" if where.gpus_per_worker else "cpu", batch)
     ids = getattr(items, "ids", None) or [f"item {number}" for number in range(1, len(items) + 1)]
     listed = [Item(str(name), number) for number, name in enumerate(ids)]
     if not listed:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fcnproto.bands import Bands
 from fcnproto.cluster.chunks import Chunk, Failure, Item
 from fcnproto.cluster.engine import Cluster, Told, cluster_of, run
 from fcnproto.cluster.guard import attempt
@@ -21,7 +22,7 @@ from fcnproto.cluster.sources import PathLike, Reader, corpus
 from fcnproto.cluster.summary import Summary
 from fcnproto.cluster.work import Row, Run, Work
 from fcnproto.errors import DataError, UsageError
-from fcnproto.images import Kind, as_image, open_image, pixel_count
+from fcnproto.images import Preprocessing, pixel_count, read_picture
 from fcnproto.pictures.labels import label_image, parts, save_png
 
 if TYPE_CHECKING:
@@ -51,15 +52,11 @@ class Labels(NamedTuple):
     shares: dict[str, float]
 
 
-def decoded(item: Item, data: bytes, kind: Kind) -> np.ndarray:
-    """The pixels of an encoded image as nets are given them. Raises `DataError` that names the item."""
-    if kind == "bands":
-        raise DataError(f"{shown(item)}: images of bands are segmented without --cluster")
-    image = open_image(shown(item), data)
-    try:
-        return np.asarray(as_image(image, kind))
-    except DataError as error:
-        raise DataError(f"{shown(item)}: {error}") from error
+def decoded(item: Item, data: bytes, how: Preprocessing) -> np.ndarray:
+    """The pixels of an encoded image as nets are given them: uint8 (height, width, 3), or numbers of any other depth.
+    Raises `DataError` that names the item."""
+    picture = read_picture(shown(item), how.kind, how.bands, data)
+    return picture.values if isinstance(picture, Bands) else np.asarray(picture)
 
 
 def shown(item: Item) -> str:
@@ -71,11 +68,17 @@ def shown(item: Item) -> str:
 class Segmenting(Work):
     """`segment` for a corpus."""
 
-    kind: Kind
+    how: Preprocessing
     device: str
     column: str | None
+    told_apart: str
     step: int
     command = "segment"
+
+    @property
+    def settings(self) -> str:
+        """Those of the segmenter, in words."""
+        return self.told_apart
 
     def reading(self) -> AbstractContextManager[Callable[[Item], Any]]:
         """Reads the bytes."""
@@ -83,8 +86,9 @@ class Segmenting(Work):
 
     def decode(self, item: Item, data: bytes, room: int) -> Picture:
         """The pixels, where there is room."""
-        size = pixel_count(io.BytesIO(data))
-        return Picture(size, data if 3 * size > room else decoded(item, data, self.kind))
+        size = pixel_count(shown(item), data)
+        needed = max(len(data), size * (4 * self.how.channels if self.how.kind in ("depth", "bands") else 3))
+        return Picture(size, data if needed > room else decoded(item, data, self.how))
 
     def on_worker(self, net: Segmenter) -> Segmenter:
         """The segmenter on the worker's device."""
@@ -122,7 +126,7 @@ class Segmenting(Work):
         """The image at a place made ready for the net, or the `Failure`; decoded here where it hasn't been."""
         item, content = chunk.items[place], chunk.values[place].content
         if isinstance(content, bytes):
-            prepared = lambda: self._prepared(net, item, decoded(item, content, self.kind))  # noqa: E731
+            prepared = lambda: self._prepared(net, item, decoded(item, content, self.how))  # noqa: E731
             return run({place: item.name}, lambda _: [attempt(prepared)])[place]
         return attempt(lambda: self._prepared(net, item, content))
 
@@ -208,16 +212,14 @@ def segment(
         raise UsageError("probabilities are not written of a corpus; leave them out")
     where = cluster_of(cluster, options)
     (name,) = segmenter.inputs
-    work = Segmenting(
-        segmenter.preprocessing[name].kind,
-        "cuda" if where.gpus_per_worker else "cpu",
-        column,
-        AHEAD,
-    )
+    how = segmenter.preprocessing[name]
+    size = segmenter.longest_side, segmenter.fixed_size
+    told_apart = repr((how.key(), size, segmenter.blobs, segmenter.precision, segmenter.crf))
+    work = Segmenting(how, "cuda" if where.gpus_per_worker else "cpu", column, told_apart, AHEAD)
     address = address_of(out)
     sink = sink_of(address, format, work.schema(), parts(segmenter.blobs))
     given = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    found = corpus(given, recursive, leave_out=address)
+    found = corpus(given, recursive, leave_out=address, arrays=how.kind == "bands")
     if address in map(address_of, given):
         raise UsageError(f"{address} holds the images to be read; write the results to another place")
     return run(work, found, sink, where, net=segmenter, sources=list(map(str, given)), column=column, told=told)

@@ -82,8 +82,9 @@ class Sink(ABC):
         before = json.loads(places.read(noted)) if resume and places.exists(noted) else record
         for what in self.binding:
             if before.get(what) != record[what]:
+                more = ", or of one with other settings" if what == "net" else ""
                 raise UsageError(
-                    f"{self.address}: --resume: the results there are of another {what}; take another sink"
+                    f"{self.address}: --resume: the results there are of another {what}{more}; take another sink"
                 )
         try:
             places.write(noted, json.dumps(record).encode())

@@ -28,11 +28,13 @@ _NAMES = ("name", "path", "filename", "file_name", "__key__", "key", "id", "imag
 
 @dataclass(frozen=True)
 class Shard:
-    """A file that holds images: its address, its number, and what its items' names begin with."""
+    """A file that holds images: its address, its number, what its items' names begin with, and whether .npy files are
+    images, too."""
 
     address: str
     number: int
     prefix: str = ""
+    arrays: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,26 @@ class Corpus:
     shards: list[Shard]
 
 
-def corpus(given: PathLike | Sequence[PathLike], recursive: bool = False, leave_out: str | None = None) -> Corpus:
-    """What the sources of a run consist of. Raises `UsageError` where there is nothing, or no such place."""
+def corpus(
+    given: PathLike | Sequence[PathLike], recursive: bool = False, leave_out: str | None = None, arrays: bool = False
+) -> Corpus:
+    """What the sources of a run consist of; `arrays`: .npy files are images, too. Raises `UsageError` where there is
+    nothing, or no such place."""
     sources = [given] if isinstance(given, (str, os.PathLike)) else list(given)
     local: list[str] = []
     remote: list[Item] = []
     shards: list[str] = []
     for source in sources:
         address = places.address_of(source)
-        found = _opened(address)
+        found = _opened(address, arrays)
         shards += [one for one in found if _suffix(one) in SHARDS]
         rest = [one for one in found if _suffix(one) not in SHARDS]
         local += [one for one in rest if places.is_local(one)]
-        remote += _remote_items([one for one in rest if not places.is_local(one)], recursive)
+        remote += _remote_items([one for one in rest if not places.is_local(one)], recursive, arrays)
     out = leave_out if leave_out is not None and places.is_local(leave_out) else None
     items = [
         Item(name, str(path.absolute()), _size(str(path)))
-        for path, name in find_images(local, recursive, leave_out=out)
+        for path, name in find_images(local, recursive, leave_out=out, arrays=arrays)
     ]
     if not items and not remote and not shards:
         raise UsageError(f"no images in {', '.join(map(str, sources)) or 'an empty list'}")
@@ -68,7 +73,8 @@ def corpus(given: PathLike | Sequence[PathLike], recursive: bool = False, leave_
     if len(set(stems)) < len(stems):
         prefixes = [f"{number:06d}-{stem}/" for number, stem in enumerate(stems)]
     named = [
-        Shard(address, number, prefix) for number, (address, prefix) in enumerate(zip(shards, prefixes, strict=True), 1)
+        Shard(address, number, prefix, arrays)
+        for number, (address, prefix) in enumerate(zip(shards, prefixes, strict=True), 1)
     ]
     return Corpus(items + _distinct(remote, {item.name for item in items}), named)
 
@@ -84,7 +90,12 @@ def _size(path: str) -> int:
         return 0
 
 
-def _opened(address: str) -> list[str]:
+def _is_image(name: str, arrays: bool) -> bool:
+    suffix = _suffix(name)
+    return suffix in SUFFIXES or (arrays and suffix == ".npy")
+
+
+def _opened(address: str, arrays: bool) -> list[str]:
     """The addresses that one of a user's stands for: those in a list, the shards of a folder without images, itself."""
     if _suffix(address) in LISTS:
         return _listed(address)
@@ -95,7 +106,7 @@ def _opened(address: str) -> list[str]:
             raise UsageError(f"{address}: nothing is there")
         return [address]
     inside = places.files_in(address, recursive=False)
-    if any(_suffix(name) in SUFFIXES for name, _ in inside):
+    if any(_is_image(name, arrays) for name, _ in inside):
         return [address]
     for suffix in SHARDS:
         if found := [name for name, _ in inside if _suffix(name) == suffix]:
@@ -120,14 +131,14 @@ def _listed(address: str) -> list[str]:
     return found
 
 
-def _remote_items(addresses: Sequence[str], recursive: bool) -> list[Item]:
+def _remote_items(addresses: Sequence[str], recursive: bool, arrays: bool) -> list[Item]:
     items = []
     for address in addresses:
         if not places.is_folder(address):
             items.append(_remote(address, places.parent_and_name(address)[1], 0))
             continue
         for file, size in places.files_in(address, recursive):
-            if _suffix(file) in SUFFIXES:
+            if _is_image(file, arrays):
                 items.append(_remote(file, file[len(address) :].lstrip("/"), size))
     return items
 
@@ -166,7 +177,7 @@ def _members(shard: Shard) -> Iterator[Item]:
     taken: set[str] = set()
     with places.opened(shard.address) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
-            if not member.isfile() or _suffix(member.name) not in SUFFIXES:
+            if not member.isfile() or not _is_image(member.name, shard.arrays):
                 continue
             name = os.path.splitext(_inside(member.name))[0]
             if name in taken:

@@ -28,6 +28,11 @@ class Work(ABC):
     command = ""
     tells_kept = False
 
+    @property
+    def settings(self) -> str:
+        """What results depend on beside the net and the items: a run with others is none that goes on with them."""
+        return ""
+
     def reading(self) -> AbstractContextManager[Callable[[Item], Any]]:
         """What reads items, for the length of a chunk."""
         raise NotImplementedError

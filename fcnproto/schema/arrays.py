@@ -42,10 +42,14 @@ def is_archive(path: PathLike) -> bool:
         return False
 
 
-def read_npy(path: PathLike) -> Array:
-    """The array in an .npy file. `DataError` for a missing, damaged or foreign file, or one of Python objects."""
-    name = _existing(path)
+def read_npy(path: PathLike, content: bytes | None = None) -> Array:
+    """The array in an .npy file. `DataError` for a missing, damaged or foreign file, or one of Python objects.
+
+    With `content` that is the file's, and the path only its name."""
+    name = os.fspath(path) if content is not None else _existing(path)
     try:
+        if content is not None:
+            return _array(lambda: io.BytesIO(content), len(content), Budget(len(content)))
         size = os.path.getsize(name)
         return _array(lambda: open(name, "rb"), size, Budget(size))
     except _FAULTS as error:
@@ -80,6 +84,11 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: Budget) -
         return _array(lambda: archive.open(member), member.file_size, budget)
     except ValueError as error:
         raise ValueError(f"{member.filename!r}: {error}") from error
+
+
+def npy_shape(stream: IO[bytes]) -> tuple[int, ...]:
+    """The shape that the header of an .npy file says. Raises what numpy does where it is none."""
+    return _header(stream)[0]
 
 
 def _array(opened: Callable[[], IO[bytes]], size: int, budget: Budget) -> Array:

@@ -318,23 +318,41 @@ def measure(
     number: int,
 ) -> Measured:
     """Run a net on item `number` and count; `pairs` are the `outputs` of `score_net`."""
-    given = {key: value.to(net.device) for key, value in item.items() if key in net.source_shapes}
-    found = net(given, blobs=list(pairs))
-    matrices = {}
-    for blob, (key, names) in pairs.items():
-        if key not in item:
-            raise UsageError(f"the items hold no {key!r} for score blob {blob!r}; they hold {', '.join(item)}")
-        scores, label = found[blob], item[key].reshape(-1, *item[key].shape[-2:])
-        classes = scores.shape[1]
-        if names and len(names) != classes:
-            raise UsageError(f"{len(names)} class names are given, but blob {blob!r} has {classes} classes")
-        where = f"item {number}, {key!r}"
-        if scores.shape[2:] != label.shape[1:]:
-            raise DataError(f"{where}: scores {tuple(scores.shape)}, labels {tuple(label.shape)}")
-        truth = label.cpu().numpy().astype(np.int64)
-        matrices[blob] = _confusion(truth, scores.argmax(1).cpu().numpy(), classes, ignore_label, where, where)
-    images = max((found[blob].shape[0] for blob in pairs), default=0)
-    return Measured(matrices, images, float(net.loss(found)) if found.weighted else None)
+    (found,) = measure_together(net, [item], pairs, ignore_label, [number])
+    return found
+
+
+def measure_together(
+    net: Net,
+    items: Sequence[Mapping[str, Tensor]],
+    pairs: Mapping[str, tuple[str, Sequence[str]]],
+    ignore_label: int,
+    numbers: Sequence[int],
+) -> list[Measured]:
+    """As `measure`, for items of one shape that go through a net together, which mustn't mix images nor have a loss if
+    they are several."""
+    keys = [key for key in items[0] if key in net.source_shapes]
+    found = net({key: torch.cat([item[key] for item in items]).to(net.device) for key in keys}, blobs=list(pairs))
+    loss = float(net.loss(found)) if found.weighted else None
+    measured = []
+    for place, (item, number) in enumerate(zip(items, numbers, strict=True)):
+        matrices, images = {}, 0
+        for blob, (key, names) in pairs.items():
+            if key not in item:
+                raise UsageError(f"the items hold no {key!r} for score blob {blob!r}; they hold {', '.join(item)}")
+            count = found[blob].shape[0] // len(items)
+            scores, label = found[blob][place * count :][:count], item[key].reshape(-1, *item[key].shape[-2:])
+            classes = scores.shape[1]
+            if names and len(names) != classes:
+                raise UsageError(f"{len(names)} class names are given, but blob {blob!r} has {classes} classes")
+            where = f"item {number}, {key!r}"
+            if scores.shape[2:] != label.shape[1:]:
+                raise DataError(f"{where}: scores {tuple(scores.shape)}, labels {tuple(label.shape)}")
+            truth = label.cpu().numpy().astype(np.int64)
+            matrices[blob] = _confusion(truth, scores.argmax(1).cpu().numpy(), classes, ignore_label, where, where)
+            images = max(images, count)
+        measured.append(Measured(matrices, images, loss))
+    return measured
 
 
 def results_of(

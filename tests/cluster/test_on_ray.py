@@ -21,6 +21,7 @@ from fcnproto import cluster
 from fcnproto.cli._main import main
 from fcnproto.cli._modules import import_layers
 from fcnproto.errors import UsageError
+from fcnproto.segment.crf import parse_crf
 
 pytestmark = pytest.mark.cluster
 
@@ -51,6 +52,10 @@ def test_label_files_are_those_of_one_process(nodes: Any, tmp_path: Path) -> Non
         run(source, out, net)
     with pytest.raises(UsageError, match="of another net"):
         run(source, out, corpora.segmenter(fcnproto.load(tmp_path / "colours.prototxt")), resume=True)
+    smaller = corpora.segmenter(net.net)
+    smaller.longest_side = 8
+    with pytest.raises(UsageError, match="of another net, or of one with other settings"):
+        run(source, out, smaller, resume=True)
     wrong = corpora.segmenter(net.net)
     wrong.classes = ["one", "two"]
     with pytest.raises(UsageError, match="2 class names are given, but blob 'score' has 3 classes"):
@@ -208,11 +213,12 @@ def test_shards_in_and_out(nodes: Any, tmp_path: Path) -> None:
 
 
 def test_memory_and_lists(nodes: Any, tmp_path: Path) -> None:
-    """What only the driver's process holds is read and written by it."""
+    """What only the driver's process holds is read and written by it. (With a CRF, which works on any corpus.)"""
     import fsspec
 
     source = corpora.images(tmp_path / "images", 5)
     net = corpora.plain(tmp_path)
+    net.crf = parse_crf("iterations=2")
     expected = corpora.reference(net, source, tmp_path / "one")
     memory = fsspec.filesystem("memory")
     for path in list(source.iterdir())[:3]:
@@ -263,7 +269,7 @@ def test_scores_and_features_from_the_command_line(
     sorted(out.glob("part-*.parquet"))[1].unlink()
     assert main([*map(str, [*scored, *through, "-o", out])]) == 2
     assert "holds results already; --resume adds what is missing" in capsys.readouterr().err
-    assert printed([*scored, *through, "-o", out, "--resume"], capsys) == expected
+    assert printed([*scored, *through, "-o", out, "--resume", "--batch", 4], capsys) == expected
     (tmp_path / "truth" / "im004_mask.png").write_bytes(b"")
     assert main([*map(str, [*folders, *through])]) == 1
     assert "im004_mask.png: " in capsys.readouterr().err
