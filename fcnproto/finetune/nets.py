@@ -283,7 +283,13 @@ def first_weights(
         moved, scored = _move(base, net, file, suffix, classes)
         report = _then(report, moved)
         has_scores |= scored
-    return net, surgery.with_interpolation(net, report), has_scores
+    return net, _without_detours(surgery.with_interpolation(net, report)), has_scores
+
+
+def _without_detours(report: Report) -> Report:
+    """The same without layers left out of the plain copy that got their values in another way."""
+    filled = {*report.layers("copied"), *report.layers("coerced"), *report.layers("made")}
+    return Report([step for step in report.steps if step.action != "dropped" or step.layer not in filled])
 
 
 def _then(report: Report, more: Report) -> Report:
