@@ -128,7 +128,7 @@ def _of_fused(
     if isinstance(module, FusedConvolution):
         with torch.no_grad():
             way = module.way(_bottom(known[layers[0].name]))
-        what = "by oneDNN, weights arranged once" if way == "direct" else ""
+        what = {"direct": "by oneDNN, weights arranged once", "rows": "one small product"}.get(way, "")
         if way == "plain" or (way == "winograd" and not following):
             return
     if following:

@@ -25,6 +25,9 @@ from fcnproto.passes.tuning import Trial
 _SHAPES_KEPT = 64
 # Convolutions of one position with more weights than that are products with the weights where they lie: no second copy.
 _MOST_WEIGHTS = 1 << 22
+# A convolution of one position with fewer multiply-adds takes longer by oneDNN, which plans each call anew (40 us),
+# than by a product of its bottom's positions with the weights.
+_SMALL_WORK = 1 << 23
 # Ways are close where so much more or less work would make the rule choose another one.
 _CLOSE = 2
 
@@ -106,6 +109,8 @@ class FusedConvolution(nn.Module):
         self._ways: dict[tuple[int, Shape], str | Trial] = {}
         window = fast.layer.window
         self._settings = (tuple(window.pad), tuple(window.stride), tuple(window.dilation), fast.layer.groups)
+        is_one_position = max(window.kernel) == max(window.stride) == 1 and max(window.pad) == 0
+        self._suits_rows = is_one_position and fast.layer.groups == 1
         self._arranged: Derived[tuple[Tensor, Tensor | None]] | None = None
 
     @property
@@ -152,8 +157,9 @@ class FusedConvolution(nn.Module):
         return self.ways(shape, other)[0]
 
     def ways(self, shape: Sequence[int], other: Sequence[int] | None = None) -> tuple[str, ...]:
-        """How bottoms of these shapes may be computed: "direct", by "winograd", as a "product", or as the "plain"
-        layers do it. The first is the rule's, others are as exact and may be faster."""
+        """How bottoms of these shapes may be computed: "direct", by "winograd", as a "product" with the weights to the
+        left or in "rows" with the bottom there, or as the "plain" layers do it. The first is the rule's, others are as
+        exact and may be faster."""
         layer, window = self.fast.layer, self.fast.layer.window
         layer.check_bottom(shape)
         size = window.narrowed(shape[2:])
@@ -169,6 +175,10 @@ class FusedConvolution(nn.Module):
                 return ("product", "direct") if suits else ("direct", "product")
             if suits:
                 return ("product",)
+        if other is None and self._suits_rows:
+            work = weight.numel() * batch * math.prod(size)
+            ways = ("rows", "direct") if work < _SMALL_WORK else ("direct", "rows")
+            return ways if _SMALL_WORK // _CLOSE <= work < _SMALL_WORK * _CLOSE else ways[:1]
         padded = [n + 2 * pad for n, pad in zip(shape[2:], window.pad, strict=True)]
         suits = self.fast.suits_winograd(batch, padded)
         if suits and self.fast.suits_winograd(batch, padded, 1 / _CLOSE):
@@ -185,7 +195,8 @@ class FusedConvolution(nn.Module):
 
     def _quickly(self, x: Tensor, other: Tensor | None, way: str) -> Tensor:
         if way != "direct":
-            y = self.fast.by_winograd(x) if way == "winograd" else self.fast.by_product(x)
+            by = {"winograd": self.fast.by_winograd, "product": self.fast.by_product, "rows": self.fast.by_rows}[way]
+            y = by(x)
             return onednn.activated(y if other is None else y.add_(other), self._activation)
         if self._arranged is None:
             self._arranged = self.fast.derived("arranged", partial(self._arrange, tuple(x.shape)))

@@ -252,6 +252,15 @@ class FastConvolution(nn.Module):
         """The convolution alone as one matrix product, for bottoms that leave no output empty; no gradients."""
         return self._product(x, self.layer.window.narrowed(x.shape[2:]))
 
+    def by_rows(self, x: Tensor) -> Tensor:
+        """A convolution of one position alone as the product of the rows (N * H * W, C) with the weights; no
+        gradients."""
+        weight, bias = self._kept(x.dtype)
+        rows = channels_last(x).permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        factor = weight.flatten(1).t()
+        y = torch.mm(rows, factor) if bias is None else torch.addmm(bias, rows, factor)
+        return y.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
+
     def _suits_winograd(self, x: Tensor, pad: Sequence[int]) -> bool:
         size = [n + 2 * p for n, p in zip(x.shape[2:], pad, strict=True)]
         return x.device.type == "cpu" and x.dtype == torch.float32 and self.suits_winograd(len(x), size)
