@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 DUMP_SCRIPT = Path(__file__).with_name("dump_caffe.py")
 """The stand-alone script that records a net where Caffe lives."""
 
-_SEED = 1
+SEED = 1
 
 
 def random_inputs(net: Net, size: tuple[int, int] | None = None) -> dict[str, Array]:
@@ -57,7 +57,7 @@ def random_inputs(net: Net, size: tuple[int, int] | None = None) -> dict[str, Ar
         shapes[name] = [1 if extent is None else extent for extent in extents]
     if not shapes:
         raise UsageError("the net has no inputs")
-    return draw_inputs(net, shapes, seed=_SEED)
+    return draw_inputs(net, shapes, seed=SEED)
 
 
 def float64_reference(net: Net, inputs: Mapping[str, Array], *, with_gradients: bool | None = None) -> Recording:
@@ -93,7 +93,7 @@ def float64_reference(net: Net, inputs: Mapping[str, Array], *, with_gradients: 
 
 def random_gradients(net: Net, outputs: Mapping[str, Tensor]) -> dict[str, Array]:
     """Gradients to put in at the net's outputs, the same at every call."""
-    draw = np.random.default_rng(_SEED)
+    draw = np.random.default_rng(SEED)
     return {
         name: draw.standard_normal(tuple(outputs[name].shape))
         for name in net.outputs

@@ -190,6 +190,21 @@ def test_an_image_of_one_pixel_holds_a_place(tmp_path: Path, capfd: pytest.Captu
     assert capfd.readouterr().err == ""
 
 
+def test_certain_probabilities_prove_nothing(tmp_path: Path) -> None:
+    """Where random images give probabilities of 0 and 1 alone, smaller values are compared."""
+    (tmp_path / "nets").mkdir()
+    model = tmp_path / "nets" / "n.prototxt"
+    model.write_text(text(end='layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }'))
+    net = fcnproto.load(model)
+    with torch.no_grad():
+        net.params["score"][0].normal_().mul_(100)
+    net.save(model.with_suffix(".caffemodel"))
+    migrate(tmp_path / "nets", tmp_path / "out", ["safetensors"])
+    found = entries(tmp_path / "out")["n.prototxt"]
+    assert found["inputs"]["values"].startswith("random, seed 1, values 0.")
+    assert found["verdict"] == "agrees" and found["converted"][0]["worst"] > 1e-12
+
+
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     result = run(commands, ["migrate", str(folder), "-o", str(tmp_path / "out"), "--to", "safetensors", "--json"])
