@@ -8,18 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fcnproto.dialects import boxes as box
 from fcnproto.dialects.cascade import MODES, Normalised, moved, share
 from fcnproto.dialects.field_accuracy import mean_of
-from fcnproto.dialects.fields import hardest, shared
+from fcnproto.dialects.fields import highest, shared
 from fcnproto.dialects.rcnn_targets import some_of
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.dtypes import at_least_float32
-from fcnproto.layers.examples import Draw, regions
+from fcnproto.layers.examples import Array, Draw, regions
+from fcnproto.layers.plain import Request, Unsayable
 from fcnproto.layers.registry import register
 
 _SHORTEST = 32
@@ -40,6 +43,14 @@ def rows_of(layer: Layer, blob: Tensor, least: int, what: str) -> Tensor:
 def sized(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Corners and sizes (R, 2) of boxes (R, 4) whose last pixel belongs to them."""
     return rows[:, :2], rows[:, 2:] - rows[:, :2] + 1
+
+
+def objects(draw: np.random.Generator, shape: Sequence[int]) -> Array:
+    """Random objects of class 1 in image 0."""
+    rows = np.zeros((shape[0], math.prod(shape[1:])))
+    rows[:, :5] = regions((1, 1, 8, 8))(draw, (shape[0], 5))
+    rows[:, 5] = 1
+    return rows.reshape(tuple(shape))
 
 
 @register("ProposalTarget")
@@ -66,7 +77,7 @@ class ProposalTarget(Normalised):
     differences = "where a thousand drawn regions all overlap objects, no more are drawn (the forks go on for ever)."
 
     def suitable_values(self, bottom: int, first: Shape) -> Draw | None:
-        return regions((1, 1, 8, 8)) if bottom == 0 else None
+        return regions((1, 1, 8, 8)) if bottom == 0 else objects
 
     def draws_numbers(self) -> bool:
         return True
@@ -88,9 +99,9 @@ class ProposalTarget(Normalised):
         return [(count, extent, 1, 1) for extent in (5, 1, width, width, width, 6, 1)[: self.num_tops]]
 
     @torch.no_grad()
-    def forward(self, proposed: Tensor, objects: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, proposed: Tensor, labelled: Tensor) -> tuple[Tensor, ...]:
         config = self.config
-        truth = rows_of(self, objects, 7, "objects")
+        truth = rows_of(self, labelled, 7, "objects")
         truth = truth[truth[:, 0] != -1]
         rows = rows_of(self, proposed, 5, "regions")
         if config.append_gtbox:
@@ -117,6 +128,9 @@ class ProposalTarget(Normalised):
         if self.num_tops > len(tops):
             tops.append(self._weights(matches, label).unsqueeze(1))
         return tuple(top.to(proposed.dtype).unflatten(1, (-1, 1, 1)) for top in tops)
+
+    def plain(self, request: Request) -> NoReturn:
+        raise Unsayable("it says, by chance, what a detector is to learn")
 
     def _matches(self, rows: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """How much of the object of its image each region overlaps most, and which that is."""
@@ -250,9 +264,9 @@ class HardMining(Layer):
             self.fail(f"regions must be of images 0 to num_image ({self.config.num_image}) - 1")
         chosen = torch.zeros(len(cost), dtype=torch.bool, device=cost.device)
         for number in range(self.config.num_image):
-            chosen[hardest(cost, image.long() == number, self.config.num_roi_per_image)] = True
+            chosen[highest(cost, image.long() == number, self.config.num_roi_per_image)] = True
         count = min(self.config.num_image * self.config.num_roi_per_image, len(cost))
-        chosen[hardest(cost, ~chosen, count - int(chosen.sum()))] = True
+        chosen[highest(cost, ~chosen, count - int(chosen.sum()))] = True
         tops = [row[chosen].reshape(count, *row.shape[1:], *[1] * (4 - row.dim())) for row in rows]
         return tops[0] if len(tops) == 1 else tuple(tops)
 

@@ -196,7 +196,7 @@ class _FieldLoss(FieldLayer):
         return weights * torch.where(positive, factors[0], factors[1])
 
 
-def hardest(scores: Tensor, chosen: Tensor, most: int) -> Tensor:
+def highest(scores: Tensor, chosen: Tensor, most: int) -> Tensor:
     """The places of a mask with the largest scores, at most `most`: of equal ones the later, as the forks sort."""
     places = chosen.nonzero().flatten()
     order = len(places) - 1 - scores[places].flip(0).argsort(descending=True, stable=True)
@@ -267,7 +267,7 @@ class FieldLoss(_FieldLoss, LossLayer):
             if config.sample_mode != "random":
                 for number in range(1, config.cls_num):
                     most = max(4, int(int((classes == number).sum()) * config.bg_multiple * part))
-                    kept[item, hardest(scores[item, number], mask, most)] = True
+                    kept[item, highest(scores[item, number], mask, most)] = True
         return kept
 
 
@@ -352,7 +352,7 @@ class DetectionGroupLoss(_FieldLoss, LossLayer):
         mode = self.config.neg_mining_type
         if mode == "random":
             return some_of(negative, most)
-        hard = hardest(rank, negative, most if mode == "bootstrap" else math.floor(most * 0.5 + 0.5))
+        hard = highest(rank, negative, most if mode == "bootstrap" else math.floor(most * 0.5 + 0.5))
         rest = negative.clone()
         rest[hard] = False
         return torch.cat([hard, some_of(rest, most - len(hard))])

@@ -27,7 +27,7 @@ def correlate(
     up to `reach` in steps of the second stride: one channel for each shift, rows of shifts first."""
     a, b = F.pad(a, [pad] * 4), F.pad(b, [pad] * 4)
     step, grid = strides
-    counts = [math.ceil((size - 2 * (reach + (kernel - 1) // 2)) / step) for size in a.shape[2:]]
+    counts = [-((2 * (reach + (kernel - 1) // 2) - size) // step) for size in a.shape[2:]]  # rounded up
     height, width = ((count - 1) * step + kernel for count in counts)
     first = a[:, :, reach : reach + height, reach : reach + width]
     shifts = [step_ * grid for step_ in range(-(reach // grid), reach // grid + 1)]

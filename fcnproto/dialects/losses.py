@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -56,9 +57,14 @@ def by_place(costs: Tensor) -> Tensor:
     return costs.detach().reshape(four_axes(costs.shape)).sum(1, keepdim=True)
 
 
-def added_up(costs: Tensor, divided_by: float, absolute: bool = False) -> Tensor:
+def added_up(costs: Tensor, divided_by: float | Tensor, absolute: bool = False) -> Tensor:
     """The sum of the costs, or with `absolute` of their amounts (with the costs' gradient), over `divided_by`."""
     return (costs + (costs.abs() - costs).detach() if absolute else costs).sum() / divided_by
+
+
+def box_divisor(x: Tensor, mode: str | float) -> float | Tensor:
+    """What the sum over bottoms like `x` (N, C, H, W) is divided by, for N * H * W places."""
+    return divisor(mode, x.shape[0], math.prod(x.shape[2:]), None)
 
 
 class _BoxLoss(LossLayer):
@@ -72,6 +78,11 @@ class _BoxLoss(LossLayer):
     """Whether the inside weights multiply the gradient too."""
     absolute: bool = False
     """Whether amounts are added."""
+
+    @property
+    def divided_by(self) -> str | float:
+        """What the sum is divided by, as `divisor` takes it."""
+        return self.mode_name
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)
@@ -90,22 +101,19 @@ class _BoxLoss(LossLayer):
         inside, outside = (*weights, None, None)[:2]
         return smooth_l1_costs(predicted, wanted, inside, outside, self.sigma, slope_weighted=self.slope_weighted)
 
-    def divided_by(self, shape: Sequence[int]) -> float:
-        """What the sum is divided by for bottoms of a shape."""
-        raise NotImplementedError
-
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         check_items(self, bottoms[0], bottoms[1])
         costs = self.costs_of(*bottoms)
-        loss = added_up(costs, self.divided_by(bottoms[0].shape), self.absolute)
+        loss = added_up(costs, box_divisor(bottoms[0], self.divided_by), self.absolute)
         return loss if self.num_tops < 2 else (loss, by_place(costs))
 
     def plain(self, request: Request) -> Piece:
         weighted = "" if self.slope_weighted else ", slope_weighted=False"
         costs = f"smooth_l1_costs({', '.join(request.args)}, sigma={number(self.sigma)}{weighted})"
-        divided_by = number(float(self.divided_by(request.shapes[0])))
+        mode = repr(self.divided_by) if isinstance(self.divided_by, str) else number(self.divided_by)
+        divided_by = f"box_divisor({request.x}, {mode})"
         values = [f"added_up({costs}, {divided_by}, {self.absolute})", f"by_place({costs})"][: self.num_tops]
-        copies = (smooth_l1_costs, added_up, by_place)[: 1 + self.num_tops]
+        copies = (smooth_l1_costs, added_up, box_divisor, by_place)[: 2 + self.num_tops]
         return Piece((values[0], None) if self.num_tops < 2 else ("", values), None, copies)
 
 
@@ -133,8 +141,9 @@ class SmoothL1Loss(_BoxLoss):
         self.absolute = bool(self.config.abssum) and (self.config.HasField("abssum") or self.dialect == "synopsys")
         self.slope_weighted = not self.absolute and len(shapes) != 3
 
-    def divided_by(self, shape: Sequence[int]) -> float:
-        return max(shape[0], 1)
+    @property
+    def divided_by(self) -> str:
+        return "BATCH_SIZE"
 
 
 @register("SmoothL1LossOHEM")
@@ -150,10 +159,6 @@ class SmoothL1LossOHEM(_BoxLoss):
     config_field = "loss_param"
     bottoms = (2, 3)
     force_backward_refuses = (2,)
-
-    def divided_by(self, shape: Sequence[int]) -> float:
-        count, _, height, width = four_axes(shape)
-        return float(divisor(self.mode_name, count, height * width, None))
 
 
 @register("SoftmaxWithLossOHEM")
