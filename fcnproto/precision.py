@@ -125,7 +125,8 @@ def in_force(device: torch.device) -> Iterator[Callable[[Iterable[Tensor]], None
 
 
 def _strict_on_cpu() -> bool:
-    return all(_parts()[name].fp32_precision in ("none", "ieee") for name in ("mkldnn.conv", "mkldnn.matmul"))
+    mkldnn = cast(Any, torch.backends.mkldnn)
+    return all(part.fp32_precision in ("none", "ieee") for part in (mkldnn.conv, mkldnn.matmul))
 
 
 def _watch_backward(mode: str, results: Iterable[Tensor]) -> None:

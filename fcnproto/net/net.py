@@ -19,7 +19,7 @@ import fcnproto.scenes  # noqa: F401  these register the layer types
 from fcnproto import precision
 from fcnproto.data.alignment import warn_unaligned
 from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
-from fcnproto.graph import Graph, build_graph
+from fcnproto.graph import Graph, Node, build_graph
 from fcnproto.graph.crops import read_offsets
 from fcnproto.graph.dialect import ALIGNED_CROPS, checked
 from fcnproto.graph.evidence import dialect_of, warn_undecided
@@ -148,6 +148,9 @@ class Net(Described, nn.Module):
             warnings.warn(said, FcnprotoWarning, stacklevel=3)
         self._unfilled = {(ref.layer, ref.index) for ref in self._param_refs}
         self._index_inputs = binding.index_inputs(self.graph, layers)
+        # What every call asks for; nodes are held from the beginning or never.
+        self._held_places = [i for i, node in enumerate(self.graph.nodes) if node.held]
+        self._data_places = [i for i, node in enumerate(self.graph.nodes) if node.is_data and node.type != "Input"]
         self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
         self._planning = Lock()
         # Of the class and not of the object: a property that can't be computed yet counts as taken.
@@ -254,7 +257,10 @@ class Net(Described, nn.Module):
 
     def data_layers(self) -> list[Layer]:
         """The layers that read data by themselves, in order (Input layers left out)."""
-        return [layer for layer in self.layers if layer.is_data and layer.type != "Input"]
+        return [layer for _, layer in self._data_nodes()]
+
+    def _data_nodes(self) -> list[tuple[Node, Layer]]:
+        return [(self.graph.nodes[i], self._modules[self._module_names[i]]) for i in self._data_places]  # type: ignore[misc]
 
     # Calling.
 
@@ -358,9 +364,8 @@ class Net(Described, nn.Module):
     @property
     def _waits(self) -> bool:
         """Whether any layer waits for a size that nobody has said yet."""
-        return any(
-            node.held and not layer.holds_place for node, layer in zip(self.graph.nodes, self.layers, strict=True)
-        )
+        nodes, modules = self.graph.nodes, self._modules
+        return any(nodes[i].held and not modules[self._module_names[i]].holds_place for i in self._held_places)  # type: ignore[union-attr]
 
     def give_sizes(self, shapes: Mapping[str, Sequence[int]] | None = None) -> list[str]:
         """Set up the layers that wait for the sizes of data tops, by these `shapes`, else by a batch of the net's own
@@ -425,8 +430,8 @@ class Net(Described, nn.Module):
     def _read_data(self, values: dict[str, Tensor]) -> list[str]:
         """Add the next batch of every data layer none of whose tops is given; where they came from, if known."""
         origins = []
-        for node, layer in zip(self.graph.nodes, self.layers, strict=True):
-            if not node.is_data or node.held or node.type == "Input" or any(blob.name in values for blob in node.tops):
+        for node, layer in self._data_nodes():
+            if node.held or any(blob.name in values for blob in node.tops):
                 continue
             batch = (self.feed or read_batch)(layer)
             for blob, value in zip(node.tops, batch.tops, strict=True):
@@ -502,9 +507,9 @@ class Net(Described, nn.Module):
     """How a data layer's next batch is had, if not by calling it; the solver's reading ahead goes this way."""
 
     def _tensors(self) -> Iterator[Tensor]:
-        layers = self.layers
         for ref in self._param_refs:
-            yield getattr(layers[ref.layer], layers[ref.layer].blob_names[ref.index])
+            layer: Any = self._modules[self._module_names[ref.layer]]
+            yield getattr(layer, layer.blob_names[ref.index])
 
     def _tie(self) -> None:
         layers = self.layers

@@ -70,6 +70,8 @@ class OptimizedNet(Net):
         """As `Net.forward`, computed in the net's `precision`; outputs are in the net's dtype all the same."""
         if type(args) is not tuple:  # torch.fx traces
             return cast("Outputs", calling.traced(self, args, blobs, inputs))
+        if self.precision == "fp32":  # the setting of the process holds
+            return super().forward(*args, blobs=blobs, **inputs)
         with precision.computing(self.precision, self.device):
             outputs = super().forward(*args, blobs=blobs, **inputs)
         if precision.PRECISIONS[self.precision] == torch.float32:
@@ -81,6 +83,15 @@ class OptimizedNet(Net):
     def _find_plan(self, inputs: tuple[str, ...], blobs: tuple[str, ...]) -> Plan:
         training = tuple(layer.training for layer in self.layers)
         key = (inputs, blobs, training)
+        plan = self._fast_plans.get(key)
+        if plan is None:
+            plan = self._made_plan(key)
+        if not isinstance(plan.module, ChosenPlan):
+            self._watch.look()
+        return plan
+
+    def _made_plan(self, key: tuple[tuple[str, ...], tuple[str, ...], tuple[bool, ...]]) -> Plan:
+        inputs, blobs, training = key
         with self._planning:
             plan = self._fast_plans.get(key)
             if plan is None:
@@ -93,8 +104,6 @@ class OptimizedNet(Net):
                     module = ChosenPlan(plan, plain, self._watch.look, tuned=self.tuning)
                 plan = replace(plan, module=module)
                 self._fast_plans.put(key, plan)
-        if not isinstance(plan.module, ChosenPlan):
-            self._watch.look()
         return plan
 
     def _state(self) -> Hashable:
