@@ -155,6 +155,8 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert main(["convert", "fcn-mini", "fcn-mini", "net.safetensors"]) == 0
     assert main(["test", "--model", "fcn-mini", "--weights", "fcn-mini", "--iterations", "1"]) == 0
     assert "loss" in capsys.readouterr().out  # of val.prototxt
+    assert main(["score", "net", "fcn-mini", "fcn-mini", "--iterations", "1"]) == 0
+    assert "mean IU" in capsys.readouterr().out  # likewise
     assert main(["summary", "voc-fcn8"]) == 1
     fcnproto.load("fcn-mini").save("start.caffemodel")
     assert main(["train", "--solver", "fcn-mini", "--iterations", "0", "--device", "cpu"]) == 0

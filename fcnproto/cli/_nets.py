@@ -199,7 +199,7 @@ def net_options(
             name = values.pop("device") or ("cpu" if device == "cpu" else None)
             wanted = values.pop("phase", "test").lower()
             if wanted == "train" and "model" in values:
-                values["model"] = _for_training(values["model"])
+                values["model"] = other_file(values["model"], "train")
             nets = NetOptions(
                 phase=wanted,
                 level=values.pop("level"),
@@ -225,12 +225,12 @@ def net_options(
     return decorate
 
 
-def _for_training(model: Any) -> Any:
-    """The train.prototxt of a net that was given by its name; else what was given."""
+def other_file(model: Path, kind: str) -> Path:
+    """The file of this kind of a net that was given by its name; else what was given."""
     from fcnproto import zoo
 
     name = click.get_current_context().meta.get(_BY_NAME, {}).get(model)
-    return model if name is None else zoo.path(name, "train")
+    return model if name is None else zoo.path(name, kind)
 
 
 def _options_of(

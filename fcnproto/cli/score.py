@@ -154,8 +154,9 @@ def net_command(
 ) -> None:
     """Score the net MODEL with its WEIGHTS on images with masks, on a published data set, or on its own data layers.
 
-    Without --images and --data the net's data layers say what is scored: a published val.prototxt its whole split once,
-    others --iterations batches. Where the net is a published one, the published figures are printed beside.
+    Without --images and --data the net's data layers say what is scored (of a name of the zoo those of its val file): a
+    published val.prototxt its whole split once, others --iterations batches. Where the net is a published one, the
+    published figures are printed beside.
     """
     from fcnproto import cluster
     from fcnproto.preprocessing import zoo_record
@@ -164,6 +165,8 @@ def net_command(
     if settings["batch"] is not None and settings["cluster"] is None:
         raise UsageError("--batch goes with --cluster")
     where = _where(settings, nets)
+    if not settings["images"] and settings["data_set"] is None:
+        model = _nets.other_file(model, "val")
     net = nets.load(model, weights, device=None if where is None else "cpu")
     record = zoo_record(model, weights)
     names, tables = _options.classes_and_colours(classes, colours)
