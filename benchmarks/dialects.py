@@ -26,7 +26,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -176,8 +176,9 @@ def _made(definition: Any) -> Any:
     return fcnproto.Net(definition, "train", fill=False)
 
 
-def _try(outcome: Outcome, limits: Limits, opencv: bool) -> Outcome:
-    """Load the net and, of a deploy net, compute its outputs."""
+def _try(outcome: Outcome, limits: Limits, opencv: Callable[[Outcome], None] | None) -> Outcome:
+    """Load the net and, of a deploy net, compute its outputs; then, where `opencv` takes what is known until then, have
+    OpenCV do the same."""
     from fcnproto.schema.text import read_net
 
     path = Path(outcome.file)
@@ -200,7 +201,8 @@ def _try(outcome: Outcome, limits: Limits, opencv: bool) -> Outcome:
         values, stops = {}, [_pattern(error)]
     outcome.computes = not stops
     outcome.stops += [] if placed else stops
-    if opencv:
+    if opencv is not None:
+        opencv(outcome)  # told before, as OpenCV may end the process
         _try_opencv(outcome, net, values)
     return outcome
 
@@ -230,7 +232,7 @@ def _child(pipe: Connection, outcome: Outcome, limits: Limits, opencv: bool) -> 
     resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
     warnings.simplefilter("ignore")
-    pipe.send(_try(outcome, limits, opencv))
+    pipe.send(_try(outcome, limits, pipe.send if opencv else None))
 
 
 # In the parent.
@@ -263,10 +265,14 @@ def outcomes(nets: Sequence[Outcome], limits: Limits, jobs: int = 2, opencv: boo
 
 
 def _collect(pipe: Connection, process: BaseProcess, outcome: Outcome) -> Outcome:
+    told = 0
     try:
-        outcome = pipe.recv()
+        while True:  # with OpenCV twice
+            outcome = pipe.recv()
+            told += 1
     except EOFError:
         process.join()
+    if not told:
         died = process.exitcode or 0
         timely = -died in (signal.SIGXCPU, signal.SIGKILL)
         outcome.stops = ["out of time" if timely else f"the process died ({died})"]

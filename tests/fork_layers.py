@@ -106,6 +106,7 @@ REFUSED: dict[str, tuple[list[Shape], str]] = {
     "EvalDetection": ([(2, 99), (2, 63)], "eval_detection_param { side: 3 num_class: 1 num_object: 2 }"),
     "FrcnnOutput": ([(3, 2), (3, 8), ROWS, (1, 2)], ""),
     "MultiBoxLoss": ([(1, 8), (1, 6), (1, 2, 8), (1, 1, 2, 8)], "multibox_loss_param { num_classes: 3 }"),
+    "PriorBoxClustered": ([X, (2, 3, 60, 80)], "prior_box_param { width: 8 height: 9 }"),
     "PriorBox": ([X, (2, 3, 60, 80)], "prior_box_param { min_size: 8 }"),
     "Proposal": ([(1, 6, 4, 5), (1, 12, 4, 5), (1, 3)], "proposal_param { ratio: 1 scale: [2, 4, 8] }"),
     "ProposalTarget": ([ROWS, (2, 7)], "proposal_target_param { cls_num: 3 batch_size: 2 }"),

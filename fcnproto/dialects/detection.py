@@ -163,6 +163,32 @@ class PriorBox(Layer):
         return torch.stack([x - shape[:, 2], y - shape[:, 3], x + shape[:, 2], y + shape[:, 3]], 3)
 
 
+@register("PriorBoxClustered")
+class PriorBoxClustered(PriorBox):
+    """The boxes that a detector starts from: of each `width` and `height` in pixels one at each position of bottom 0,
+    in fractions of bottom 1's size: a top (1, 2, H * W * P * 4) with the boxes and their variances."""
+
+    fork = "Intel (OpenVINO)"
+    differences = "recorded from no fork; it agrees with OpenCV's."
+
+    def withheld(self) -> str:
+        return ""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        config = self.config
+        if any(len(shape) != 4 for shape in shapes):
+            self.fail(f"needs maps (N, C, H, W), got {', '.join(str(tuple(shape)) for shape in shapes)}")
+        if not config.width or len(config.width) != len(config.height) or min(*config.width, *config.height) <= 0:
+            self.fail("needs as many of width as of height, all positive")
+        if len(config.variance) not in (0, 1, 4) or (config.variance and min(config.variance) <= 0):
+            self.fail(f"variance takes 1 or 4 positive values, got {list(config.variance)}")
+        self.half_sizes = [(0, 0, w / 2, h / 2) for w, h in zip(config.width, config.height, strict=True)]
+
+    @property
+    def _doubled(self) -> bool:
+        return False
+
+
 @register("DetectionOutput")
 class DetectionOutput(Layer):
     """Predicted locations (N, P * L * 4), confidences (N, P * classes) and priors (1, 2, P * 4) as detections: a top

@@ -136,3 +136,19 @@ def test_priors_are_the_forks_to_the_last_bit(name: str) -> None:
     options = {"dialect": case.facts["dialect"]} if case.facts["needs_dialect"] else {}
     _, _, out = forward(case, **options)
     np.testing.assert_array_equal(out["y"].detach(), case.keys("out")["y"])
+
+
+def test_clustered_priors() -> None:
+    layer = make_layer(
+        'type: "PriorBoxClustered" prior_box_param { width: 8 height: 4 width: 10 height: 20 step_w: 10 step_h: 12 }',
+        (1, 4, 2, 3),
+        (1, 3, 30, 40),
+    )
+    boxes, variances = layer(torch.zeros(1, 4, 2, 3), torch.zeros(1, 3, 30, 40))[0].view(2, 2, 3, 2, 4).double()
+    for i, j, k in np.ndindex(2, 3, 2):
+        (w, h), x, y = ((8, 4), (10, 20))[k], (j + 0.5) * 10, (i + 0.5) * 12
+        wanted = [(x - w / 2) / 40, (y - h / 2) / 30, (x + w / 2) / 40, (y + h / 2) / 30]
+        assert np.allclose(boxes[i, j, k].numpy(), wanted, atol=1e-6)
+    assert torch.allclose(variances, torch.tensor(0.1).double())
+    with pytest.raises(LayerError, match="as many of width as of height"):
+        make_layer('type: "PriorBoxClustered" prior_box_param { width: 8 }', (1, 4, 2, 3), (1, 3, 30, 40))

@@ -33,6 +33,10 @@ KNOWN = {
     "FlowWarp": ([X, ("flow", (1, 2, 6, 8))], ""),
     "Resample": ([X], "resample_param { width: 16 height: 12 type: NEAREST antialias: false }"),
     "Mish": ([X], ""),
+    "PriorBoxClustered": (
+        [X, ("image", (1, 3, 60, 80))],
+        "prior_box_param { width: [8, 30, 11] height: [9, 5, 40] step: 10 clip: true variance: [0.1, 0.1, 0.2, 0.2] }",
+    ),
     "HardSigmoid": ([X], ""),
     "HardSwish": ([X], ""),
 }
