@@ -86,7 +86,7 @@ $(SITE_STAMP): $(SETUP_FILES) | $(RUN)
 site: $(SITE_STAMP)  ## build the manual in site/, its links checked
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build -q
 
-bench: $(USER_STAMP)  ## measure loading, inference, growth and training against others, in one table (a quarter of an hour)
+bench: $(USER_STAMP)  ## measure loading, inference beside other engines and training, in one table (a quarter of an hour)
 	$(RUN) -m benchmarks
 
 clean:  ## remove what the targets above made, but not the environment

@@ -1,16 +1,19 @@
-"""Inference: ours plain and optimised against hand-written PyTorch and OpenCV's dnn, ratios by median in one run.
+"""Inference: ours plain and optimised against hand-written PyTorch, ONNX Runtime, OpenVINO, MNN and OpenCV's dnn.
 
-    python -m benchmarks.inference [--device cpu] [--rounds 5] [--threads 2] [--nets voc-fcn8s,...]
-                                   [--subjects plain,...] [--growth] [--markdown FILE]
+    python -m benchmarks.inference [--device cpu] [--rounds 5] [--minutes 8] [--threads 2] [--nets voc-fcn8s,...]
+                                   [--subjects plain,...] [--markdown FILE]
 
 Each subject runs in a process of its own (so that its peak memory is its own); the processes take turns, one image
-each, so that a noisy machine disturbs all alike. Weights are seeded; every subject's answer is compared with ours. On a
-GPU images lie there already, and a call ends when the GPU has done all; memory is the GPU's.
+each, so that a noisy machine disturbs all alike. Each is called once untimed right before its timed call, as a loop
+over images would call it: the caches are its own then, and its threads awake. Weights are seeded; every subject's
+answer is compared with ours. On a GPU images lie there already, and a call ends when the GPU has done all; memory is
+the GPU's. All of it takes 15 minutes on two cores, one net with `--rounds 3` two; `--minutes` ends the rounds earlier.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import statistics
 import sys
@@ -24,20 +27,24 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import engines
 from benchmarks.memory import peak
 from benchmarks.table import ratio, row, show
 
 CASES: dict[str, tuple[str, tuple[int, int]]] = {
     "voc-fcn8s 500x334": ("voc-fcn8s", (334, 500)),
     "voc-fcn8s 256x256": ("voc-fcn8s", (256, 256)),
+    "voc-fcn16s 500x334": ("voc-fcn16s", (334, 500)),
     "voc-fcn32s 500x334": ("voc-fcn32s", (334, 500)),
     "voc-fcn-alexnet 500x334": ("voc-fcn-alexnet", (334, 500)),
     "siftflow-fcn8s 256x256": ("siftflow-fcn8s", (256, 256)),
     "nyud-fcn32s-color-d 640x480": ("nyud-fcn32s-color-d", (480, 640)),
 }
-GROWTH = {f"voc-fcn8s {n}x{n}": ("voc-fcn8s", (n, n)) for n in (128, 256, 512, 1024)}
 LIVE = "forward through caffe.Net"
-SUBJECTS = ("hand-written", "hand-written, compiled", "opencv", "plain", LIVE, "optimized", "optimized, bf16")
+ENGINES = tuple(engines.PACKAGES)
+SUBJECTS = ("hand-written", *ENGINES, "plain", "optimized")
+MORE_SUBJECTS = ("hand-written, compiled", LIVE, "optimized, bf16")
+"""Measured where asked for: the first takes half a minute to compile, the last computes other numbers."""
 SUBJECTS_ON_GPU = (
     *("hand-written", "hand-written, channels last", "hand-written, graph", "hand-written, compiled", "plain"),
     *("optimized", "optimized, graph", "optimized, tf32x3", "optimized, tf32", "optimized, bf16"),
@@ -154,67 +161,66 @@ def hand_written(folder: Path, name: str, subject: str, device: str) -> Callable
     return run
 
 
-def opencv(folder: Path, name: str) -> Callable[[dict[str, Any]], Answer]:
-    """The same files in OpenCV's dnn module."""
-    import cv2
-
-    import fcnproto
-
-    net = cv2.dnn.readNetFromCaffe(str(fcnproto.zoo.path(name, "deploy")), str(folder / f"{name}.caffemodel"))
-    names = sorted(net.getUnconnectedOutLayersNames())
-
-    def run(inputs: dict[str, Any]) -> Answer:
-        for key, x in inputs.items():
-            net.setInput(x, key)
-        return list(net.forward(names))
-
-    return run
-
-
 def work(
     pipe: Connection, folder: Path, subject: str, name: str, size: tuple[int, int], threads: int, device: str
 ) -> None:
-    """One subject's process: prepare, then a timed run for every message that asks for one."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is strict for all, as it is for ours
-    on_gpu = device.startswith("cuda")
-    inputs: dict[str, Any] = images(name, size)
+    """One subject's process: prepare, then a timed run for every message that asks for one. Engines need no torch."""
     try:
-        if subject == "opencv":
-            import cv2
-
-            cv2.setNumThreads(threads)
-            run = opencv(folder, name)
-        elif subject == LIVE:
-            run = live(folder, name)
-        elif subject.startswith("hand-written"):
-            run = hand_written(folder, name, subject, device)
-        else:
-            run = ours(folder, name, subject, device)
-        if subject not in ("opencv", LIVE):
-            inputs = {key: torch.from_numpy(x).to(device) for key, x in inputs.items()}
-        for _ in range(3 if on_gpu else 1):  # kernels are chosen, graphs recorded
-            answer = run(inputs)
-        pipe.send([np.array(y.cpu() if isinstance(y, torch.Tensor) else y) for y in answer])
+        run, memory = prepared(folder, subject, name, size, threads, device)
+        for _ in range(3 if device.startswith("cuda") else 1):  # kernels are chosen, graphs recorded
+            answer = run()
+        pipe.send([np.array(y.cpu() if hasattr(y, "cpu") else y) for y in answer])
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return
     while pipe.recv():
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        run()  # untimed: its caches, its threads awake
         start = time.perf_counter()
-        run(inputs)
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        pipe.send((time.perf_counter() - start, torch.cuda.max_memory_allocated(device) if on_gpu else peak()))
+        run()
+        pipe.send((time.perf_counter() - start, memory()))
+
+
+def prepared(
+    folder: Path, subject: str, name: str, size: tuple[int, int], threads: int, device: str
+) -> tuple[Callable[[], Answer], Callable[[], int]]:
+    """A call of the subject that ends when all is done, and its peak memory in bytes."""
+    values: dict[str, Any] = images(name, size)
+    if subject in ENGINES:
+        files = engines.read(folder / name, {blob: value.shape for blob, value in values.items()})
+        engine = engines.start(subject, files, threads)
+        return lambda: engine(values), peak
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is strict for all, as it is for ours
+    if subject == LIVE:
+        script = live(folder, name)
+        return lambda: [np.array(y) for y in script(values)], peak
+    make = hand_written if subject.startswith("hand-written") else ours
+    run, tensors = make(folder, name, subject, device), {k: torch.from_numpy(x).to(device) for k, x in values.items()}
+    if not device.startswith("cuda"):
+        return lambda: [y.numpy() for y in run(tensors)], peak
+
+    def to_the_end() -> Answer:
+        torch.cuda.synchronize(device)
+        found = run(tensors)
+        torch.cuda.synchronize(device)
+        return found
+
+    return to_the_end, lambda: int(torch.cuda.max_memory_allocated(device))
 
 
 def measure(
-    folder: Path, name: str, size: tuple[int, int], subjects: Sequence[str], rounds: int, threads: int, device: str
+    folder: Path,
+    name: str,
+    size: tuple[int, int],
+    subjects: Sequence[str],
+    rounds: int,
+    threads: int,
+    device: str,
+    seconds: float = math.inf,
 ) -> dict[str, Result | str]:
-    """Every subject's result, or the reason why it has none."""
+    """Every subject's result, or the reason why it has none. No round begins later than `seconds` after the first."""
     context = multiprocessing.get_context("spawn")
     pipes, results, answers = {}, {}, {}
     for subject in subjects:
@@ -226,11 +232,14 @@ def measure(
             results[subject] = answer
         else:
             pipes[subject], answers[subject], results[subject] = here, answer, Result()
-    for _ in range(rounds):
+    began = time.monotonic()
+    for done in range(rounds):
+        if done and time.monotonic() - began > seconds:
+            break
         for subject, pipe in pipes.items():
             pipe.send(True)
-            seconds, memory = pipe.recv()
-            results[subject].seconds.append(seconds)
+            taken, memory = pipe.recv()
+            results[subject].seconds.append(taken)
             results[subject].memory = max(results[subject].memory, memory)
     reference = answers.get("plain", answers.get("hand-written"))
     for subject, pipe in pipes.items():
@@ -248,13 +257,16 @@ def lines(
     rounds: int,
     threads: int,
     device: str = "cpu",
+    minutes: float = math.inf,
 ) -> Iterator[str]:
-    """The rows of the table for some cases; ratios are to the hand-written net."""
+    """The rows of the table for some cases; ratios are to the hand-written net. `minutes` is what all rounds of all
+    cases may take together, but for a first one of each."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for title, (name, size) in cases.items():
-            prepare(folder, name)
-            yield from rows(title, measure(folder, name, size, subjects, rounds, threads, device))
+            prepare(folder, name, any(subject in ENGINES for subject in subjects))
+            seconds = minutes * 60 / len(cases)
+            yield from rows(title, measure(folder, name, size, subjects, rounds, threads, device, seconds))
 
 
 def rows(title: str, results: Mapping[str, Result | str]) -> Iterator[str]:
@@ -266,43 +278,61 @@ def rows(title: str, results: Mapping[str, Result | str]) -> Iterator[str]:
             continue
         share = ratio(result.seconds, base.seconds) if isinstance(base, Result) else None
         yield row(title, subject, statistics.median(result.seconds), share, result.memory, result.deviation)
+    yield from beside_the_best(title, results)
+
+
+def beside_the_best(title: str, results: Mapping[str, Result | str]) -> Iterator[str]:
+    """A line with the optimised net's time beside that of the fastest engine that computes the same numbers."""
+    ours = results.get("optimized")
+    peers = {
+        subject: result
+        for subject, result in results.items()
+        if subject in ENGINES and isinstance(result, Result) and result.deviation <= engines.EXACT
+    }
+    if isinstance(ours, Result) and peers:
+        best = min(peers, key=lambda subject: statistics.median(peers[subject].seconds))
+        yield row(title, f"optimized beside {best}", share=ratio(ours.seconds, peers[best].seconds))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print one table."""
-    parser = argparse.ArgumentParser(description="inference against hand-written PyTorch and OpenCV")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--nets", default="", help="only cases whose name begins with one of these, by comma")
-    parser.add_argument("--subjects", help="by comma, with + for ', '; by default all that the device knows")
+    parser.add_argument("--subjects", help=f"by comma, with + for ', '; more: {MORE_SUBJECTS}")
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
-    parser.add_argument("--growth", action="store_true", help="FCN-8s from 128x128 to 1024x1024 instead")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="the longest that all rounds may take together")
     options = parser.parse_args(arguments)
-    cases = GROWTH if options.growth else CASES
-    chosen = {key: case for key, case in cases.items() if key.startswith(tuple(options.nets.split(",")))}
+    chosen = {key: case for key, case in CASES.items() if key.startswith(tuple(options.nets.split(",")))}
     known = SUBJECTS_ON_GPU if options.device.startswith("cuda") else SUBJECTS
     subjects = [subject.replace("+", ", ") for subject in options.subjects.split(",")] if options.subjects else known
-    return show(lines(chosen, subjects, options.rounds, options.threads, options.device), options.markdown)
+    print("; ".join(engines.version(subject) for subject in subjects if subject in ENGINES), file=sys.stderr)
+    arguments_of_all = (options.rounds, options.threads, options.device, options.minutes)
+    return show(lines(chosen, subjects, *arguments_of_all), options.markdown)
 
 
-def prepare(folder: Path, name: str) -> None:
-    """Write the net's seeded weights, in a process of its own to keep this one small."""
-    path = folder / f"{name}.caffemodel"
-    if not path.exists():
-        process = multiprocessing.get_context("spawn").Process(target=_write, args=(path, name))
-        process.start()
-        process.join()
-        if process.exitcode:
-            sys.exit(f"could not write the weights of {name}")
+def prepare(folder: Path, name: str, for_engines: bool = False) -> None:
+    """Write the net's seeded weights, and the files of engines, in a process of its own to keep this one small."""
+    process = multiprocessing.get_context("spawn").Process(target=_write, args=(folder, name, for_engines))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"could not write the files of {name}")
 
 
-def _write(path: Path, name: str) -> None:
+def _write(folder: Path, name: str, for_engines: bool) -> None:
     import fcnproto
+    from fcnproto.schema.text import read_net
 
-    net = fcnproto.load(fcnproto.zoo.path(name, "deploy"))
-    seeded_weights(net)
-    net.save(path)
+    definition, path = read_net(fcnproto.zoo.path(name, "deploy")), folder / f"{name}.caffemodel"
+    if not path.exists():
+        net = fcnproto.load(definition)
+        seeded_weights(net)
+        net.save(path)
+    if for_engines and not (folder / name).exists():
+        engines.write(definition, path, folder / name, {key: x.shape for key, x in images(name, (64, 64)).items()})
 
 
 if __name__ == "__main__":
