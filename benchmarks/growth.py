@@ -69,13 +69,13 @@ def measured(folder: Path, *case: Any) -> tuple[float, int] | str:
 
 def lines(name: str, subjects: Sequence[str], threads: int, minutes: float) -> Iterator[str]:
     """The rows of the table."""
-    began = time.monotonic()
     series = {
         "pixels": [(side, 1, side * side, f"{side}x{side}") for side in SIDES],
         "images": [(128, batch, batch, f"{batch} of 128x128") for batch in BATCHES],
     }
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary), name)
+        began = time.monotonic()
         for cases in series.values():
             for subject in subjects:
                 before: tuple[int, float] | None = None
