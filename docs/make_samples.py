@@ -19,10 +19,10 @@ import fcnproto  # noqa: E402
 from fcnproto.atomic import atomic_write  # noqa: E402
 from fcnproto.drawing import lay_out, layer_params, make_diagram  # noqa: E402
 from fcnproto.export import about_inputs, make_source  # noqa: E402
+from fcnproto.export.carried import source_head  # noqa: E402
 from fcnproto.export.shapes import blob_shapes, input_shapes  # noqa: E402
 from fcnproto.export.source import endpoints  # noqa: E402
 from fcnproto.inspect.summary import summarise  # noqa: E402
-from fcnproto.meta import comment  # noqa: E402
 from fcnproto.net import Net  # noqa: E402
 from fcnproto.parity import compare, read_recording  # noqa: E402
 from fcnproto.parity.page import to_html  # noqa: E402
@@ -38,7 +38,7 @@ def exported_module() -> str:
     net = Net(read_net(path), file=path, fill=False).to("meta")
     shapes = blob_shapes(net, input_shapes(net, endpoints(net)[0]))
     made = make_source(net, shapes, "voc_fcn8s.safetensors", title=MODEL, about=about_inputs(net))
-    return comment(net.meta) + made.text
+    return source_head(net) + made.text
 
 
 def parity_report(round_down: bool) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
+import tokenize
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +131,18 @@ class TestFiles:
             monkeypatch.setitem(sys.modules, "onnx", None)
             with pytest.raises(fcnproto.UsageError, match=r"needs the package onnx: pip install 'fcnproto\[onnx\]'"):
                 export.read_meta(tmp_path / name)
+
+    def test_no_name_says_the_encoding_of_a_module(self, tmp_path: Path) -> None:
+        """Python looks for one in the comments of the first two lines; in UTF-7 a name could end its docstring."""
+        model, weights = colour_net(tmp_path)
+        model.write_text(re.sub('name: "[^"]*"', 'name: "+AAo-raise SystemExit+AAo-"', model.read_text(), count=1))
+        net = fcnproto.load(model, weights)
+        net.meta = replace(told(), name="coding: utf-7 ")
+        net.save(weights)
+        assert main(["convert", str(model), str(weights), str(tmp_path / "w.py")]) == 0
+        with tokenize.open(tmp_path / "w.py") as source:
+            assert source.encoding == "utf-8"
+        assert export.read_meta(tmp_path / "w.py") == net.meta
 
     @pytest.mark.parametrize("name", ["w.pt", "w.pt2", "w.onnx", "w.safetensors"])
     def test_converted_files_that_say_nothing(self, tmp_path: Path, name: str) -> None:

@@ -1,3 +1,4 @@
+# A Caffe net in plain PyTorch.
 # What this net wants of its images, and what its scores mean (fcnproto reads the lines with #:)
 #: { "format": "fcnproto.meta", "version": 1, "name": "voc-fcn8s", "inputs": [ { "blob": "data", "kind": "bgr",
 #: "order": "BGR", "mean": [ 104.00699, 116.66877, 122.67892 ], "scale": 1.0 } ], "outputs": [ { "blob": "score",

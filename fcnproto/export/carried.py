@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fcnproto.errors import DataError, UsageError, WeightsError, first_line
-from fcnproto.meta import KEY, LONGEST_FILE, Meta, from_text, to_text
+from fcnproto.meta import KEY, LONGEST_FILE, Meta, comment, from_text, to_text
 from fcnproto.net import Net
 from fcnproto.net.described import known_meta, told_in
 
@@ -28,6 +28,15 @@ def texts(net: Net) -> dict[str, str]:
     """What goes into a file of a net's, by name; nothing where nothing is known of it."""
     meta = known_meta(net)
     return {} if meta is None else {KEY: to_text(meta)}
+
+
+def source_head(net: Net) -> str:
+    """The comments at the head of a .py; nothing where nothing is known of the net.
+
+    Python reads the first two lines of a source for the encoding of the rest, so no name from a file stands in them.
+    """
+    said = comment(known_meta(net))
+    return f"# A Caffe net in plain PyTorch.\n{said}" if said else ""
 
 
 def described_state(state: Mapping[str, Tensor], net: Net) -> OrderedDict[str, Tensor]:

@@ -24,14 +24,12 @@ from torch import Tensor, nn
 
 from fcnproto.atomic import atomic_write
 from fcnproto.errors import Error, FcnprotoWarning, UsageError, first_line
-from fcnproto.export.carried import described_state, texts
+from fcnproto.export.carried import described_state, source_head, texts
 from fcnproto.export.checking import Example, compare, independent, make_examples, without_chance
 from fcnproto.export.shapes import blob_shapes, input_shapes
 from fcnproto.export.source import Source, endpoints, make_source, run_source, state_for
 from fcnproto.export.states import read_state
-from fcnproto.meta import comment
 from fcnproto.net import Net
-from fcnproto.net.described import known_meta
 from fcnproto.net.roles import images_stay_apart
 from fcnproto.net.tensor_files import read_safetensors, write_safetensors
 from fcnproto.net.weights import header
@@ -204,7 +202,7 @@ def _convert_net(net: Net, made: Path, kind: str, options: _Options) -> str:
     module.load_state_dict(state, assign=True)  # the net's own memory
     twin = independent(net).eval()
     if kind == ".py":
-        made.write_text(comment(known_meta(net)) + source.text, encoding="utf-8")
+        made.write_text(source_head(net) + source.text, encoding="utf-8")
         write_safetensors(made.with_name(weights_name), state, header(net))
         return _check_module(net, twin, source, made, options.size)
     write, said = _write_program if kind == ".pt2" else _write_onnx, texts(net)
