@@ -91,7 +91,8 @@ GROUPS: dict[str, dict[str, Kind]] = {
             _SUSPECT,
             "a score layer with another number of classes than the data or the weights have",
             "weights don't fit, or classes of other data take part in the scores",
-            "`fcnproto surgery set-classes NET --classes K -o NEW.prototxt`, or another num_output and name",
+            "`fcnproto finetune` makes a net for the classes of your masks; without training `fcnproto surgery "
+            "set-classes NET --classes K -o NEW.prototxt`, or another num_output and name",
         ),
     },
     "Losses": {
