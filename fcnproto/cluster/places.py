@@ -5,6 +5,7 @@ An address is an absolute local path or a text with `://`. Nothing is ever half-
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from fcnproto.atomic import TEMPORARY, atomic_write
-from fcnproto.errors import DataError, UsageError, first_line
+from fcnproto.errors import DataError, Error, UsageError, first_line
 
 PathLike = str | os.PathLike[str]
 
@@ -68,13 +69,26 @@ def file_system(address: str) -> tuple[Any, str]:
         raise UsageError(f"{address}: {first_line(error)}{hint}") from None
 
 
+@contextmanager
+def _reaching(address: str) -> Iterator[None]:
+    """Errors of an address's own package as OSErrors that name it: what can't be reached now may be tried again."""
+    try:
+        yield
+    except (Error, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise OSError(errno.EIO, reason or type(error).__name__, address) from error
+
+
 def read(address: str) -> bytes:
     """All of a file. Raises `DataError`."""
     try:
         if is_local(address):
             return Path(address).read_bytes()
-        system, path = file_system(address)
-        return cast("bytes", system.cat_file(path))
+        with _reaching(address):
+            system, path = file_system(address)
+            return cast("bytes", system.cat_file(path))
     except OSError as error:
         raise unreadable(address, error) from None
 
@@ -91,8 +105,9 @@ def opened(address: str) -> IO[bytes]:
     try:
         if is_local(address):
             return open(address, "rb")
-        system, path = file_system(address)
-        return cast("IO[bytes]", system.open(path, "rb"))
+        with _reaching(address):
+            system, path = file_system(address)
+            return cast("IO[bytes]", system.open(path, "rb"))
     except OSError as error:
         raise unreadable(address, error) from None
 
@@ -101,16 +116,18 @@ def exists(address: str) -> bool:
     """Whether there is a file or folder."""
     if is_local(address):
         return os.path.exists(address)
-    system, path = file_system(address)
-    return bool(system.exists(path))
+    with _reaching(address):
+        system, path = file_system(address)
+        return bool(system.exists(path))
 
 
 def is_folder(address: str) -> bool:
     """Whether there is a folder."""
     if is_local(address):
         return os.path.isdir(address)
-    system, path = file_system(address)
-    return bool(system.isdir(path))
+    with _reaching(address):
+        system, path = file_system(address)
+        return bool(system.isdir(path))
 
 
 def write(address: str, data: bytes) -> None:
@@ -120,11 +137,12 @@ def write(address: str, data: bytes) -> None:
         with atomic_write(address) as file:
             file.write(data)
         return
-    system, path = file_system(address)
-    beside = _beside(system, path)
-    system.pipe_file(beside, data)
-    if beside != path:
-        system.mv(beside, path)
+    with _reaching(address):
+        system, path = file_system(address)
+        beside = _beside(system, path)
+        system.pipe_file(beside, data)
+        if beside != path:
+            system.mv(beside, path)
 
 
 def _beside(system: Any, path: str) -> str:
@@ -143,35 +161,39 @@ def writing(address: str) -> Iterator[IO[bytes]]:
         with atomic_write(address) as file:
             yield file
         return
-    system, path = file_system(address)
     with tempfile.NamedTemporaryFile() as spool:
         yield cast("IO[bytes]", spool)
         spool.flush()
-        beside = _beside(system, path)
-        system.put_file(spool.name, beside)
-        if beside != path:
-            system.mv(beside, path)
+        with _reaching(address):
+            system, path = file_system(address)
+            beside = _beside(system, path)
+            system.put_file(spool.name, beside)
+            if beside != path:
+                system.mv(beside, path)
 
 
 def remove_file(address: str) -> None:
     """Remove a file, if it is there."""
     if exists(address):
-        system, path = file_system(address)
-        system.rm_file(path)
+        with _reaching(address):
+            system, path = file_system(address)
+            system.rm_file(path)
 
 
 def remove_folder(address: str) -> None:
     """Remove a folder and all that is in it, if it is there."""
     if exists(address):
-        system, path = file_system(address)
-        system.rm(path, recursive=True)
+        with _reaching(address):
+            system, path = file_system(address)
+            system.rm(path, recursive=True)
 
 
 def files_in(address: str, recursive: bool = True) -> list[tuple[str, int]]:
     """The files in a folder that aren't hidden, by address, with their sizes in bytes; in alphabetical order."""
-    system, path = file_system(address)
-    path = path.rstrip("/")
-    found = system.find(path, detail=True, maxdepth=None if recursive else 1)
+    with _reaching(address):
+        system, path = file_system(address)
+        path = path.rstrip("/")
+        found = system.find(path, detail=True, maxdepth=None if recursive else 1)
     files = []
     for name, details in found.items():
         inner = name[len(path) :].lstrip("/")

@@ -190,6 +190,32 @@ class TestPlaces:
         assert [path.rpartition("/")[2] for path in Slow.piped] == [".b.bin.fcnproto.tmp"]
         assert [path.rpartition("/")[2] for path in Slow.store] == ["b.bin"]
 
+    def test_what_a_package_raises_is_told_and_tried_again(self, tmp_path: Path) -> None:
+        """Clients of object stores have errors of their own, which are no OSErrors."""
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        class LostError(Exception):
+            pass
+
+        class Away(MemoryFileSystem):
+            protocol = "away"
+
+            def _lost(self, *arguments: Any, **options: Any) -> Any:
+                raise LostError("could not connect\nto the endpoint")
+
+            cat_file = pipe_file = find = isdir = exists = _lost
+
+        fsspec.register_implementation("away", Away, clobber=True)
+        with pytest.raises(DataError, match=r"^away://b/x: can't be read \(could not connect\)$"):
+            places.read("away://b/x")
+        with pytest.raises(OSError, match="could not connect") as lost:
+            sources.corpus("away://b")
+        assert (lost.value.filename, lost.value.strerror) == ("away://b", "could not connect")
+        sink = sinks.sink_of("away://b/out", "files", None, [""])
+        row = {"name": "i0", "blob": "score", "part": "", "labels": b"png", "shares": {}}
+        with pytest.raises(sinks.SinkError, match=f"{sinks.REFUSES} .*could not connect"):
+            sink.write(Chunk("part-000000-0000000000", items(1), [object()]), {0: [row]})
+
 
 class TestSinks:
     def rows(self) -> dict[int, list[dict[str, Any]]]:
