@@ -84,6 +84,7 @@ REFUSED: dict[str, tuple[list[Shape], str]] = {
         "box_group_output_param { box_group_param { stride: 8 field_w: 20 field_h: 24 } }",
     ),
     "BoxOutput": ([(2, 7, 4, 5)], "box_output_param { field_w: 20 field_h: 24 downsample_rate: 8 }"),
+    "DataAugmentation": ([X], "augmentation_param { recompute_mean: 2 }"),
     "DecodeBBox": ([(3, 8), ROWS], ""),
     "DetectionAccuracy": (
         [(2, 6, 5, 6), (2, 6, 5, 6)],

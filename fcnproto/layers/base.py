@@ -107,6 +107,9 @@ class Layer(nn.Module):
     """It stands for a layer that can't be computed (`layers/placeholder.py`)."""
     stops_gradient: ClassVar[bool] = False
     """No gradient passes from a top to the bottoms, or it depends on the values whether one does (ArgMax, Filter)."""
+    loose_blobs: tuple[int, ...] = ()
+    """The parameter blobs, by index, that take no part as the layer is set, and which a weight file may have in another
+    size: they stay as they are then."""
     gradient_reads_top: ClassVar[bool] = True
     """The gradient may need what the layer gave; False where it surely needs the bottoms and blobs alone, so that a
     layer behind may overwrite the top."""

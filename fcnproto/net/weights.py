@@ -102,7 +102,7 @@ def copy_weights(
             if matched:
                 copied.append(source.name)
                 plan += [(getattr(layer, layer.blob_names[k]), blob) for k, blob in matched.items()]
-                filled |= {net._shared.get((index, k), (index, k)) for k in matched}
+                filled |= {net._shared.get((index, k), (index, k)) for k in (*matched, *layer.loose_blobs)}
         empty = not any(layer.blobs for layer in stored.layers) and not any(layer.blob_names for layer in net.layers)
         if not copied and not waiting and not empty and not may_fill_nothing and only is None:
             raise WeightsError(_nothing_fits(net, path, stored.layers))
@@ -220,6 +220,8 @@ def _match(
                 raise WeightsError(f"{where}: blob {k} is missing, expected shape {layer.blob_shapes[k]}")
             continue
         if not blob.matches(layer.blob_shapes[k]):
+            if k in layer.loose_blobs:
+                continue
             raise MisfitError(f"{where}, blob {k}: the file's shape is {blob.shape}, the net's {layer.blob_shapes[k]}")
         blob.check()
         matched[k] = blob

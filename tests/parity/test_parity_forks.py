@@ -44,7 +44,7 @@ KNOWN = {
 """By type, with what tells its forms apart behind a comma: inputs and settings. Axpy is missing because OpenCV 4.14
 multiplies another bottom than the forks' recordings do; PriorBox and DetectionOutput are in test_parity_ssd.py."""
 
-OTHERWISE = {"Axpy", "DepthToSpace", "PriorBox", "DetectionOutput", "Proposal"}
+OTHERWISE = {"Axpy", "DataAugmentation", "DepthToSpace", "PriorBox", "DetectionOutput", "Proposal"}
 """Types that OpenCV has, and means otherwise or needs more bottoms for; of Proposal it gives as many rows as may be, rows
 of nothing too."""
 MISSING = sorted({*LAYERS, *OF_REGIONS, *REFUSED} - {name.partition(",")[0] for name in KNOWN} - OTHERWISE)
