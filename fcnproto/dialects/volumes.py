@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.registry import register
 from fcnproto.schema import caffe_pb2
+from fcnproto.schema.fields import fields_of
 
 Triple = tuple[int, int, int]
 
@@ -20,6 +22,23 @@ class _Volume(Layer):
     """What the layers share: five axes, and a window that has `kernel_depth`, `temporal_stride` and `temporal_pad`."""
 
     in_place = False
+    first_version: ClassVar[str] = ""
+    """The settings field that C3D's first version has instead."""
+
+    @property
+    def config(self) -> Any:
+        """The type's own settings, or what C3D's first version says of them elsewhere."""
+        own = getattr(self.param, self.config_field or "")
+        if self.param.HasField(self.config_field or "") or not self.param.HasField(self.first_version):
+            return own
+        made = type(own)()
+        for field, value in getattr(self.param, self.first_version).ListFields():
+            if field.name in ("weight_filler", "bias_filler"):
+                getattr(made, field.name).CopyFrom(value)
+            elif field.name in fields_of(own.DESCRIPTOR).by_name:
+                several = isinstance(value, Sequence)
+                setattr(made, field.name, value[0] if several else value)
+        return made
 
     def keeps_images_apart(self) -> bool:
         return True
@@ -39,6 +58,11 @@ class _Volume(Layer):
 
 class _Convolution3D(_Volume):
     config_field = "convolution3d_param"
+    first_version = "convolution_param"
+    also_reads = ("convolution_param",)
+    fork_fields = tuple(
+        f"convolution_param.{name}" for name in ("kernel_depth", "temporal_stride", "filter_group", "temporal_pad")
+    )
     bottoms = (1, None)
     tops = (1, None)
     transposed = False
@@ -47,7 +71,7 @@ class _Convolution3D(_Volume):
         config, channels = self.config, shapes[0][1] if len(shapes[0]) > 1 else 0
         self.read_window(shapes[0])
         self.pad: Triple = (config.temporal_pad, config.pad, config.pad)
-        groups = config.group
+        groups = self.groups = config.group
         if not config.num_output or not groups or channels % groups or config.num_output % groups:
             self.fail(f"group {groups} must divide the {channels} channels and num_output {config.num_output}")
         if config.filter_group != 1:
@@ -63,7 +87,7 @@ class _Convolution3D(_Volume):
 
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         compute = F.conv_transpose3d if self.transposed else F.conv3d
-        settings = {"stride": self.stride, "padding": self.pad, "groups": self.config.group}
+        settings = {"stride": self.stride, "padding": self.pad, "groups": self.groups}
         tops = tuple(compute(x, self.blob(0), self.optional_blob(1), **settings) for x in bottoms)  # type: ignore[operator]
         return tops if len(tops) > 1 else tops[0]
 
@@ -93,6 +117,9 @@ class Pooling3D(_Volume):
     fork = "C3D"
     kind = "pooling"
     config_field = "pooling3d_param"
+    first_version = "pooling_param"
+    also_reads = ("pooling_param",)
+    fork_fields = ("pooling_param.kernel_depth", "pooling_param.temporal_stride")
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         config = self.config
@@ -110,7 +137,7 @@ class Pooling3D(_Volume):
         found = []
         for extent, kernel, stride, pad in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True):
             count = -(-(extent + 2 * pad - kernel) // stride) + 1
-            found.append(count - 1 if self.config.pad and (count - 1) * stride >= extent + pad else count)
+            found.append(count - 1 if self.pad[1] and (count - 1) * stride >= extent + pad else count)
         if min(found) < 1:
             self.fail(f"the windows {self.kernel} don't fit into a bottom of shape {tuple(shape)}")
         return found[0], found[1], found[2]

@@ -174,3 +174,15 @@ def test_what_is_refused(text: str, shapes: list[tuple[int, ...]], words: str) -
     with pytest.raises(LayerError) as caught:
         make_layer(text, *shapes)
     assert words in str(caught.value)
+
+
+def test_volumes_of_c3ds_first_version() -> None:
+    """Their settings stand with Convolution's and Pooling's own."""
+    settings = "num_output: 2 kernel_size: 3 kernel_depth: 2 pad: 1 temporal_pad: 1 stride: 2"
+    shape = (1, 2, 3, 6, 6)
+    x = seeded(*shape).float()
+    first = make_layer(f'type: "Convolution3D" convolution_param {{ {settings} }}', shape)
+    assert torch.equal(first(x), make_layer(f'type: "Convolution3D" convolution3d_param {{ {settings} }}', shape)(x))
+    window = "pool: AVE kernel_size: 2 kernel_depth: 1 stride: 2"
+    first = make_layer(f'type: "Pooling3D" pooling_param {{ {window} }}', shape)
+    assert torch.equal(first(x), make_layer(f'type: "Pooling3D" pooling3d_param {{ {window} }}', shape)(x))
