@@ -32,6 +32,10 @@ _SMALL_WORK = 1 << 23
 _CLOSE = 2
 
 
+# What the weights are called that ways keep in an order of their own.
+_WEIGHTS = {"winograd": "winograd", "direct": "arranged"}
+
+
 class Ready(nn.Module):
     """Whether a call may go by the fused operators: on a CPU in float32, without gradients, by finite numbers.
 
@@ -191,7 +195,17 @@ class FusedConvolution(nn.Module):
         start = tuning.clock()
         y = self._quickly(x, other, way)
         trial.note(way, tuning.clock() - start)
+        if trial.chosen is not None:
+            self._drop_unused()
         return y
+
+    def _drop_unused(self) -> None:
+        """Free the weights in the orders of ways that no size takes any more."""
+        taken = {way if isinstance(way, str) else way.chosen for way in self._ways.values()}
+        if None not in taken:
+            for way, what in _WEIGHTS.items():
+                if way not in taken:
+                    self.fast.drop(what)
 
     def _quickly(self, x: Tensor, other: Tensor | None, way: str) -> Tensor:
         if way != "direct":

@@ -90,6 +90,13 @@ class Watch:
                 self._derived[key] = Derived(make, self, group)
             return self._derived[key]  # type: ignore[return-value]
 
+    def drop(self, key: Hashable) -> None:
+        """Free the value called `key`, if there is one; whoever asks for it again has it made anew."""
+        with self._lock:
+            derived = self._derived.get(key)
+        if derived is not None:
+            derived.drop()
+
     def look(self) -> None:
         """Find out which tensors have been written to, moved or replaced since the last look."""
         if not self._sources:
@@ -170,6 +177,11 @@ class Derived(Generic[_Kept]):
                 with torch.inference_mode(False), torch.no_grad():
                     self._kept = generation, self._make()
             return self._kept[1]
+
+    def drop(self) -> None:
+        """Free the value; it is made anew when it is asked for."""
+        with self._lock:
+            self._kept = None
 
 
 class Latest(Generic[_Key, _Kept]):

@@ -124,6 +124,10 @@ class FastConvolution(nn.Module):
         """A value called `what` that is made from the blobs anew when they change."""
         return self._watch.derived((self._layers, what), make, self.sources, self._layers)
 
+    def drop(self, what: Hashable) -> None:
+        """Free the value called `what` that was made from the blobs, if any."""
+        self._watch.drop((self._layers, what))
+
     def watch(self) -> int:
         """Watch the blobs, from the first time on; how often they have been found changed."""
         self._watch.add(self._layers, self.sources)

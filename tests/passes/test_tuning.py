@@ -175,6 +175,8 @@ def test_the_faster_way_of_a_layer(monkeypatch: pytest.MonkeyPatch, clock: Clock
     x = torch.randn(1, 128, 24, 24)
     with torch.no_grad():
         outputs = [fast(data=x)["c"] for _ in range(9)]
+        kept = {key[1] for key, value in fast._watch._derived.items() if value._kept is not None}
+        assert {"winograd": "winograd", "direct": "arranged"}[way] in kept and len(kept) == 1  # the other's are freed
         clock.runs.clear()
         fast(data=x)
         assert clock.runs == [{"direct": "convolve", "winograd": "by_winograd"}[way]]
