@@ -175,8 +175,9 @@ def score_stride(net: Net, shapes: Mapping[Blob, Shape]) -> Iterator[Finding]:
 
 
 def sizes_differ(node: Node, scores: Shape | None, labels: Shape | None) -> Iterator[Finding]:
-    """A finding where scores (N, C, H, W) and a label map (N, 1, H, W) or (N, H, W) differ in size."""
-    if scores is None or labels is None or len(scores) != 4 or len(labels) < 3:
+    """A finding where scores (N, C, H, W) and a label map (N, 1, H, W) or (N, H, W) differ in size; not for losses of
+    forks, whose labels may be lists of boxes."""
+    if node.facts.fork or scores is None or labels is None or len(scores) != 4 or len(labels) < 3:
         return
     if tuple(scores[2:]) != tuple(labels[-2:]):
         ratio = labels[-2] / max(scores[2], 1)

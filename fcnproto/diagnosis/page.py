@@ -113,13 +113,15 @@ def _course(course: Course) -> Iterator[str]:
         yield f"<p>One batch by heart: from {before:.4g} to {after:.4g} in {done} steps.</p>"
     if not course.rows:
         return
-    yield '<h2>By layer, in the last step</h2><table class="layers"><tr><th>layer</th>'
-    yield "<th>activation</th><th></th><th>gradient behind</th><th></th><th>update / weights</th><th></th></tr>"
+    heads = "".join(
+        f'<th class="number">{name}</th><th></th>' for name in ("activation", "gradient", "update / weights")
+    )
+    yield f'<h2>By layer, in the last step</h2><table class="layers"><tr><th>layer</th>{heads}</tr>'
     scales = [[getattr(row, name) for row in course.rows] for name in ("activation", "gradient", "update")]
     for number, row in enumerate(course.rows):
         cells = "".join(_cell(column[number], column) for column in scales)
         yield f"<tr><td>{markup(row.name, _LONGEST)}</td>{cells}</tr>"
-    yield "</table><p>Bars are logarithmic, from the smallest to the largest of a column.</p>"
+    yield "</table><p>The gradient is that of the layer's top. Bars are logarithmic, within a column.</p>"
 
 
 def _cell(value: float | None, column: Sequence[float | None]) -> str:

@@ -145,8 +145,8 @@ def _steps(param: caffe_pb2.SolverParameter, where: str) -> Iterator[Finding]:
         return
     if param.lr_policy == "step" and param.stepsize >= param.max_iter:
         yield found("steps-beyond", where, f"stepsize {param.stepsize} for max_iter {param.max_iter}")
-    late = [value for value in param.stepvalue if value >= param.max_iter]
-    if param.lr_policy == "multistep" and late:
+    late = [value for value in param.stepvalue if value > param.max_iter or min(param.stepvalue) >= param.max_iter]
+    if param.lr_policy == "multistep" and late:  # a last one at max_iter itself marks the end, and does no harm
         yield found("steps-beyond", where, f"stepvalue {', '.join(map(str, late))} for max_iter {param.max_iter}")
 
 

@@ -273,7 +273,7 @@ CASES = [
     Case("momentum", "suspect", "solver.prototxt", LARGE + loss(), LARGE + loss(),
          rate("1e-3", 'type: "Nesterov"').replace("0.9", "0.995"), rate("1e-3", 'type: "Nesterov"')),
     Case("steps-beyond", "suspect", "solver.prototxt", FLAT, FLAT,
-         *(SOLVER.replace('"fixed"', f'"multistep" gamma: 0.1 stepvalue: 50 stepvalue: {last}') for last in (150, 80))),
+         *(SOLVER.replace('"fixed"', f'"multistep" gamma: 0.1 stepvalue: 50 stepvalue: {last}') for last in (150, 100))),
     Case("mean-twice", "fault", "'change'", seen(MEAN, power("scale: 0.017 shift: -1.99")), seen(MEAN, power("scale: 0.017")),
          files=pictures),
     Case("mean-twice", "fault", "'change'", seen(MEAN, scale(0.02, -2.2)), seen(MEAN, scale(0.02, -2.2, "")), files=pictures),
@@ -315,3 +315,13 @@ def test_labels_whose_sizes_are_not_known_yet(tmp_path: Path) -> None:
     """A loss over data that aren't there is no obstacle to what can be said of the rest."""
     net = HDF5.replace('layer {\n name: "rows"', 'layer { name: "rows"')
     assert {finding.code for finding in examined(write(tmp_path, net))} == {"missing-files"}
+
+
+def test_losses_of_forks_may_have_other_labels(tmp_path: Path) -> None:
+    """The labels of a detector's loss are boxes, whatever the size of its maps."""
+    net = maps(20, 20) + ENCODER + conv("cls", "enc", "num_output: 25 kernel_size: 2 stride: 2")
+    anchors = "region_loss_param { num: 1 classes: 20 biases: 1 biases: 1 }"
+    for kind, sick in (("RegionLoss", False), ("SoftmaxWithLoss", True)):
+        loss_layer = other_loss(kind, "cls", "boxes", anchors if kind == "RegionLoss" else "")
+        codes = {finding.code for finding in examined(write(tmp_path, net + loss_layer))}
+        assert ("score-stride" in codes) is sick
