@@ -268,9 +268,9 @@ def _connect_tops(node: Node, known: TypeFacts, blobs: dict[str, Blob]) -> None:
             )
         node.tops.append(Blob(name, node, j))
     automatic = max(0, known.tops[0] - len(node.tops)) if known.is_loss else 0
-    if not (known.fork or len(node.bottoms) <= known.fork_bottoms):
+    allowed = known.bottoms_of(node.param)
+    if not known.fork and not allowed[0] <= len(node.bottoms) <= known.fork_bottoms:
         # A fork's layer, or another fork's of its name, may have others: it is for the layer to say.
-        allowed = known.bottoms_of(node.param)
         check_counts(where, len(node.bottoms), allowed, len(node.tops) + automatic, known.tops)
     for blob in node.tops:
         blobs[blob.name] = blob

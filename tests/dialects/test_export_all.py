@@ -16,6 +16,10 @@ from fcnproto.layers.registry import lookup, types
 ONNX_MISSING = any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
+NOT_IN = {"onnx": ("BoxAnnotatorOHEM",)}
+"""What a format lacks: ONNX has no stable sort."""
+
+
 def test_every_type_of_a_fork_has_a_case() -> None:
     known = {name for name in types() if lookup(name).fork and lookup(name).__module__.startswith("fcnproto.")}
     assert known - {name for name in known if lookup(name).is_data} == {
@@ -39,7 +43,9 @@ def test_all_others_give_the_nets_numbers(ending: str, tmp_path: Path) -> None:
     """All side by side in one net, as exporting costs seconds however small a net is. `convert` compares what it wrote with the net, output by output, and raises where they differ."""
     if ending == "onnx" and ONNX_MISSING:
         pytest.skip("onnx, onnxscript or onnxruntime is not installed")
-    names = [*LAYERS, *OF_REGIONS] if ending == "py" else [*LAYERS]
+    names = (
+        [*LAYERS, *OF_REGIONS] if ending == "py" else [name for name in LAYERS if name not in NOT_IN.get(ending, ())]
+    )
     assert convert(net_of(names), tmp_path / f"net.{ending}", losses=True).files[0].is_file()
 
 

@@ -48,6 +48,8 @@ def test_the_layer_holds_its_place(text: str, why: str) -> None:
 def test_caffes_own_types_have_caffes_counts() -> None:
     with pytest.raises(fcnproto.GraphError, match="has 2 bottoms, expected 1"):
         load('layer { name: "new" type: "Flatten" bottom: "x" bottom: "z" top: "y" }')
+    with pytest.raises(fcnproto.GraphError, match="has 0 bottoms, expected at least 1"):
+        load('layer { name: "new" type: "Convolution" top: "y" convolution_param { num_output: 1 kernel_size: 1 } }')
 
 
 def test_an_engine_that_nobody_knows_chooses_nothing() -> None:
