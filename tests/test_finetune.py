@@ -74,9 +74,12 @@ def slim_zoo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         spec = sources.inputs({"data": (1, 3, 32, 32), "label": (1, 1, 32, 32)})
         write_message(folder / name / "train.prototxt", build(spec, 21, WIDTHS).to_proto())
     real = zoo.path
-    monkeypatch.setattr(
-        zoo, "path", lambda name, kind: folder / name / "train.prototxt" if kind == "train" else real(name, kind)
-    )
+
+    def path(name: str, kind: str) -> Path:
+        return folder / name / "train.prototxt" if kind == "train" else real(name, kind)
+
+    monkeypatch.setattr(zoo, "path", path)
+    monkeypatch.setattr(zoo.nets, "path", path)  # `located` asks it there
 
 
 def settings(scenes: Path, output: Path, model: Path, **options: object) -> finetune.Settings:
