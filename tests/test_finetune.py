@@ -15,7 +15,7 @@ from fcnproto import finetune, surgery, zoo
 from fcnproto.cli._main import main
 from fcnproto.data.augmentation import Augmentation
 from fcnproto.data.datasets import ImageFolder
-from fcnproto.errors import DataError, UsageError, WeightsError
+from fcnproto.errors import DataError, PrototxtError, UsageError, WeightsError
 from fcnproto.finetune.data import balanced_weights, split
 from fcnproto.finetune.nets import read_base
 from fcnproto.meta import of_record
@@ -349,8 +349,10 @@ def test_weights_of_another_net(scenes: Path, tmp_path: Path) -> None:
 
 def test_refusals(scenes: Path, tmp_path: Path) -> None:
     model = slim_net(tmp_path)
-    with pytest.raises(UsageError, match="neither a prototxt nor a net of the zoo"):
+    with pytest.raises(PrototxtError, match="no net of the zoo; did you mean"):
         finetune.plan(settings(scenes, tmp_path, Path("voc-fcn7s")))
+    with pytest.raises(UsageError, match="neither a prototxt nor a net of the zoo"):
+        finetune.plan(settings(scenes, tmp_path, Path("no such net")))
     with pytest.raises(UsageError, match="same name"):
         settings(scenes, tmp_path, model, classes=("a", "a"))
     with pytest.raises(UsageError, match="below 1 together"):

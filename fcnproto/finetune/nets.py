@@ -124,7 +124,8 @@ def read_base(
     `chosen` is what the user says of its images, `bands` the numbers of bands of those that become images of bands,
     by blob: the net then takes so many channels. `reading` are further arguments of `load` for a file's net.
 
-    Raises `UsageError` for nets without images or maps of scores, and for classification nets.
+    Raises `UsageError` for nets without images or maps of scores, and for classification nets; `PrototxtError` for what
+    is nearly a name of the zoo.
     """
     path = Path(zoo.located(model, "train"))
     if not path.is_file():
