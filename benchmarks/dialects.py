@@ -109,7 +109,7 @@ def _name_of(param: Any) -> str:
     return f"type {param.type}"
 
 
-def _randomise(net: Any) -> None:
+def randomise(net: Any) -> None:
     """Weights as small as keeps the values' size from layer to layer; what counts (variances) is positive."""
     import torch
 
@@ -124,7 +124,7 @@ def _randomise(net: Any) -> None:
                 blob.data.fill_(1.0).add_(torch.rand(blob.shape) * 0.1)
 
 
-def _inputs(net: Any, batch: int | None, side: int | None = None) -> dict[str, Any]:
+def inputs_of(net: Any, batch: int | None, side: int | None = None) -> dict[str, Any]:
     """Random values for all inputs, with `batch` images instead of the declared number, and at most `side` pixels long
     (a multiple of 32 each way)."""
     import torch
@@ -152,7 +152,7 @@ def _compute(net: Any, side: int | None) -> tuple[dict[str, Any], list[str]]:
     batches = (1, None) if all(len(shape) == 4 and shape[0] != 1 for shape in declared) else (None,)
     fixed = side is None or any(node.facts.fixes_image_size(node.param) for node in net.graph.nodes)
     for batch, long in [*([] if fixed else [(batches[0], side)]), *((batch, None) for batch in batches)]:
-        values = _inputs(net, batch, long)
+        values = inputs_of(net, batch, long)
         try:
             with torch.no_grad():
                 outputs = net(values)
@@ -163,7 +163,7 @@ def _compute(net: Any, side: int | None) -> tuple[dict[str, Any], list[str]]:
     return {}, [_pattern(first)]
 
 
-def _made(definition: Any) -> Any:
+def made_net(definition: Any) -> Any:
     """The net of a definition in TEST, or in TRAIN where it is made for that alone."""
     import fcnproto
 
@@ -184,7 +184,7 @@ def _try(outcome: Outcome, limits: Limits, opencv: Callable[[Outcome], None] | N
     path = Path(outcome.file)
     try:
         definition = read_net(path, quiet=True)
-        net = _made(definition)
+        net = made_net(definition)
     except Exception as error:  # a fault of ours counts as a refusal, by its name
         outcome.stops = [_pattern(error)]
         return outcome
@@ -195,7 +195,7 @@ def _try(outcome: Outcome, limits: Limits, opencv: Callable[[Outcome], None] | N
     if not outcome.deploy:
         return outcome
     try:
-        _randomise(net)
+        randomise(net)
         values, stops = _compute(net, limits.side)
     except Exception as error:
         values, stops = {}, [_pattern(error)]
@@ -220,7 +220,7 @@ def _try_opencv(outcome: Outcome, net: Any, values: dict[str, Any]) -> None:
             outcome.opencv_reads = True
             net.save(weights)
             read = cv2.dnn.readNetFromCaffe(outcome.file, str(weights))
-            for name, value in (values or _inputs(net, 1)).items():
+            for name, value in (values or inputs_of(net, 1)).items():
                 read.setInput(value.numpy(), name)
             read.forward(read.getUnconnectedOutLayersNames())
             outcome.opencv_computes = True

@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks.inference import images, ours, prepare
 from benchmarks.memory import peak
+from benchmarks.table import show
 
 SIDES = (128, 256, 512, 1024, 2048)
 BATCHES = (1, 2, 4, 8, 16)
@@ -102,14 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     options = parser.parse_args(arguments)
-    rows = [*HEADER]
-    print("\n".join(HEADER), flush=True)
-    for line in lines(options.net, options.subjects.split(","), options.threads, options.minutes):
-        rows.append(line)
-        print(line, flush=True)
-    if options.markdown is not None:
-        options.markdown.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return 0
+    rows = lines(options.net, options.subjects.split(","), options.threads, options.minutes)
+    return show(rows, options.markdown, HEADER)
 
 
 if __name__ == "__main__":

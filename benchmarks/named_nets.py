@@ -66,14 +66,14 @@ def beside_opencv(net: Outcome, side: int) -> str:
     """How far the blobs of a net are from OpenCV's, in a few words; weights keep the values' size."""
     import torch
 
-    from benchmarks.dialects import _inputs, _made, _randomise
+    from benchmarks.dialects import inputs_of, made_net, randomise
     from fcnproto.errors import Error
     from fcnproto.parity import compare, opencv_reference
     from fcnproto.schema.text import read_net
 
-    made = _made(read_net(Path(net.file), quiet=True))
-    _randomise(made)
-    inputs = {name: value.numpy() for name, value in _inputs(made, 1, side).items()}
+    made = made_net(read_net(Path(net.file), quiet=True))
+    randomise(made)
+    inputs = {name: value.numpy() for name, value in inputs_of(made, 1, side).items()}
     try:
         with torch.no_grad():
             report = compare(made, opencv_reference(made, inputs), tolerance=1e-4)

@@ -38,9 +38,9 @@ def row(
     return f"| {' | '.join(cells)} |"
 
 
-def show(rows: Iterable[str], path: Path | None = None) -> int:
-    """Print the table as it grows, and write it to a file in the end. Gives exit status 0."""
-    lines = list(HEADER)
+def show(rows: Iterable[str], path: Path | None = None, header: Sequence[str] = HEADER) -> int:
+    """Print a table as it grows, and write it to a file in the end. Gives exit status 0."""
+    lines = list(header)
     print("\n".join(lines), flush=True)
     for line in rows:
         lines.append(line)

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import engines
-from benchmarks.dialects import Outcome, _inputs, _randomise, find_nets
+from benchmarks.dialects import Outcome, find_nets, inputs_of, randomise
+from benchmarks.table import show
 
 HEADER = (
     "| net | plain, ms | optimized, ms | best peer, ms | of plain | of the peer | deviation |",
@@ -91,8 +92,8 @@ def _measured(file: str, rounds: int, threads: int) -> tuple[dict[str, float], f
     net = fcnproto.Net(definition, "test", fill=False)
     if len(net.source_shapes) != 1 or any(layer.holds_place for layer in net.layers):
         return "other than one input, or layers that nobody knows"
-    _randomise(net)
-    values = _inputs(net, 1)
+    randomise(net)
+    values = inputs_of(net, 1)
     fast = fcnproto.optimize(net)
     with tempfile.TemporaryDirectory() as temporary:
         weights = Path(temporary, "random.caffemodel")
@@ -187,14 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     options = parser.parse_args(arguments)
     print("; ".join(map(engines.version, PEERS)), file=sys.stderr)
-    rows = [*HEADER]
-    print("\n".join(HEADER), flush=True)
-    for line in lines(options.folder, options.nets, options.rounds, options.threads, options.minutes):
-        rows.append(line)
-        print(line, flush=True)
-    if options.markdown is not None:
-        options.markdown.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return 0
+    rows = lines(options.folder, options.nets, options.rounds, options.threads, options.minutes)
+    return show(rows, options.markdown, HEADER)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from fcnproto.errors import FcnprotoWarning, GraphError, LayerError
-from fcnproto.graph import Blob, Graph, Node
+from fcnproto.graph import Blob, Graph
 from fcnproto.layers.base import Layer, Shape
 from fcnproto.layers.placeholder import PlaceHolder
 from fcnproto.net.making import tell, warn_fillers
@@ -211,7 +211,7 @@ class _Shapes:
     def _hold(self, index: int) -> None:
         """Have a layer wait; its tops are those that it would have by the guesses, where it works under them."""
         node = self.graph.nodes[index]
-        self.layers[index] = self._replacement(self.layers[index], node)
+        self.layers[index] = replacement(self.graph, node, self.layers[index])
         node.held = why_waiting(node, self.sources, self.open)
         self.layers[index].follows = self._lacks(index, self.guessed[0]) and not self._has_blobs(index)
         for shapes in self.guessed:
@@ -292,9 +292,6 @@ class _Shapes:
     def _twin(self, index: int, bottoms: Sequence[Shape]) -> Layer:
         return twin_of(self.graph, self.graph.nodes[index], self.layers[index], bottoms)
 
-    def _replacement(self, old: Layer, node: Node) -> Layer:
-        return replacement(self.graph, node, old)
-
     def _pass(self, index: int, shapes: dict[Blob, Shape]) -> None:
         """Add the shapes of a layer's tops."""
         node, layer = self.graph.nodes[index], self.layers[index]
@@ -315,7 +312,7 @@ class _Shapes:
         if found == self.sources:
             return False
         self._start(found)
-        self.layers[index] = self._replacement(self.layers[index], self.graph.nodes[index])
+        self.layers[index] = replacement(self.graph, self.graph.nodes[index], self.layers[index])
         for shapes in self.guessed:
             self._pass_earlier(index, shapes)
         if self.other_batch is not None:
@@ -336,7 +333,7 @@ class _Shapes:
                 self._guess_channels(index, tops, channels)
             except GraphError:
                 continue
-            self.layers[index] = self._replacement(self.layers[index], self.graph.nodes[index])
+            self.layers[index] = replacement(self.graph, self.graph.nodes[index], self.layers[index])
             return True
         return False
 
