@@ -29,7 +29,8 @@ def command(arguments: tuple[str, ...], as_json: bool) -> int:
 
     if not as_json:
         return main(arguments)
+    before = len(python2.translated)  # the list is the process's
     with contextlib.redirect_stdout(sys.stderr):
         status = main(arguments)
-    _output.print_json({"arguments": arguments, "status": status, "translated": python2.translated})
+    _output.print_json({"arguments": arguments, "status": status, "translated": python2.translated[before:]})
     return status

@@ -81,7 +81,8 @@ def examine(
     device: str | torch.device | None = None,
     **reading: Any,
 ) -> Report:
-    """Examine a net's prototxt (as TRAIN), a solver's, a `Net` or a `Solver`. Nothing is written.
+    """Examine a net's prototxt (as TRAIN), a solver's, a `Net` or a `Solver`. Nothing is written but what
+    `allow_writes` lets layers write.
 
     Args:
         net: a name of the zoo stands for its deploy.prototxt. Without a solver, a net that has no loss counts as one
